@@ -1,0 +1,35 @@
+"""vit2snn: convert pretrained Vision Transformers from timm into spiking neural networks.
+
+The public names are loaded when they are first used, so that ``import vit2snn`` costs neither torch nor timm.
+"""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = ["Recipe", "SpikingModel", "converts", "evaluate", "load", "to_spiking"]
+
+_HOME = {
+    "Recipe": "convert",
+    "SpikingModel": "convert",
+    "converts": "convert",
+    "evaluate": "evaluation",
+    "load": "convert",
+    "to_spiking": "convert",
+}
+
+if TYPE_CHECKING:
+    from .convert import Recipe, SpikingModel, converts, load, to_spiking
+    from .evaluation import evaluate
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,51 @@
+"""A histogram of magnitudes over fixed logarithmic bins: constant memory, and exact merging."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PER_OCTAVE = 8
+LOWEST, HIGHEST = -24, 16  # octaves: magnitudes from 2^-24 to 2^16; smaller ones count as zero, larger ones as the largest
+BINS = PER_OCTAVE * (HIGHEST - LOWEST) + 1
+
+
+def edges() -> Tensor:
+    """``[BINS + 1]``: bin i holds magnitudes in ``edges[i] <= x < edges[i + 1]``; bin 0 starts at zero."""
+    octave = torch.arange(LOWEST, HIGHEST, dtype=torch.float64).repeat_interleave(PER_OCTAVE)
+    within = 1 + torch.arange(PER_OCTAVE, dtype=torch.float64).repeat(HIGHEST - LOWEST) / PER_OCTAVE
+    return torch.cat([torch.zeros(1), torch.exp2(octave) * within, torch.tensor([2.0**HIGHEST])]).double()
+
+
+class Histogram:
+    """Counts ``[channels, BINS]`` of magnitudes; each octave is divided evenly, so a bin is at most 12.5 % wide."""
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(0, BINS, dtype=torch.int64)
+
+    def update(self, magnitudes: Tensor) -> None:
+        """Count ``[channels, samples]``, all at least 0."""
+        mantissa, exponent = torch.frexp(magnitudes)  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
+        bins = (exponent - 1 - LOWEST) * PER_OCTAVE + ((mantissa - 0.5) * (2 * PER_OCTAVE)).to(torch.int32) + 1
+        bins = torch.where(magnitudes < 2.0**LOWEST, 0, bins).clamp(0, BINS - 1)
+        channels = len(magnitudes)
+        bins += torch.arange(channels, dtype=bins.dtype, device=bins.device).unsqueeze(1) * BINS
+        counts = torch.bincount(bins.flatten(), minlength=channels * BINS).view(channels, BINS).cpu()
+        self.counts = counts if not len(self.counts) else self.counts + counts
+
+    def merge(self, other: Histogram) -> None:
+        """Add the counts of another shard of the data; equal to having seen the union."""
+        if not len(self.counts):
+            self.counts = other.counts.clone()
+        elif len(other.counts):
+            self.counts = self.counts + other.counts
+
+    def percentile(self, q: float) -> Tensor:
+        """The q-th percentile (0..100) of each channel, ``[channels]``, linear within a bin."""
+        cumulative = self.counts.cumsum(1).double()
+        rank = cumulative[:, -1:] * (q / 100)
+        index = torch.searchsorted(cumulative, rank).clamp(max=BINS - 1)
+        count = self.counts.gather(1, index).clamp(min=1)
+        fraction = (1 - (cumulative.gather(1, index) - rank) / count).clamp(0, 1)
+        edge = edges()
+        return (edge[index] + fraction * (edge[index + 1] - edge[index])).squeeze(1)

@@ -1,0 +1,140 @@
+"""The verb and its result: `to_spiking` makes a `SpikingModel`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration import calibrate
+from ..errors import DataError, ModelError
+from ..spiking import Clock, CodedNeuron, analog, neurons, simulate
+from .plan import Plan, plan
+from .recipe import Recipe
+from .registry import handler_for
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of images that can be iterated over again: a tensor cut up, or batches from which labels are dropped."""
+
+    images: Tensor | Iterable[Any]
+    size: int = 32
+
+    def __iter__(self) -> Iterator[Tensor]:
+        batches = self.images.split(self.size) if isinstance(self.images, Tensor) else self.images
+        for batch in batches:
+            yield batch if isinstance(batch, Tensor) else batch[0]
+
+
+class SpikingModel(nn.Module):
+    """A converted network: the ANN's modules and weights under their own names, with neurons in front of every synaptic
+    operation, and the time they live in.
+
+    Attributes:
+        network: the converted module tree; its state_dict has the ANN's keys and those of the neurons.
+        recipe: what it was converted with.
+        plan: what became of each module.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, plan: Plan) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.plan = plan
+        self.clock = Clock()
+        for _, neuron in neurons(network):
+            neuron.clock = self.clock
+
+    def forward(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
+        """Show an image for a number of timesteps and read the logits at each.
+
+        Every call starts from rest. A run of T timesteps is the beginning of a longer one.
+
+        Args:
+            x: ``[B, C, H, W]``, or one input for each timestep, ``[T, B, C, H, W]``.
+            timesteps: T; the recipe's unless given.
+            chunk: timesteps computed at once. Memory grows with it; the result does not depend on it.
+
+        Returns:
+            The running readout ``[T, B, classes]``.
+        """
+        return simulate(self.network, self.clock, x, timesteps or self.recipe.timesteps, chunk)
+
+    def ann(self, x: Tensor) -> Tensor:
+        """The logits ``[B, classes]`` of the ANN that was converted: one pass with analog neurons."""
+        with analog(self.network):
+            return simulate(self.network, self.clock, x, 1)[0]
+
+    def neurons(self) -> dict[str, CodedNeuron]:
+        """The coded neurons by name, in order of the module tree."""
+        return {name: neuron for name, neuron in neurons(self.network) if isinstance(neuron, CodedNeuron)}
+
+
+def to_spiking(
+    model: nn.Module, recipe: Recipe | str = "faithful", images: Tensor | Iterable[Any] | None = None
+) -> SpikingModel:
+    """Convert a pretrained timm model into a spiking network.
+
+    The argument is not changed; the result shares nothing with it.
+
+    Args:
+        model: the ANN, with its weights.
+        recipe: a `Recipe`, or the name of one.
+        images: calibration images, preprocessed: ``[N, C, H, W]``, or batches (of images, or of images and labels) that can
+            be iterated over several times, such as a DataLoader. A few dozen to a few hundred; labels are not used.
+
+    Raises:
+        UnsupportedModuleError: a module has no rule; nothing has been done.
+        NothingConvertedError: the model has no synaptic operation that the recipe converts.
+        DataError: there are no images, or they can be iterated over only once.
+        ModelError: weights or activations are not finite; the message names the module.
+    """
+    recipe = Recipe.find(recipe) if isinstance(recipe, str) else recipe
+    if images is None or isinstance(images, Iterator):
+        raise DataError(
+            f"calibration needs images that can be iterated over several times, got {type(images).__name__}",
+            "pass a tensor, a list of batches or a DataLoader",
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"the weights of {name!r} are not finite (NaN or infinity)", "check the checkpoint")
+    batches = Batches(images)
+    first = next(iter(batches), None)
+    if first is None or not len(first):
+        raise DataError("there are no calibration images", "pass at least one batch of images")
+    snn = structure(model, recipe, tuple(first.shape[1:]))
+    if recipe.alphabet is not None:
+        calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, recipe.prior, recipe.bias)
+    return snn
+
+
+def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> SpikingModel:
+    """A converted copy of ``model`` whose neurons are not calibrated yet: `to_spiking` without its images.
+
+    Raises:
+        UnsupportedModuleError: a module has no rule.
+        NothingConvertedError: the model has no synaptic operation that the recipe converts.
+    """
+    planned = plan(model, recipe, input_size)
+    network = copy.deepcopy(model).eval()
+    _convert_children(network, "", planned, recipe)
+    return SpikingModel(_converted(network, "", planned, recipe), recipe, planned).eval()
+
+
+def _convert_children(module: nn.Module, prefix: str, planned: Plan, recipe: Recipe) -> None:
+    for name, child in list(module.named_children()):
+        path = f"{prefix}.{name}" if prefix else name
+        _convert_children(child, path, planned, recipe)
+        setattr(module, name, _converted(child, path, planned, recipe))
+
+
+def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> nn.Module:
+    handler = handler_for(module)
+    if handler is None or planned.action(path) != "spiking":
+        return module
+    return handler(module, recipe.neuron)

@@ -1,0 +1,158 @@
+"""The recipe: everything that decides what a conversion gives, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from ..calibration import OBSERVERS, ThresholdRule
+from ..calibration.calibrate import Prior
+from ..errors import RecipeError
+from ..spiking import Alphabet, CodedNeuron, Coding
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is converted. Frozen; `to_json` and `from_json` keep it on disk.
+
+    Args:
+        timesteps: T that thresholds are calibrated for, and the default T of a run.
+        coding: ``differential`` (spikes carry changes) or ``rate`` (the decoded value is the mean of the spikes).
+        levels: size of the spike alphabet {θ ρ^-k, k < levels}; 1 is binary or ternary, 0 means exact (analog) neurons.
+        ratio: ρ of the alphabet.
+        signed: whether spikes have both signs.
+        spikes_per_step: the longest burst that a neuron may send in one timestep.
+        schedule: ``closed-loop`` (thresholds for each timestep, from the spiking network itself) or ``static``.
+        observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``.
+        percentile: of the ``percentile`` observer, 0..100.
+        headroom: thresholds are this multiple of the statistic.
+        granularity: one threshold for each ``tensor`` or each ``channel``.
+        prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
+        bias: whether each timestep has a calibrated bias for each channel.
+        ignore: patterns (``fnmatch``) of module names that stay analog.
+        version: of this schema.
+
+    Raises:
+        RecipeError: a field has a value outside its range; the message names field, value and range.
+    """
+
+    timesteps: int = 4
+    coding: Literal["differential", "rate"] = "differential"
+    levels: int = 16
+    ratio: float = math.sqrt(2)
+    signed: bool = True
+    spikes_per_step: int = 1
+    schedule: Literal["closed-loop", "static"] = "closed-loop"
+    observer: Literal["percentile", "max", "mse", "entropy"] = "percentile"
+    percentile: float = 99.9
+    headroom: float = 4.0
+    granularity: Literal["tensor", "channel"] = "tensor"
+    prior: Prior = "mean"
+    bias: bool = True
+    ignore: tuple[str, ...] = ()
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        bounds = {
+            "timesteps": self.timesteps >= 1,
+            "levels": self.levels >= 0,
+            "ratio": math.isfinite(self.ratio) and self.ratio > 1,
+            "spikes_per_step": self.spikes_per_step >= 1,
+            "percentile": 0 < self.percentile <= 100,
+            "headroom": math.isfinite(self.headroom) and self.headroom > 0,
+        }
+        for name, holds in bounds.items():
+            if not holds:
+                raise RecipeError(f"recipe field {name!r} is out of range: {getattr(self, name)}", f"set another {name}")
+        if self.version != VERSION:
+            raise RecipeError(f"recipe has version {self.version}, this vit2snn reads version {VERSION}")
+
+    @property
+    def alphabet(self) -> Alphabet | None:
+        """The spikes; None for exact neurons."""
+        return Alphabet(self.levels, self.ratio, self.signed) if self.levels else None
+
+    @property
+    def threshold_rule(self) -> ThresholdRule:
+        """The part of the recipe that calibration needs for thresholds."""
+        return ThresholdRule(self.observer, self.percentile, self.headroom, self.schedule == "closed-loop")
+
+    def neuron(self, axes: tuple[int, ...] = (-1,)) -> CodedNeuron:
+        """A new neuron for an input whose channels lie along the negative ``axes``."""
+        per_channel = self.granularity == "channel"
+        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, self.spikes_per_step)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return dataclasses.asdict(self) | {"ignore": list(self.ignore)}
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Recipe:
+        """The inverse of `to_json`; fields left out have their defaults.
+
+        Raises:
+            RecipeError: not a JSON object, an unknown field, or a value out of range.
+        """
+        if not isinstance(fields, dict):
+            raise RecipeError(f"a recipe is a JSON object, got {type(fields).__name__}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise RecipeError(f"unknown recipe field {unknown[0]!r}", f"the fields are: {', '.join(known)}")
+        if isinstance(fields.get("ignore"), list):
+            fields = fields | {"ignore": tuple(fields["ignore"])}
+        return cls(**fields)
+
+    @classmethod
+    def find(cls, name: str | Path) -> Recipe:
+        """The recipe of that name, or the one in that JSON file.
+
+        Raises:
+            RecipeError: there is neither, or the file is not a recipe.
+        """
+        if str(name) in RECIPES:
+            return RECIPES[str(name)]
+        try:
+            fields = json.loads(Path(name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(
+                f"there is no recipe and no file {str(name)!r}", f"recipes by name: {', '.join(RECIPES)}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"the recipe file {str(name)!r} cannot be read: {error}") from error
+        return cls.from_json(fields)
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    choices = get_args(hint)
+    if isinstance(hint, type) and hint in (int, float, bool):
+        right = type(value) is hint or (hint is float and type(value) is int)
+        expected = hint.__name__
+    elif hint == tuple[str, ...]:
+        right = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        expected = "a list of strings"
+    else:
+        right, expected = value in choices, " or ".join(map(repr, choices))
+    if not right:
+        raise RecipeError(f"recipe field {name!r} must be {expected}, got {value!r}")
+
+
+RECIPES: dict[str, Recipe] = {
+    "faithful": Recipe(),
+    "ternary": Recipe(timesteps=16, levels=1, headroom=0.5),
+    "binary": Recipe(
+        timesteps=32, coding="rate", levels=1, signed=False, schedule="static", headroom=1.0, granularity="channel",
+        prior="minimum", bias=False,
+    ),
+    "exact": Recipe(timesteps=1, levels=0),
+}
+"""Recipes by name; ``exact`` has analog neurons, for checking that a conversion computes what the ANN computes."""

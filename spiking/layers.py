@@ -1,0 +1,75 @@
+"""Synaptic operations that are driven by neurons. Apart from the neurons they are the stock modules, with the same keys."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .time import Neuron
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class SpikingLinear(nn.Linear):
+    """``W m + b`` on the decoded value m of a neuron. Input ``[T * B, ..., in]``, output ``[T * B, ..., out]``."""
+
+    neuron: Neuron
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the neuron, then the linear map."""
+        return super().forward(self.neuron(input))
+
+
+class SpikingConv2d(nn.Conv2d):
+    """Convolution of the decoded value of a neuron. Input ``[T * B, in, H, W]``, output ``[T * B, out, H', W']``."""
+
+    neuron: Neuron
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the neuron, then the convolution."""
+        return super().forward(self.neuron(input))
+
+
+def driven(kind: type[M], module: nn.Module, neuron: Neuron) -> M:
+    """``module`` as a ``kind`` (a subclass of its type) with a neuron in front; parameters are shared, not copied."""
+    spiking = kind.__new__(kind)
+    spiking.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
+    spiking.neuron = neuron
+    return spiking
+
+
+class SpikingDotProductAttention(nn.Module):
+    """softmax(q kᵀ · scale + mask) v with neurons on q, k, v and the softmax's output; takes the place, and the
+    arguments, of `torch.nn.functional.scaled_dot_product_attention`.
+
+    Both products are synaptic operations on spikes: S[t] = S[t-1] + Δq k[t-1]ᵀ + q[t] Δkᵀ. The softmax is evaluated on the
+    decoded scores and stays analog. Shapes: q ``[T * B, h, N, d]``, k ``[T * B, h, M, d]``, v ``[T * B, h, M, e]``.
+    """
+
+    def __init__(self, query: Neuron, key: Neuron, weights: Neuron, value: Neuron) -> None:
+        super().__init__()
+        self.query, self.key, self.weights, self.value = query, key, weights, value
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Attention of shape ``[T * B, h, N, e]``; dropout is not applied (conversion is for inference)."""
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        scores = self.query(query) @ self.key(key).transpose(-2, -1) * scale
+        if is_causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(future, float("-inf"))
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, float("-inf"))
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        return self.weights(scores.softmax(-1)) @ self.value(value)
