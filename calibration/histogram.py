@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 PER_OCTAVE = 8
-LOWEST, HIGHEST = -24, 16  # octaves: magnitudes from 2^-24 to 2^16; smaller ones count as zero, larger ones as the largest
+LOWEST, HIGHEST = (
+    -24,
+    16,
+)  # octaves: magnitudes from 2^-24 to 2^16; smaller ones count as zero, larger ones as the largest
 BINS = PER_OCTAVE * (HIGHEST - LOWEST) + 1
 
 

@@ -2,7 +2,7 @@
 
 from .artifact import load as load, save as save
 from .model import SpikingModel as SpikingModel, to_spiking as to_spiking
-from .plan import Plan as Plan, PlannedModule as PlannedModule, plan as plan
+from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .products import rewrite_products as rewrite_products
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog

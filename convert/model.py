@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..calibration import calibrate
 from ..errors import DataError, ModelError
 from ..spiking import Clock, CodedNeuron, analog, neurons, simulate
-from .plan import Plan, plan
+from .planning import Plan, plan
 from .recipe import Recipe
 from .registry import handler_for
 
@@ -39,13 +40,15 @@ class SpikingModel(nn.Module):
         network: the converted module tree; its state_dict has the ANN's keys and those of the neurons.
         recipe: what it was converted with.
         plan: what became of each module.
+        input_size: of one image, ``(C, H, W)``.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, plan: Plan) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, plan: Plan, input_size: tuple[int, ...]) -> None:
         super().__init__()
         self.network = network
         self.recipe = recipe
         self.plan = plan
+        self.input_size = input_size
         self.clock = Clock()
         for _, neuron in neurons(network):
             neuron.clock = self.clock
@@ -73,6 +76,19 @@ class SpikingModel(nn.Module):
     def neurons(self) -> dict[str, CodedNeuron]:
         """The coded neurons by name, in order of the module tree."""
         return {name: neuron for name, neuron in neurons(self.network) if isinstance(neuron, CodedNeuron)}
+
+    def owner(self, neuron: str) -> str:
+        """The planned module that a neuron, given by name, belongs to."""
+        names = {module.name for module in self.plan.modules if module.action == "spiking"}
+        while neuron not in names:
+            neuron = neuron.rpartition(".")[0]
+        return neuron
+
+    def save(self, out: str | Path, **options: Any) -> None:
+        """Write this model into a folder; see `vit2snn.convert.save` for the options."""
+        from .artifact import save
+
+        save(self, out, **options)
 
 
 def to_spiking(
@@ -123,7 +139,7 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     planned = plan(model, recipe, input_size)
     network = copy.deepcopy(model).eval()
     _convert_children(network, "", planned, recipe)
-    return SpikingModel(_converted(network, "", planned, recipe), recipe, planned).eval()
+    return SpikingModel(_converted(network, "", planned, recipe), recipe, planned, input_size).eval()
 
 
 def _convert_children(module: nn.Module, prefix: str, planned: Plan, recipe: Recipe) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from ..calibration import OBSERVERS, ThresholdRule
-from ..calibration.calibrate import Prior
+from ..calibration import ThresholdRule
+from ..calibration.thresholds import Prior
 from ..errors import RecipeError
 from ..spiking import Alphabet, CodedNeuron, Coding
 
@@ -150,8 +150,15 @@ RECIPES: dict[str, Recipe] = {
     "faithful": Recipe(),
     "ternary": Recipe(timesteps=16, levels=1, headroom=0.5),
     "binary": Recipe(
-        timesteps=32, coding="rate", levels=1, signed=False, schedule="static", headroom=1.0, granularity="channel",
-        prior="minimum", bias=False,
+        timesteps=32,
+        coding="rate",
+        levels=1,
+        signed=False,
+        schedule="static",
+        headroom=1.0,
+        granularity="channel",
+        prior="minimum",
+        bias=False,
     ),
     "exact": Recipe(timesteps=1, levels=0),
 }

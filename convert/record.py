@@ -16,7 +16,16 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError
 
-WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "addmm", "bilinear", "multi_head_attention_forward"}
+WEIGHTED = {
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose2d",
+    "addmm",
+    "bilinear",
+    "multi_head_attention_forward",
+}
 FUSED = {"scaled_dot_product_attention"}
 MATRIX = {"matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "baddbmm", "einsum"}
 ELEMENTWISE = {"mul", "__mul__", "__rmul__", "mul_", "__imul__", "multiply", "addcmul"}

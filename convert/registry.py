@@ -13,7 +13,8 @@ from ..spiking import CodedNeuron
 class NeuronFactory(Protocol):
     """Makes the recipe's neuron for an input whose channels lie along the given negative axes."""
 
-    def __call__(self, axes: tuple[int, ...] = (-1,)) -> CodedNeuron: ...
+    def __call__(self, axes: tuple[int, ...] = (-1,)) -> CodedNeuron:
+        """A new, uncalibrated neuron."""
 
 
 Handler = Callable[[Any, NeuronFactory], nn.Module]

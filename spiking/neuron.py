@@ -115,8 +115,8 @@ def probing(network: nn.Module, probes: Mapping[str, Callable[[Event], None]]) -
     found = {name: module for name, module in network.named_modules() if name in probes}
     try:
         for name, neuron in found.items():
-            neuron.probe = probes[name]  # type: ignore[assignment]
+            neuron.probe = probes[name]
         yield
     finally:
         for neuron in found.values():
-            neuron.probe = None  # type: ignore[assignment]
+            neuron.probe = None

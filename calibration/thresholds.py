@@ -1,7 +1,7 @@
 """Calibration of the coded neurons of a network on sample images.
 
 A first pass over the images runs the network with analog neurons, that is the ANN, and takes the mean of every neuron's
-input: the prior, and what biases aim at. The thresholds then come from one of two sources. Static ones come from the
+input: the prior. The thresholds then come from one of two sources. Static ones come from the
 activations of the ANN. Closed-loop ones, one for each timestep, come from a pass that runs the spiking network itself: each
 neuron calibrates itself before it passes anything on, so the threshold of step t fits the innovations x[t] - m[t-1] of a
 network whose earlier neurons and earlier steps are calibrated already, and the bias of step t is what the decoded value
@@ -81,6 +81,9 @@ def calibrate(
         loops = {name: _ClosedLoop(neuron, activity[name], rule, bias) for name, neuron in found.items()}
         with _in_place_of_neurons(network, loops), torch.no_grad():
             for batch in batches:
+                for loop in loops.values():
+                    loop.aim = None
+                simulate(network, clock, batch, 1)
                 simulate(network, clock, batch, timesteps)
         for loop in loops.values():
             loop.finish()
@@ -133,9 +136,7 @@ def _magnitudes(neuron: CodedNeuron, u: Tensor) -> Tensor:
     return to_channels(neuron.alphabet.magnitudes(u), neuron.axes if neuron.per_channel else ())
 
 
-def _threshold(
-    neuron: CodedNeuron, observer: Observer, rule: ThresholdRule, seen: Activity, x: Tensor
-) -> Tensor:
+def _threshold(neuron: CodedNeuron, observer: Observer, rule: ThresholdRule, seen: Activity, x: Tensor) -> Tensor:
     """The observer's value with head-room, in the shape that broadcasts against one image of ``x``; never 0.
 
     A neuron, channel or step that was silent on the calibration images may still have to fire on others, so its threshold
@@ -148,7 +149,11 @@ def _threshold(
 
 
 class _ClosedLoop(Neuron):
-    """Stands in for a coded neuron during calibration: at each step it sets threshold and bias first, then fires."""
+    """Stands in for a coded neuron during calibration: at each step it sets threshold and bias first, then fires.
+
+    The bias makes up for what the decoded value lacks to the ANN's on the same images, in the mean of each channel. So every
+    batch is shown twice: without an aim the neuron passes its input through, as the ANN does, and takes its mean as the aim.
+    """
 
     def __init__(self, neuron: CodedNeuron, seen: Activity, rule: ThresholdRule, bias: bool) -> None:
         super().__init__()
@@ -158,17 +163,20 @@ class _ClosedLoop(Neuron):
         self.thresholds: list[Tensor] = []
         self.lacks: list[Tensor] = []  # [channels], summed over images
         self.images: list[int] = []
-        self.aim = to_channels(seen.mean.unsqueeze(0), neuron.axes).mean(1)
+        self.aim: Tensor | None = None
 
     def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         neuron = self.neuron
+        if self.aim is None:
+            self.aim = to_channels(x, neuron.axes).mean(1)
+            return x, x
         assert neuron.alphabet is not None
         d = torch.zeros_like(x) if state is None else state
         u = innovation(neuron.coding, t, x - neuron.prior, d)
         spikes = emit(neuron.alphabet, u, self._threshold(t, u), neuron.spikes_per_step)
         d = integrate(neuron.coding, t, d, spikes)
         if self.has_bias:
-            d = d + from_channels(self._lacking(t, neuron.prior + d), x, neuron.axes)
+            d = d + from_channels(self._lacking(t, neuron.prior + d, self.aim), x, neuron.axes)
         return neuron.prior + d, d
 
     def _threshold(self, t: int, u: Tensor) -> Tensor:
@@ -181,9 +189,9 @@ class _ClosedLoop(Neuron):
         self.thresholds[t] = _threshold(self.neuron, self.observers[t], self.rule, self.seen, u)
         return self.thresholds[t]
 
-    def _lacking(self, t: int, decoded: Tensor) -> Tensor:
+    def _lacking(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
         """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far."""
-        lack = (self.aim - to_channels(decoded, self.neuron.axes).mean(1)) * len(decoded)
+        lack = (aim - to_channels(decoded, self.neuron.axes).mean(1)) * len(decoded)
         if t == len(self.lacks):
             self.lacks.append(torch.zeros_like(lack))
             self.images.append(0)
@@ -197,10 +205,12 @@ class _ClosedLoop(Neuron):
             self.neuron.threshold = torch.stack(self.thresholds)
         if self.lacks:
             like = self.seen.mean.unsqueeze(0)
-            self.neuron.bias = torch.stack([
-                from_channels(lack / images / self.neuron.coding.coefficients(t)[1], like, self.neuron.axes)
-                for t, (lack, images) in enumerate(zip(self.lacks, self.images, strict=True))
-            ])
+            self.neuron.bias = torch.stack(
+                [
+                    from_channels(lack / images / self.neuron.coding.coefficients(t)[1], like, self.neuron.axes)
+                    for t, (lack, images) in enumerate(zip(self.lacks, self.images, strict=True))
+                ]
+            )
 
 
 @contextmanager

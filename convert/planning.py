@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from . import rules  # noqa: F401  (registers the built-in rules)
 from ..errors import NothingConvertedError, UnsupportedModuleError
+from . import rules  # noqa: F401  (registers the built-in rules)
 from .recipe import Recipe
 from .record import Operation, record
 from .registry import handler_for, keep_analog
@@ -79,14 +79,13 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
         raise _unsupported(model, missing)
     if not any(module.action == "spiking" for module in planned):
         raise NothingConvertedError(
-            f"nothing in {type(model).__name__} would be converted", "see what a plan covers with: vit2snn inspect MODEL"
+            f"nothing in {type(model).__name__} would be converted",
+            "see what a plan covers with: vit2snn inspect MODEL",
         )
     return Plan(tuple(planned))
 
 
-def _unsupported(
-    model: nn.Module, missing: list[tuple[str, nn.Module, list[Operation]]]
-) -> UnsupportedModuleError:
+def _unsupported(model: nn.Module, missing: list[tuple[str, nn.Module, list[Operation]]]) -> UnsupportedModuleError:
     shown = [
         f"{name or '(the model itself)'} ({type(module).__name__}: {', '.join(sorted({o.function for o in done}))})"
         for name, module, done in missing[:3]

@@ -1,0 +1,69 @@
+"""Preprocessed images of a model, with a digest by which an image is known again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError
+from .sources import ImageSource
+from .subset import choose
+
+
+class Sample(NamedTuple):
+    """A preprocessed image ``[C, H, W]``, its label, and the digest of the preprocessed pixels."""
+
+    image: Tensor
+    label: int
+    digest: str
+
+
+def prepared(
+    model: nn.Module, source: ImageSource, *, count: int | None = None, seed: int = 0, exclude: Iterable[str] = ()
+) -> Iterator[Sample]:
+    """Images as ``model``'s pretrained configuration wants them (size, crop, mean, standard deviation).
+
+    Args:
+        model: a timm model, with ``pretrained_cfg``.
+        source: where images come from.
+        count: how many, class-balanced and seeded; None for all.
+        seed: of the choice.
+        exclude: digests of images to leave out, such as those a model was calibrated on.
+    """
+    from timm.data import create_transform, resolve_model_data_config
+
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    left_out = frozenset(exclude)
+    return choose(source, lambda image, label: sample_of(transform(image), label), count, seed, lambda s: s.digest in left_out)
+
+
+def sample_of(image: Tensor, label: int) -> Sample:
+    """A sample with the digest of its pixels."""
+    return Sample(image, label, hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16])
+
+
+def batches(samples: Iterable[Sample], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images ``[B, C, H, W]`` and labels ``[B]``, at most ``size`` at a time.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    block: list[Sample] = []
+    total = 0
+    for sample in samples:
+        block.append(sample)
+        if len(block) == size:
+            yield _stack(block)
+            total, block = total + size, []
+    if block:
+        yield _stack(block)
+    elif not total:
+        raise DataError("there are no images to use", "all images may be among those that the model was calibrated on")
+
+
+def _stack(block: list[Sample]) -> tuple[Tensor, Tensor]:
+    return torch.stack([sample.image for sample in block]), torch.tensor([sample.label for sample in block])

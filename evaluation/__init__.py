@@ -1,0 +1,5 @@
+"""What a converted network does: accuracy and agreement at every timestep, spikes, and where the error comes from."""
+
+from .accuracy import Evaluation as Evaluation, Point as Point, evaluate as evaluate
+from .curve import write_evaluation as write_evaluation
+from .diagnosis import ModuleError as ModuleError, diagnose as diagnose

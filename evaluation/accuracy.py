@@ -1,0 +1,125 @@
+"""Accuracy, agreement, error and spikes at every timestep, in one pass over the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..convert import SpikingModel
+from ..errors import DataError
+from ..spiking import Event, probing
+from .diagnosis import ModuleError, diagnose
+
+DIAGNOSED = 8  # images of the first batch on which the error of every neuron is measured
+
+
+@dataclass(frozen=True)
+class Point:
+    """The network read after ``timestep`` timesteps.
+
+    Attributes:
+        timestep: 1 for the first.
+        top1: accuracy in per cent.
+        agreement: share of images with the same top-1 class as the ANN, in per cent.
+        relative_error: ‖snn - ann‖ / ‖ann‖ of the logits, over all images.
+        spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images.
+    """
+
+    timestep: int
+    top1: float
+    agreement: float
+    relative_error: float
+    spikes_per_neuron: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy-versus-timestep curve of a network, beside the ANN on the same images."""
+
+    images: int
+    ann_top1: float
+    points: tuple[Point, ...]
+    modules: list[ModuleError] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``vit2snn evaluate --json`` prints."""
+        return {
+            "images": self.images,
+            "ann": {"top1": self.ann_top1},
+            "snn": [asdict(point) for point in self.points],
+            "modules": [asdict(module) for module in self.modules],
+        }
+
+
+class _SpikeCount:
+    """Spikes of all neurons by timestep."""
+
+    def __init__(self, timesteps: int) -> None:
+        self.spikes = torch.zeros(timesteps, dtype=torch.float64)
+        self.neurons = 0
+
+    def __call__(self, event: Event) -> None:
+        self.spikes[event.t] += sum(int(spike.count_nonzero()) for spike in event.spikes)
+        if event.t == 0:
+            self.neurons += event.target.numel()
+
+
+@torch.no_grad()
+def evaluate(
+    snn: SpikingModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    timesteps: int | Sequence[int] | None = None,
+) -> Evaluation:
+    """Score a converted network against labels and against its ANN.
+
+    Args:
+        snn: the converted network.
+        batches: images ``[B, C, H, W]`` and labels ``[B]``, such as a DataLoader.
+        timesteps: T, to report every timestep up to it, or the timesteps to report; the recipe's T unless given.
+
+    Raises:
+        DataError: there are no images, or labels are not classes of the model.
+    """
+    timesteps = timesteps or snn.recipe.timesteps
+    reported = range(1, timesteps + 1) if isinstance(timesteps, int) else sorted(set(timesteps))
+    last = reported[-1]
+    device = next(snn.network.parameters()).device
+    count = _SpikeCount(last)
+    images, ann_right = 0, 0
+    right, agreed = torch.zeros(last), torch.zeros(last)
+    difference, size = torch.zeros(last, dtype=torch.float64), 0.0
+    modules: list[ModuleError] = []
+    for x, y in batches:
+        x, y = x.to(device), y.to(device)
+        ann = snn.ann(x)
+        if not (int(y.min()) >= 0 and int(y.max()) < ann.shape[1]):
+            raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {ann.shape[1]} classes")
+        if not modules:
+            modules = diagnose(snn, x[:DIAGNOSED], last)
+        with probing(snn.network, dict.fromkeys(snn.neurons(), count)):
+            readout = snn(x, last, chunk=1)
+        guess, prediction = readout.argmax(-1), ann.argmax(-1)
+        images += len(x)
+        ann_right += int((prediction == y).sum())
+        right += (guess == y).sum(1).cpu()
+        agreed += (guess == prediction).sum(1).cpu()
+        difference += (readout - ann).double().square().sum((1, 2)).cpu()
+        size += float(ann.double().square().sum())
+    if not images:
+        raise DataError("there are no images to score")
+    spikes = count.spikes.cumsum(0) / max(count.neurons, 1)
+    points = tuple(
+        Point(
+            timestep=t,
+            top1=100 * float(right[t - 1]) / images,
+            agreement=100 * float(agreed[t - 1]) / images,
+            relative_error=float((difference[t - 1] / max(size, torch.finfo(torch.float64).tiny)).sqrt()),
+            spikes_per_neuron=float(spikes[t - 1]),
+        )
+        for t in reported
+    )
+    return Evaluation(images, 100 * ann_right / images, points, modules)

@@ -1,0 +1,48 @@
+"""An evaluation on disk: JSON, CSV, and the curve as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..convert.files import write_whole
+from .accuracy import Evaluation
+
+
+def write_evaluation(evaluation: Evaluation, folder: str | Path, title: str = "") -> None:
+    """Write ``evaluation.json``, ``evaluation.csv`` and ``curve.svg`` into a folder, each whole or not at all.
+
+    Raises:
+        ArtifactError: a file cannot be written.
+    """
+    folder = Path(folder)
+    write_whole(folder / "evaluation.json", json.dumps(evaluation.to_json(), indent=2) + "\n")
+    rows = io.StringIO()
+    writer = csv.DictWriter(rows, list(asdict(evaluation.points[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in evaluation.points)
+    write_whole(folder / "evaluation.csv", rows.getvalue())
+    write_whole(folder / "curve.svg", curve_svg(evaluation, title))
+
+
+def curve_svg(evaluation: Evaluation, title: str = "") -> str:
+    """Accuracy and agreement against timesteps, with the ANN as a line."""
+    t = [point.timestep for point in evaluation.points]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(evaluation.ann_top1, color="0.4", linestyle="--", label=f"ANN top-1 ({evaluation.ann_top1:.1f} %)")
+    axes.plot(t, [point.top1 for point in evaluation.points], "o-", label="SNN top-1")
+    axes.plot(t, [point.agreement for point in evaluation.points], "s-", label="agreement with the ANN")
+    axes.set(xlabel="timesteps T", ylabel=f"% of {evaluation.images} images", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg")
+    return drawing.getvalue()

@@ -1,0 +1,1 @@
+"""Whole models. So far: the embedded demo."""
