@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,11 @@ DEMO_TIMESTEPS = 8
 class _Cli(click.Group):
     """A group whose known errors become one sentence, a hint and an exit code."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            code = super().main(args, *rest, **kwargs)
         except click.Abort:
             click.echo("interrupted; nothing half-written is left", err=True)
             sys.exit(130)
@@ -43,7 +44,7 @@ class _Cli(click.Group):
             error.show()
             sys.exit(error.exit_code)
         except Vit2SnnError as error:
-            if "--debug" in sys.argv or os.environ.get("VIT2SNN_DEBUG"):
+            if "--debug" in args or os.environ.get("VIT2SNN_DEBUG"):
                 raise
             click.echo(f"Error: {error}", err=True)
             if error.hint:
@@ -52,22 +53,17 @@ class _Cli(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-class Timesteps(click.ParamType):
-    """``8``, or ``1,2,4,8``."""
-
-    name = "T[,T...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A sorted list of timesteps."""
-        if not isinstance(value, str):
-            return value
-        try:
-            steps = sorted({int(part) for part in value.split(",")})
-        except ValueError:
-            self.fail(f"{value!r} is not a list of timesteps such as 1,2,4,8", param, ctx)
-        if steps[0] < 1:
-            self.fail("timesteps are at least 1", param, ctx)
-        return steps
+def _timesteps(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """``1,2,4,8`` as a sorted list."""
+    if value is None:
+        return None
+    try:
+        steps = sorted({int(part) for part in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of timesteps such as 1,2,4,8") from None
+    if steps[0] < 1:
+        raise click.BadParameter("timesteps are at least 1")
+    return steps
 
 
 DATA_OPTIONS = [
@@ -126,7 +122,9 @@ def convert(
 
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--timesteps", type=Timesteps(), help="Timesteps to report; all up to the recipe's T unless given.")
+@click.option(
+    "--timesteps", callback=_timesteps, metavar="T,T,...", help="Timesteps to report; all up to the recipe's unless given."
+)
 @click.option("--samples", type=click.IntRange(min=1), help="Images to score; all unless given.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
 @click.option("--max-drop", type=float, help="Fail (exit 3) if the last top-1 is more points below the ANN's.")

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .histogram import BINS, Histogram, edges
+from .histogram import BINS, PER_OCTAVE, Histogram, edges
+
+POINTS = 5
+TINY = torch.finfo(torch.float64).tiny
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 """``decode(values, thresholds)``: what a receiver decodes when a neuron with these thresholds codes these values."""
@@ -84,14 +87,10 @@ class PercentileObserver(HistogramObserver):
         return self.histogram.percentile(self.percentile)
 
 
-def _candidates(histogram: Histogram) -> Tensor:
-    """Thresholds worth trying: bin edges from twice the largest magnitude down eight octaves, two to the half octave."""
-    occupied = histogram.counts.sum(0).nonzero()
-    top = int(occupied[-1]) + 1 + PER_SEARCH if len(occupied) else 1
-    return edges()[range(min(top, BINS), max(top - 9 * PER_SEARCH, 0), -2)]
-
-
-PER_SEARCH = 8  # bins to an octave
+def _candidates(histogram: Histogram) -> range:
+    """Bins whose lower edges are worth trying as thresholds: eight octaves below a channel's largest magnitude to one above."""
+    tops = [int(row.nonzero()[-1]) for row in histogram.counts if row.any()] or [0]
+    return range(max(min(tops) - 8 * PER_OCTAVE, 1), min(max(tops) + PER_OCTAVE, BINS) + 1)
 
 
 class MseObserver(HistogramObserver):
@@ -104,18 +103,22 @@ class MseObserver(HistogramObserver):
     def value(self) -> Tensor:
         """The best of the candidate thresholds for each channel, by exhaustive search on the histogram."""
         edge = edges()
-        centre = (edge[1:] + edge[:-1]) / 2
-        centre[0] = 0.0
-        candidates = _candidates(self.histogram)
-        error = (self.decode(centre.unsqueeze(0), candidates.unsqueeze(1)) - centre).square()
-        return candidates[(self.histogram.counts.double() @ error.T).argmin(1)]
+        lower = edge[_candidates(self.histogram)]
+        thresholds = torch.cat([lower, (lower[1:] + lower[:-1]) / 2])
+        # Several points in each bin, because the decoded values may lie closer together than its edges.
+        within = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
+        points = edge[:-1, None] + within * edge.diff()[:, None]
+        points[0] = 0.0
+        error = (self.decode(points, thresholds[:, None, None]) - points).square().mean(2)
+        return thresholds[(self.histogram.counts.double() @ error.T).argmin(1)]
 
 
 class EntropyObserver(HistogramObserver):
     """The threshold that minimises the Kullback-Leibler divergence of the decoded distribution from the true one.
 
-    As in TensorRT's calibration (Migacz, GTC 2017): all values that decode alike share their probability evenly over the
-    occupied bins they come from, by the width of the bin.
+    As in TensorRT's calibration (Migacz, GTC 2017): the true distribution is cut off at the threshold, what lies beyond it
+    counted in its last bin; in the decoded one, all values below the threshold that decode alike share their probability
+    evenly, by width, over the occupied bins they come from. The smallest of equally good thresholds is taken.
     """
 
     def __init__(self, decode: Decode) -> None:
@@ -125,20 +128,25 @@ class EntropyObserver(HistogramObserver):
     def value(self) -> Tensor:
         """The best of the candidate thresholds for each channel, by exhaustive search on the histogram."""
         edge = edges()
-        centre, width = (edge[1:] + edge[:-1]) / 2, edge[1:] - edge[:-1]
-        centre[0] = 0.0
         candidates = _candidates(self.histogram)
-        true = self.histogram.counts.double()
-        true = true / true.sum(1, keepdim=True).clamp(min=1)
-        share = torch.where(true > 0, width, 0.0)
-        divergences = []
-        for threshold in candidates:
-            level = self.decode(centre, threshold).unique(return_inverse=True)[1].expand_as(true)
-            mass = torch.zeros_like(true).scatter_add_(1, level, true).gather(1, level)
-            room = torch.zeros_like(true).scatter_add_(1, level, share).gather(1, level)
-            decoded = mass * share / room.clamp(min=torch.finfo(torch.float64).tiny)
-            divergences.append(torch.special.xlogy(true, true / decoded.where(true > 0, torch.ones(()))).sum(1))
-        return candidates[torch.stack(divergences).argmin(0)]
+        divergence = torch.stack([self._divergence(edge[: end + 1]) for end in candidates])
+        return edge[candidates][divergence.argmin(0)]
+
+    def _divergence(self, edge: Tensor) -> Tensor:
+        """For each channel, with the last of the edges as threshold."""
+        counts = self.histogram.counts.double()
+        inside, end = counts[:, : len(edge) - 1], len(edge) - 1
+        centre = (edge[1:] + edge[:-1]) / 2
+        centre[0] = 0.0
+        level = self.decode(centre, edge[-1]).unique(return_inverse=True)[1].expand_as(inside)
+        width = torch.where(inside > 0, edge.diff(), 0.0)
+        mass = torch.zeros_like(inside).scatter_add_(1, level, inside).gather(1, level)
+        room = torch.zeros_like(inside).scatter_add_(1, level, width).gather(1, level)
+        decoded = mass * width / room.clamp(min=TINY)
+        true = inside.clone()
+        true[:, -1] += counts[:, end:].sum(1)
+        true, decoded = (p / p.sum(1, keepdim=True).clamp(min=TINY) for p in (true, decoded))
+        return torch.special.xlogy(true, true.clamp(min=TINY) / decoded.clamp(min=TINY)).sum(1)
 
 
 OBSERVERS: dict[str, Callable[[float, Decode], Observer]] = {

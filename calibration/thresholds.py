@@ -27,6 +27,10 @@ from .observers import OBSERVERS, Observer
 
 Prior = Literal["none", "mean", "minimum"]
 
+STEEPEST = 0.3
+"""A closed-loop threshold is at least this share of the one before it. Innovations that are larger than any on the calibration
+images would otherwise never be made up for: the thresholds of all later steps together would be too small to reach them."""
+
 
 @dataclass(frozen=True)
 class ThresholdRule:
@@ -186,8 +190,11 @@ class _ClosedLoop(Neuron):
             self.observers.append(OBSERVERS[self.rule.observer](self.rule.percentile, decoder(self.neuron, 1)))
             self.thresholds.append(u)
         self.observers[t].update(_magnitudes(self.neuron, u))
-        self.thresholds[t] = _threshold(self.neuron, self.observers[t], self.rule, self.seen, u)
-        return self.thresholds[t]
+        threshold = _threshold(self.neuron, self.observers[t], self.rule, self.seen, u)
+        if t > 0:
+            threshold = torch.maximum(threshold, STEEPEST * self.thresholds[t - 1])
+        self.thresholds[t] = threshold
+        return threshold
 
     def _lacking(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
         """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 
-from .. import __version__
 from ..errors import ArtifactError
 from .card import model_card
 from .files import check_output, whole_folder
@@ -33,7 +33,7 @@ SCHEMA = 1
 def versions() -> dict[str, str]:
     """Versions of everything that decides a result."""
     return {
-        "vit2snn": __version__,
+        "vit2snn": metadata.version("vit2snn"),
         "torch": str(torch.__version__),
         "timm": timm.__version__,
         "safetensors": safetensors.__version__,
@@ -109,7 +109,8 @@ def _config(snn: SpikingModel, path: Path) -> dict[str, Any]:
 def _create(config: Mapping[str, Any]) -> torch.nn.Module:
     arguments = {"num_classes": config["num_classes"], **config.get("model_args", {})}
     cfg = dict(config["pretrained_cfg"])
-    return timm.create_model(config["architecture"], pretrained=False, pretrained_cfg=cfg, **arguments)
+    model: torch.nn.Module = timm.create_model(config["architecture"], pretrained=False, pretrained_cfg=cfg, **arguments)
+    return model
 
 
 def is_artifact(folder: Path) -> bool:

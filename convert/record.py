@@ -69,8 +69,10 @@ def record(model: nn.Module, input_size: tuple[int, ...]) -> list[Operation]:
     memo |= {id(b): b.to("meta") for b in model.buffers()}
     shadow = copy.deepcopy(model, memo).eval()
     calls: dict[str, int] = defaultdict(int)
-    with _Recorder(shadow, calls) as recorder, torch.no_grad():
-        images = torch.empty(1, *input_size, device="meta")
+    recorder = _Recorder(shadow, calls)
+    with recorder, torch.no_grad():
+        dtype = next((p.dtype for p in shadow.parameters()), torch.float32)
+        images = torch.empty(1, *input_size, dtype=dtype, device="meta")
         recorder.mark(images)
         try:
             shadow(images)
@@ -145,7 +147,7 @@ class _Recorder(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         for handle in self.handles:
             handle.remove()
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
 
 def _macs(name: str, operands: list[Tensor], result: Tensor) -> int:

@@ -65,7 +65,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {str(path)!r}")
     try:
-        return load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)
+        weights: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)
+        return weights
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

@@ -41,10 +41,9 @@ def choose(
         seed: of the choice.
         unwanted: tells prepared samples that are passed over; they do not count.
     """
+    raw = source.stream()
     if source.read is not None and source.labels is not None and count is not None:
-        raw = (source.read(index) for index in balanced_order(source.labels, seed))
-    else:
-        raw = source.stream()
+        raw = map(source.read, balanced_order(source.labels, seed))
     chosen = 0
     for image, label in raw:
         sample = prepare(image, label)

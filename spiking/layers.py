@@ -72,4 +72,5 @@ class SpikingDotProductAttention(nn.Module):
             scores = scores.masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             scores = scores + attn_mask
-        return self.weights(scores.softmax(-1)) @ self.value(value)
+        attended: Tensor = self.weights(scores.softmax(-1)) @ self.value(value)
+        return attended

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from vit2snn.data import array_source, prepared
+from vit2snn.zoo.demo import demo_images
+
+SHARED = Path(os.environ.get("VIT2SNN_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason=f"the development data is not at {SHARED}")
+    for item in items:
+        if "shared" in item.keywords and not SHARED.is_dir():
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def reproducible() -> None:
+    torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # the command line sets it, and hypothesis refuses to work with it
+
+
+def make_vit(name: str = "vit_tiny_patch16_224", **arguments: object) -> nn.Module:
+    """A small ViT with weights of a size that lets all parts matter."""
+    defaults: dict[str, object] = dict(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=7)
+    model: nn.Module = timm.create_model(name, **(defaults | arguments)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * (2 / parameter[0].numel()) ** 0.5
+    return model
+
+
+@pytest.fixture
+def vit() -> nn.Module:
+    return make_vit()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(12, 3, 16, 16)
+
+
+@pytest.fixture(scope="session")
+def demo_sample() -> tuple[Tensor, Tensor, Tensor]:
+    """Calibration images, scored images and their labels, of the embedded demo."""
+    from vit2snn.convert import load_model
+
+    model = load_model("demo")
+    calibration = torch.stack([s.image for s in prepared(model, array_source(*demo_images("train")), count=64)])
+    scored = list(prepared(model, array_source(*demo_images("val")), count=200))
+    return calibration, torch.stack([s.image for s in scored]), torch.tensor([s.label for s in scored])

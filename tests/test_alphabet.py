@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from vit2snn.spiking import Alphabet
+
+ALPHABETS = [
+    Alphabet(1, signed=False), Alphabet(1), Alphabet(4), Alphabet(8, ratio=3.0), Alphabet(16, ratio=math.sqrt(2)),
+    Alphabet(5, ratio=1.3, signed=False),
+]  # fmt: skip
+
+
+def values(alphabet: Alphabet, threshold: float) -> torch.Tensor:
+    ladder = threshold * alphabet.ratio ** -torch.arange(alphabet.levels, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), ladder] + ([-ladder] if alphabet.signed else []))
+
+
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+@given(u=st.floats(-100, 100), threshold=st.floats(0.01, 50))
+@settings(max_examples=80, deadline=None)
+def test_quantize_gives_the_nearest_value_of_the_alphabet(alphabet: Alphabet, u: float, threshold: float) -> None:
+    x = torch.tensor([u], dtype=torch.float64)
+    spike = alphabet.quantize(x, torch.tensor(threshold, dtype=torch.float64))
+    available = values(alphabet, threshold)
+    assert float((available - spike).abs().min()) < 1e-9 * threshold
+    assert float((spike - x).abs()) <= float((available - x).abs().min()) + 1e-9 * threshold
+
+
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+def test_levels_are_fixed_points_and_zero_is_silent(alphabet: Alphabet) -> None:
+    available = values(alphabet, 3.0)
+    assert torch.allclose(alphabet.quantize(available, torch.tensor(3.0, dtype=torch.float64)), available)
+
+
+def test_a_tie_fires() -> None:
+    assert Alphabet(1, signed=False).quantize(torch.tensor(0.5), torch.tensor(1.0)) == 1.0
+    assert Alphabet(2).quantize(torch.tensor([0.75, -0.75]), torch.tensor(1.0)).tolist() == [1.0, -1.0]
+
+
+def test_thresholds_broadcast_over_channels() -> None:
+    spikes = Alphabet(1).quantize(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([1.5, 4.0]))
+    assert spikes.tolist() == [[1.5, 0.0], [-1.5, 0.0]]
+
+
+def test_kinds() -> None:
+    kinds = [alphabet.kind for alphabet in ALPHABETS]
+    assert kinds == ["binary", "ternary", "power-of-two", "geometric", "geometric", "geometric"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((0,), "at least 1 level, got 0"), ((2, 1.0), "above 1, got 1.0")])
+def test_impossible_alphabets_are_refused(arguments: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Alphabet(*arguments)  # type: ignore[arg-type]

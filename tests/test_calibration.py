@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_vit
+from torch import Tensor, nn
+
+from vit2snn.calibration import ThresholdRule, calibrate
+from vit2snn.calibration.channels import from_channels, to_channels
+from vit2snn.convert import Recipe, to_spiking
+from vit2snn.errors import ModelError
+from vit2snn.spiking import Alphabet, Clock, CodedNeuron, Coding, SpikingLinear, driven, neurons, simulate
+
+
+def single(
+    alphabet: Alphabet, per_channel: bool = False, coding: Coding = Coding.DIFFERENTIAL
+) -> tuple[nn.Module, CodedNeuron]:
+    linear = nn.Linear(6, 4)
+    neuron = CodedNeuron(alphabet, coding, (-1,), per_channel)
+    return nn.Sequential(driven(SpikingLinear, linear, neuron)), neuron
+
+
+def difficult(count: int = 400) -> Tensor:
+    """Channels that are ordinary, never positive, constant, always zero, and one with rare large values."""
+    x = torch.randn(count, 6)
+    x[:, 1] = -x[:, 1].abs() - 1
+    x[:, 2] = 3.0
+    x[:, 3] = 0.0
+    x[:, 4] = torch.where(torch.rand(count) < 0.005, 50.0, x[:, 4])
+    return x
+
+
+RULES = [
+    ThresholdRule(),
+    ThresholdRule(closed_loop=False),
+    ThresholdRule("max", headroom=1.0),
+    ThresholdRule("mse", headroom=1.0),
+    ThresholdRule("entropy", headroom=1.0),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("prior", ["none", "mean", "minimum"])
+def test_difficult_channels_are_decoded(rule: ThresholdRule, per_channel: bool, prior: str) -> None:
+    network, neuron = single(Alphabet(12), per_channel)
+    x = difficult()
+    calibrate(network, neuron.clock, [x], 8, rule, prior)  # type: ignore[arg-type]
+    assert (neuron.threshold > 0).all()
+    with torch.no_grad():
+        decoded = simulate(neuron, neuron.clock, x, 8)
+    error = (decoded - x).norm(dim=(1, 2)) / x.norm()
+    assert error[-1] < (1.0 if rule.observer == "entropy" else 0.15)  # entropy lets rare large values go
+    assert error[-1] <= error[0] + 1e-6
+
+
+def test_thresholds_and_biases_have_the_shapes_that_are_documented() -> None:
+    for per_channel, shape in [(False, (5, 1)), (True, (5, 6))]:
+        network, neuron = single(Alphabet(4), per_channel)
+        calibrate(network, neuron.clock, [difficult()], 5, ThresholdRule())
+        assert neuron.threshold.shape == shape
+        assert neuron.bias.shape == (5, 6)
+        assert neuron.prior.shape == (6,)
+        calibrate(network, neuron.clock, [difficult()], 5, ThresholdRule(closed_loop=False), "none", bias=False)
+        assert neuron.threshold.shape == (1, *shape[1:])
+        assert neuron.bias.numel() == 0
+
+
+def test_the_mean_prior_is_the_mean_and_the_minimum_the_minimum() -> None:
+    network, neuron = single(Alphabet(4))
+    x = difficult()
+    calibrate(network, neuron.clock, list(x.split(100)), 2, ThresholdRule(), "mean")
+    assert torch.allclose(neuron.prior, x.mean(0), atol=1e-5)
+    calibrate(network, neuron.clock, list(x.split(100)), 2, ThresholdRule(), "minimum")
+    assert torch.equal(neuron.prior, x.amin(0))
+
+
+def test_biases_make_the_decoded_mean_that_of_the_ann() -> None:
+    network, neuron = single(Alphabet(2))
+    x = difficult()
+    calibrate(network, neuron.clock, [x], 3, ThresholdRule())
+    with torch.no_grad():
+        decoded = simulate(neuron, neuron.clock, x, 3)
+    assert torch.allclose(decoded.mean(1), x.mean(0).expand(3, -1), atol=1e-4)
+
+
+def test_static_rate_thresholds_minimise_the_error_of_the_decoded_value() -> None:
+    network, neuron = single(Alphabet(1, signed=False), coding=Coding.RATE)
+    x = torch.rand(500, 6)
+    calibrate(network, neuron.clock, [x], 16, ThresholdRule("mse", headroom=1.0, closed_loop=False), "none", bias=False)
+
+    def error(threshold: float) -> float:
+        neuron.threshold = torch.tensor([[threshold]])
+        return float((simulate(neuron, neuron.clock, x, 16)[-1] - x).square().mean())
+
+    chosen = float(neuron.threshold)
+    assert error(chosen) <= 1.1 * min(error(chosen * factor) for factor in (0.5, 0.7, 0.85, 1.2, 1.5, 2.0))
+
+
+def test_the_error_has_no_plateau_before_the_configured_timesteps(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, Recipe(timesteps=8), images)
+    with torch.no_grad():
+        error = (snn(images) - vit(images)).norm(dim=(1, 2)) / vit(images).norm()
+    assert error[-1] < 2e-3
+    assert (error[1:5] < error[:4]).all(), error
+
+
+def test_more_batches_are_used_and_give_what_one_batch_gives(vit: nn.Module) -> None:
+    images = torch.randn(64, 3, 16, 16)
+    together, apart = to_spiking(vit, Recipe(), [images]), to_spiking(vit, Recipe(), list(images.split(16)))
+    first = to_spiking(vit, Recipe(), [images[:16]])
+    whole, parts, part = (torch.cat([n.threshold.flatten() for _, n in neurons(s)]) for s in (together, apart, first))
+    assert torch.allclose(parts, whole, rtol=0.5)
+    assert (parts - whole).abs().mean() < (part - whole).abs().mean()
+
+
+def test_values_that_are_not_finite_name_the_neuron() -> None:
+    model = make_vit()
+    images = torch.randn(4, 3, 16, 16)
+    images[2, 0, 3, 3] = float("nan")
+    with pytest.raises(ModelError, match=r"reach 'patch_embed.proj.neuron' are not finite"):
+        to_spiking(model, Recipe(), images)
+
+
+def test_channels_go_there_and_back() -> None:
+    x = torch.randn(5, 2, 3, 4)
+    assert to_channels(x, (-3, -1)).shape == (8, 15)
+    assert torch.equal(to_channels(x, ()), x.reshape(1, -1))
+    mean = from_channels(to_channels(x, (-3, -1)).mean(1), x, (-3, -1))
+    assert torch.allclose(mean, x.mean((0, 2), keepdim=True)[0])
+    assert to_channels(torch.randn(5, 4), (-3, -1)).shape == (4, 5)
+
+
+def test_calibration_restores_the_network_after_a_failure() -> None:
+    network, neuron = single(Alphabet(2))
+
+    def batches() -> object:
+        yield difficult()
+        raise OSError("the disk is gone")
+
+    class Failing:
+        passes = 0
+
+        def __iter__(self) -> object:
+            self.passes += 1
+            return iter([difficult()]) if self.passes == 1 else batches()
+
+    with pytest.raises(OSError, match="disk is gone"):
+        calibrate(network, neuron.clock, Failing(), 2, ThresholdRule())  # type: ignore[arg-type]
+    assert network[0].neuron is neuron
+    assert neuron.probe is None
+    assert neuron.clock == Clock()

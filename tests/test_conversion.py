@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from conftest import make_vit
+from torch import Tensor, nn
+
+import vit2snn
+from vit2snn.convert import RECIPES, Recipe, rewrite_products, to_spiking
+from vit2snn.convert.registry import _HANDLERS
+from vit2snn.errors import DataError, ModelError
+from vit2snn.spiking import SpikingLinear, neurons
+
+FAMILY = {
+    "deit": ("deit_tiny_patch16_224", {}),
+    "deit distilled": ("vit_tiny_patch16_224", {"reg_tokens": 1}),
+    "deit3": ("deit3_small_patch16_224", {"init_values": 0.3}),
+    "dinov2": ("vit_small_patch14_reg4_dinov2", {"init_values": 0.3, "num_classes": 7}),
+    "dinov2 giant": ("vit_giant_patch14_reg4_dinov2", {"init_values": 0.3, "mlp_ratio": 4}),
+    "siglip": ("vit_base_patch16_siglip_224", {}),
+    "clip": ("vit_base_patch32_clip_224", {}),
+    "clip quickgelu": ("vit_base_patch32_clip_quickgelu_224", {}),
+    "query-key norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "mean pooling": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
+}
+SMALL = [
+    dataclasses.replace(RECIPES["faithful"], timesteps=5),
+    dataclasses.replace(RECIPES["ternary"], timesteps=5),
+    dataclasses.replace(RECIPES["binary"], timesteps=5),
+    Recipe(timesteps=3, levels=3, spikes_per_step=2, granularity="channel", observer="max", headroom=1.0),
+]
+NAMES = ["faithful", "ternary", "binary", "burst"]
+
+
+@pytest.fixture(params=SMALL, ids=NAMES)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    found: Recipe = request.param
+    return found
+
+
+def double(recipe: Recipe) -> tuple[vit2snn.SpikingModel, Tensor]:
+    """In float64, where no value lies within rounding of a threshold, properties hold to rounding."""
+    images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
+    return to_spiking(make_vit().double(), recipe, images), images
+
+
+@pytest.mark.parametrize(("name", "arguments"), FAMILY.values(), ids=FAMILY.keys())
+def test_with_exact_neurons_the_network_is_the_ann(name: str, arguments: dict[str, object], images: Tensor) -> None:
+    model = make_vit(name, **arguments)
+    snn = to_spiking(model, "exact", images)
+    with torch.no_grad():
+        expected = model(images)
+        assert torch.allclose(snn(images, timesteps=3), expected.expand(3, -1, -1), atol=1e-4 * float(expected.abs().max()))
+    assert not any(type(module) in (nn.Linear, nn.Conv2d, type(model.blocks[0].attn)) for module in snn.modules())
+    assert set(model.state_dict()) <= set(snn.network.state_dict())
+
+
+@pytest.mark.parametrize(("name", "arguments"), FAMILY.values(), ids=FAMILY.keys())
+def test_the_faithful_recipe_approaches_the_ann(name: str, arguments: dict[str, object], images: Tensor) -> None:
+    model = make_vit(name, **arguments)
+    snn = to_spiking(model, Recipe(timesteps=6), images)
+    with torch.no_grad():
+        error = (snn(images) - model(images)).norm(dim=(1, 2)) / model(images).norm()
+    assert error[-1] < 0.01
+    assert error[-1] < error[2] < error[0]
+
+
+def test_the_ann_inside_is_the_ann(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, recipe, images)
+    with torch.no_grad():
+        assert torch.allclose(snn.ann(images), vit(images), atol=1e-5)
+
+
+def test_logits_do_not_depend_on_batch_mates(recipe: Recipe) -> None:
+    snn, images = double(recipe)
+    with torch.no_grad():
+        together = snn(images)
+        alone = torch.cat([snn(image.unsqueeze(0)) for image in images], dim=1)
+        shuffled = snn(images.flip(0)).flip(1)
+    assert torch.allclose(together, alone, atol=1e-9)
+    assert torch.allclose(together, shuffled, atol=1e-9)
+
+
+def test_a_run_is_the_beginning_of_a_longer_one(recipe: Recipe) -> None:
+    snn, images = double(recipe)
+    with torch.no_grad():
+        long = snn(images, timesteps=7)
+        assert torch.allclose(snn(images, timesteps=2), long[:2], atol=1e-9)
+        assert torch.allclose(snn(images), long[: recipe.timesteps], atol=1e-9)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_do_not_change_the_result(recipe: Recipe, chunk: int) -> None:
+    snn, images = double(recipe)
+    with torch.no_grad():
+        assert torch.allclose(snn(images, 5, chunk=chunk), snn(images, 5), atol=1e-9)
+
+
+def test_calling_twice_gives_the_same(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, recipe, images)
+    with torch.no_grad():
+        assert torch.equal(snn(images), snn(images))
+    assert all(neuron.state is None for _, neuron in neurons(snn))
+
+
+def test_frames_that_repeat_the_image_give_what_the_image_gives(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, Recipe(), images)
+    with torch.no_grad():
+        assert torch.equal(snn(images.expand(4, -1, -1, -1, -1), timesteps=4), snn(images, timesteps=4))
+
+
+def test_gradients_reach_weights_and_image(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, recipe, images)
+    x = images[:2].clone().requires_grad_()
+    whole = snn(x, 3)[-1].square().sum()
+    whole.backward()
+    assert x.grad is not None and torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+    gradients = {name: p.grad for name, p in snn.named_parameters()}
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients.values()), gradients.keys()
+
+
+def test_the_gradient_of_a_fine_ladder_is_near_that_of_the_ann(vit: nn.Module, images: Tensor) -> None:
+    vit, images = vit.double(), images.double()
+    snn = to_spiking(vit, Recipe(timesteps=6, levels=40, headroom=8.0), images)
+    labels = torch.arange(len(images)) % 7
+    nn.functional.cross_entropy(vit(images), labels).backward()
+    nn.functional.cross_entropy(snn(images)[-1], labels).backward()
+    expected, found = vit.blocks[0].mlp.fc1.weight.grad, snn.network.blocks[0].mlp.fc1.weight.grad
+    assert torch.cosine_similarity(expected.flatten(), found.flatten(), 0) > 0.98
+
+
+def test_the_model_handed_in_is_untouched(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
+    before, expected = copy.deepcopy(vit.state_dict()), repr(vit)
+    snn = to_spiking(vit, recipe, images)
+    with torch.no_grad():
+        for parameter in snn.parameters():
+            parameter.zero_()
+    assert repr(vit) == expected
+    assert list(vit.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
+
+
+def test_the_model_handed_in_is_untouched_after_an_exception(vit: nn.Module, images: Tensor) -> None:
+    before, expected = copy.deepcopy(vit.state_dict()), repr(vit.train())
+    images[0, 0, 0, 0] = float("inf")
+    with pytest.raises(ModelError, match="not finite"):
+        to_spiking(vit, "faithful", images)
+    assert repr(vit) == expected and vit.training
+    assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in vit.modules())
+
+
+def test_weights_that_are_not_finite_are_named(vit: nn.Module, images: Tensor) -> None:
+    vit.blocks[1].mlp.fc1.weight.data[3, 3] = float("nan")
+    with pytest.raises(ModelError, match=r"weights of 'blocks.1.mlp.fc1.weight' are not finite"):
+        to_spiking(vit, "faithful", images)
+
+
+@pytest.mark.parametrize("nothing", [None, [], torch.empty(0, 3, 16, 16), iter([torch.zeros(1, 3, 16, 16)])])
+def test_calibration_needs_images_that_can_be_read_twice(vit: nn.Module, nothing: object) -> None:
+    with pytest.raises(DataError, match="calibration"):
+        to_spiking(vit, "faithful", nothing)  # type: ignore[arg-type]
+
+
+def test_batches_with_labels_are_accepted(vit: nn.Module, images: Tensor) -> None:
+    loader = torch.utils.data.DataLoader([(image, 0) for image in images], batch_size=6)
+    with_labels, without = to_spiking(vit, "faithful", loader), to_spiking(vit, "faithful", list(images.split(6)))
+    with torch.no_grad():
+        assert torch.equal(with_labels(images), without(images))
+
+
+def test_ignored_modules_stay_as_they_are(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, Recipe(ignore=("head", "blocks.0.attn")), images)
+    assert type(snn.network.head) is nn.Linear
+    assert type(snn.network.blocks[0].attn) is type(vit.blocks[0].attn)
+    assert type(snn.network.blocks[0].attn.qkv) is SpikingLinear
+
+
+class Gated(nn.Module):
+    """A user's own module, with all kinds of products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.full((8,), 0.5))
+
+    def forward(self, x: Tensor, power: int = 1) -> Tensor:
+        mixed = (self.a(x) @ self.b(x).transpose(-2, -1) / x.shape[-1]) @ x
+        return torch.tanh(mixed * x * self.scale) ** power
+
+
+@pytest.fixture
+def gated_rule() -> object:
+    vit2snn.converts(Gated)(rewrite_products)
+    yield
+    del _HANDLERS[Gated]
+
+
+def test_a_users_module_is_converted_by_a_registered_rule(gated_rule: object) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), Gated(), nn.Linear(8, 3)).eval(), torch.randn(16, 5, 8)
+    exact, snn = to_spiking(model, "exact", x), to_spiking(model, Recipe(timesteps=10), x)
+    assert len(snn.neurons()) == 4 + 6
+    with torch.no_grad():
+        assert torch.allclose(exact(x)[0], model(x), atol=1e-6)
+        error = (snn(x) - model(x)).flatten(1).norm(dim=1) / model(x).norm()
+    assert error[-1] < 0.01 < error[0]
+
+
+def test_the_model_moves_and_reloads(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, "faithful", images)
+    with torch.no_grad():
+        expected = snn(images)
+        state = copy.deepcopy(snn.state_dict())
+        other = to_spiking(make_vit(), "faithful", torch.randn(4, 3, 16, 16)).double().float().to("cpu")
+        other.load_state_dict(state)
+        assert torch.equal(other(images), expected)
+        assert torch.equal(copy.deepcopy(snn)(images), expected)
