@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,4 +154,4 @@ def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> n
     handler = handler_for(module)
     if handler is None or planned.action(path) != "spiking":
         return module
-    return handler(module, recipe.neuron)
+    return handler(module, partial(recipe.neuron, sees_image=path == planned.first))

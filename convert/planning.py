@@ -43,6 +43,11 @@ class Plan:
         """Multiply-accumulates of the synaptic operations of one image, attention included."""
         return sum(module.macs for module in self.modules)
 
+    @property
+    def first(self) -> str:
+        """The module that sees the image: the first one with a synaptic operation."""
+        return next(module.name for module in self.modules if module.macs)
+
     def action(self, name: str) -> str | None:
         """The action planned for a module; None where nothing is."""
         return next((module.action for module in self.modules if module.name == name), None)

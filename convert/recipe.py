@@ -28,6 +28,7 @@ class Recipe:
         ratio: ρ of the alphabet.
         signed: whether spikes have both signs.
         spikes_per_step: the longest burst that a neuron may send in one timestep.
+        input_spikes: the same for the first neurons, which see the image itself; every later neuron inherits their error.
         schedule: ``closed-loop`` (thresholds for each timestep, from the spiking network itself) or ``static``.
         observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``.
         percentile: of the ``percentile`` observer, 0..100.
@@ -48,6 +49,7 @@ class Recipe:
     ratio: float = math.sqrt(2)
     signed: bool = True
     spikes_per_step: int = 1
+    input_spikes: int = 2
     schedule: Literal["closed-loop", "static"] = "closed-loop"
     observer: Literal["percentile", "max", "mse", "entropy"] = "percentile"
     percentile: float = 99.9
@@ -67,6 +69,7 @@ class Recipe:
             "levels": self.levels >= 0,
             "ratio": math.isfinite(self.ratio) and self.ratio > 1,
             "spikes_per_step": self.spikes_per_step >= 1,
+            "input_spikes": self.input_spikes >= 1,
             "percentile": 0 < self.percentile <= 100,
             "headroom": math.isfinite(self.headroom) and self.headroom > 0,
         }
@@ -86,10 +89,10 @@ class Recipe:
         """The part of the recipe that calibration needs for thresholds."""
         return ThresholdRule(self.observer, self.percentile, self.headroom, self.schedule == "closed-loop")
 
-    def neuron(self, axes: tuple[int, ...] = (-1,)) -> CodedNeuron:
+    def neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
         """A new neuron for an input whose channels lie along the negative ``axes``."""
-        per_channel = self.granularity == "channel"
-        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, self.spikes_per_step)
+        per_channel, burst = self.granularity == "channel", self.input_spikes if sees_image else self.spikes_per_step
+        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
@@ -148,12 +151,13 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "faithful": Recipe(),
-    "ternary": Recipe(timesteps=16, levels=1, headroom=0.5),
+    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, headroom=0.5),
     "binary": Recipe(
         timesteps=32,
         coding="rate",
         levels=1,
         signed=False,
+        input_spikes=1,
         schedule="static",
         headroom=1.0,
         granularity="channel",

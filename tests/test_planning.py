@@ -51,7 +51,7 @@ def test_every_module_has_its_action(vit: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "module"),
     [
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "embed_dim": 24, "num_heads": (1, 1)}, r"layers\.0\.blocks\.0\.attn \(WindowAttention"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1)}, r"layers\.0\.blocks\.0\.attn \(WindowAttention"),
         ("resnet18", {}, r"bn1 \(BatchNorm2d: batch_norm\)"),
         ("eva02_tiny_patch14_224", {"depth": 1}, r"blocks\.0\.attn \(EvaAttention"),
     ],

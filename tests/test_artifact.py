@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import make_vit
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import vit2snn
+from vit2snn.convert import RECIPES, Recipe, artifact, to_spiking
+from vit2snn.convert.files import write_whole
+from vit2snn.errors import ArtifactError, OutputExistsError
+
+
+@pytest.fixture
+def snn(vit: nn.Module, images: Tensor) -> vit2snn.SpikingModel:
+    return to_spiking(vit, "faithful", images)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_round_trip_gives_the_same_logits_bit_for_bit(name: str, vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    snn = to_spiking(vit, name, images)
+    snn.save(tmp_path / "out", source="test")
+    again = vit2snn.load(tmp_path / "out")
+    assert again.recipe == snn.recipe
+    assert again.plan == snn.plan
+    with torch.no_grad():
+        assert torch.equal(again(images, 3), snn(images, 3))
+        assert torch.equal(again.ann(images), snn.ann(images))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "vit_small_patch14_reg4_dinov2", "deit3_small_patch16_224"])
+def test_other_members_of_the_family_come_back(name: str, images: Tensor, tmp_path: Path) -> None:
+    snn = to_spiking(make_vit(name, num_classes=7), Recipe(ignore=("head",)), images)
+    snn.save(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(vit2snn.load(tmp_path / "out")(images), snn(images))
+
+
+def test_the_folder_holds_json_and_safetensors_only(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
+    snn.save(tmp_path / "out", source="test", records={"run.json": {"command": ["x"]}}, errors={"head.neuron": [0.5, 0.25]})
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "conversion.json", "run.json", "README.md"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architecture"] == "vit_tiny_patch16_224"
+    assert config["vit2snn"]["schema"] == 1
+    assert Recipe.from_json(config["vit2snn"]["recipe"]) == Recipe()
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "conversion.json").read_text())}
+    assert rows["head"]["result"] == "SpikingLinear"
+    assert rows["head"]["neurons"][0]["relative_error"] == [0.5, 0.25]
+    assert len(rows["head"]["neurons"][0]["threshold"]) == 4
+    assert {n["name"].rsplit(".", 1)[1] for n in rows["blocks.0.attn"]["neurons"]} == {"query", "key", "weights", "value"}
+    assert rows["norm"]["action"] == "analog"
+    keys = set(load_file(tmp_path / "out" / "model.safetensors"))
+    assert "blocks.0.attn.qkv.weight" in keys
+    assert "blocks.0.attn.qkv.neuron.threshold" in keys
+    assert os.stat(tmp_path / "out" / "model.safetensors").st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_existing_folder_is_refused_and_kept(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    snn.save(out)
+    before = everything(out)
+    with pytest.raises(OutputExistsError, match="exists already") as error:
+        snn.save(out)
+    assert "--overwrite" in error.value.hint
+    assert everything(out) == before
+    snn.save(out, overwrite=True, source="second")
+    assert json.loads((out / "config.json").read_text())["vit2snn"]["source"] == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_replaces_only_what_vit2snn_wrote(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("work of years")
+    with pytest.raises(ArtifactError, match="not a folder that vit2snn wrote"):
+        snn.save(tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "work of years"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="lies below a file"):
+        snn.save(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), SafetensorError("No space left on device"), KeyboardInterrupt()]
+)
+@pytest.mark.parametrize("exists", [False, True])
+def test_nothing_half_written_is_left(
+    failure: BaseException, exists: bool, snn: vit2snn.SpikingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    if exists:
+        snn.save(out)
+    before = everything(tmp_path)
+
+    def fail(tensors: object, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(artifact, "save_file", fail)
+    expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else ArtifactError
+    with pytest.raises(expected) as error:
+        snn.save(out, overwrite=exists)
+    if expected is ArtifactError:
+        assert "No space left on device" in str(error.value)
+    assert everything(tmp_path) == before
+    assert list(tmp_path.iterdir()) == ([out] if exists else [])
+
+
+def test_a_failing_rename_puts_the_old_folder_back(
+    snn: vit2snn.SpikingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    snn.save(out)
+    before = everything(out)
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if Path(target) == out and self.name != "replaced":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ArtifactError, match="Input/output error"):
+        snn.save(out, overwrite=True)
+    assert everything(out) == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "evaluation.json"
+    write_whole(path, "old")
+    write = Path.write_text
+
+    def half(self: Path, text: str, **options: object) -> int:
+        write(self, text[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(ArtifactError, match="No space left"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_models_that_cannot_be_rebuilt_are_not_saved(images: Tensor, tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 4), nn.Flatten(1)).eval()
+    changed = make_vit()
+    changed.blocks[0].mlp.fc1, changed.blocks[0].mlp.fc2 = nn.Linear(32, 50), nn.Linear(50, 32)
+    direct = timm.models.VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2, num_classes=3)
+    for model in (plain, changed, direct):
+        with pytest.raises(ArtifactError, match=r"cannot be described|which is not this model") as error:
+            to_spiking(model, "faithful", images).save(tmp_path / "out")
+        assert "timm.create_model" in error.value.hint
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "is not a converted model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not a converted model"),
+        (lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'), "is not a converted model"),
+        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 77}}'), "has schema 77"),
+        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 1}}'), "is damaged"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "is damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "is damaged"),
+    ],
+)  # fmt: skip
+def test_damage_is_told(damage: object, message: str, snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
+    snn.save(tmp_path / "out")
+    damage(tmp_path / "out")  # type: ignore[operator]
+    with pytest.raises(ArtifactError, match=message):
+        vit2snn.load(tmp_path / "out")
+    with pytest.raises(ArtifactError, match="there is no folder"):
+        vit2snn.load(tmp_path / "nowhere")

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from vit2snn.cli import cli
+from vit2snn.zoo.demo import FOLDER, demo_images
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def fails(code: int, message: str, *arguments: object) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "out"
+    result = run("convert", "demo", "-o", out, "--samples", 48, "--timesteps", 3, "--json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary["spiking"] == 22 and summary["images"] == 48 and summary["timesteps"] == 3
+    assert "vit2snn evaluate" in result.stderr
+    return out
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The embedded scoring images as a folder of class folders."""
+    images, labels = demo_images("val")
+    for index, (image, label) in enumerate(zip(images[:60], labels[:60], strict=True)):
+        place = tmp_path / "data" / f"class{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{index}.png")
+    return tmp_path / "data"
+
+
+def test_the_artifact_is_complete(converted: Path) -> None:
+    assert {path.name for path in converted.iterdir()} >= {
+        "config.json", "model.safetensors", "conversion.json", "calibration.json", "run.json", "README.md"
+    }  # fmt: skip
+    record = json.loads((converted / "calibration.json").read_text())
+    assert record["images"] == len(set(record["digests"])) == 48
+    rows = json.loads((converted / "conversion.json").read_text())
+    errors = [n["relative_error"] for row in rows for n in row.get("neurons", [])]
+    assert all(len(error) == 3 and error[2] < error[0] for error in errors)
+
+
+def test_evaluate_prints_the_document_of_the_contract(converted: Path) -> None:
+    result = run("evaluate", converted, "--timesteps", "1,2,4", "--samples", 60, "--batch-size", 25, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["images"] == 60
+    assert set(document["ann"]) == {"top1"}
+    assert [point["timestep"] for point in document["snn"]] == [1, 2, 4]
+    keys = {"timestep", "top1", "agreement", "relative_error", "spikes_per_neuron"}
+    assert all(set(point) == keys for point in document["snn"])
+    assert document["snn"][-1]["agreement"] >= 95
+    assert document["snn"][0]["relative_error"] > document["snn"][-1]["relative_error"]
+    assert "calibrated for 3 timesteps" in result.stderr
+    assert json.loads((converted / "evaluation.json").read_text()) == document
+    assert (converted / "evaluation.csv").is_file() and (converted / "curve.svg").is_file()
+
+
+def test_a_folder_of_images_gives_what_the_embedded_images_give(converted: Path, folder: Path) -> None:
+    given = json.loads(run("evaluate", converted, "--data", folder, "--json").stdout)
+    assert given["images"] == 60
+    assert given["ann"]["top1"] > 70
+
+
+def test_scored_images_are_never_calibration_images(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("convert", "demo", "-o", out, "--data", folder, "--samples", 25, "--timesteps", 1).exit_code == 0
+    document = json.loads(run("evaluate", out, "--data", folder, "--json").stdout)
+    assert document["images"] == 35
+    document = json.loads(run("evaluate", out, "--data", folder, "--samples", 10, "--json").stdout)
+    assert document["images"] == 10
+    assert run("convert", "demo", "-o", tmp_path / "all", "--data", folder, "--timesteps", 1).exit_code == 0
+    fails(1, "no images to use", "evaluate", tmp_path / "all", "--data", folder)
+    (out / "calibration.json").unlink()
+    fails(1, "does not tell which images", "evaluate", out, "--data", folder)
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+    weights: list[dict[str, torch.Tensor]] = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("convert", "demo", "-o", tmp_path / name, "--samples", 20, "--timesteps", 1, "--seed", seed)
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    a, b, c = weights
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_recipes_come_by_name_or_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"timesteps": 2, "levels": 2, "ignore": ["head"]}))
+    assert run("convert", "demo", "-o", tmp_path / "out", "--recipe", path, "--samples", 8).exit_code == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vit2snn"]["recipe"]["levels"] == 2
+    fails(2, "no recipe and no file 'fast'", "convert", "demo", "-o", tmp_path / "x", "--recipe", "fast")
+
+
+def test_inspect_needs_no_data() -> None:
+    result = run("inspect", "deit_tiny_patch16_224", "--json")
+    document = json.loads(result.stdout)
+    assert document["macs"] == 1_253_683_200  # 1.254 G, attention included
+    assert len([m for m in document["modules"] if m["action"] == "spiking"]) == 62
+    table = run("inspect", "demo").stdout
+    assert "blocks.0.attn.qkv" in table and "analog" in table
+    assert max(map(len, table.splitlines())) <= 80
+    fails(1, "WindowAttention", "inspect", "swin_tiny_patch4_window7_224")
+
+
+def test_env_names_versions() -> None:
+    assert json.loads(run("env", "--json").stdout)["torch"] == str(torch.__version__)
+
+
+def test_demo_runs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vit2snn.zoo.demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vit2snn.cli.DEMO_TIMESTEPS", 2)
+    small: Any = lambda split: tuple(part[:40] for part in demo_images(split))  # noqa: E731
+    monkeypatch.setattr(vit2snn.zoo.demo, "demo_images", small)
+    first, second = run("demo"), run("demo", "--json")
+    assert first.exit_code == second.exit_code == 0, first.output
+    assert "ANN top-1" in first.stdout
+    assert json.loads(second.stdout)["images"] == 40
+    assert {p.name for p in tmp_path.iterdir()} == {"vit2snn-demo"}
+    fails(2, "exists already", "demo", "-o", "vit2snn-demo")
+
+
+# Bad input
+
+
+def test_quality_gate(converted: Path) -> None:
+    result = run("evaluate", converted, "--samples", 30, "--max-drop", -1000)
+    assert result.exit_code == 3
+    assert "more than --max-drop" in result.stderr
+    assert "ANN top-1" in result.stdout
+    assert run("evaluate", converted, "--samples", 30, "--max-drop", 100).exit_code == 0
+
+
+def test_nothing_converted_has_its_exit_code(tmp_path: Path) -> None:
+    recipe = tmp_path / "nothing.json"
+    recipe.write_text('{"ignore": ["*"]}')
+    fails(3, "nothing in VisionTransformer would be converted", "convert", "demo", "-o", tmp_path / "o", "--recipe", recipe)
+    assert not (tmp_path / "o").exists()
+
+
+def test_usage_errors_have_exit_code_2(converted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fails(2, "exists already", "convert", "demo", "-o", converted)
+    fails(2, "Missing option", "convert", "demo")
+    fails(2, "does not exist", "convert", "demo", "-o", out, "--checkpoint", tmp_path / "none.pth")
+    fails(2, "not a list of timesteps", "evaluate", converted, "--timesteps", "1,x")
+    fails(2, "at least 1", "evaluate", converted, "--timesteps", "0,1")
+    fails(2, "--data", "convert", f"local-dir:{FOLDER}", "-o", out)
+    fails(2, "cannot be used", "convert", "demo", "-o", out, "--device", "quantum")
+    assert not out.exists()
+
+
+def test_bad_models_checkpoints_and_data_have_exit_code_1(converted: Path, folder: Path, tmp_path: Path) -> None:
+    out, broken = tmp_path / "out", tmp_path / "broken.safetensors"
+    result = fails(1, "no model 'vit_tinny_patch16_224'", "convert", "vit_tinny_patch16_224", "--data", folder, "-o", out)
+    assert "did you mean" in result.stderr
+    broken.write_bytes(b"junk")
+    fails(1, "cannot be read", "convert", "demo", "-o", out, "--checkpoint", broken)
+    weights = load_file(FOLDER / "model.safetensors")
+    save_file(weights | {"blocks.2.mlp.fc1.weight": torch.full((256, 64), float("nan"))}, broken)
+    fails(1, "'blocks.2.mlp.fc1.weight' are not finite", "convert", "demo", "-o", out, "--checkpoint", broken)
+    fails(1, "there is no folder", "convert", "demo", "-o", out, "--data", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    fails(1, "cannot be opened", "evaluate", converted, "--data", tmp_path / "empty")
+    (folder / "class1" / "fake.png").write_text("no image")
+    fails(1, "is not an image", "evaluate", converted, "--data", folder)
+    (folder / "class1" / "fake.png").unlink()
+    shutil.rmtree(folder / "class9")
+    fails(1, "9 class folders, the model tells 10 classes apart", "evaluate", converted, "--data", folder)
+    fails(1, "is not a converted model", "evaluate", folder)
+    assert not out.exists()
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vit2snn.convert.artifact.save_file", interrupt)
+    fails(130, "interrupted", "convert", "demo", "-o", tmp_path / "out", "--samples", 4, "--timesteps", 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run("--debug", "evaluate", tmp_path)
+    assert type(result.exception).__name__ == "ArtifactError"
+
+
+def test_replacing_needs_the_flag_and_leaves_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("convert", "demo", "-o", out, "--samples", 4, "--timesteps", 1)
+    assert run(*arguments).exit_code == 0
+    (out / "mark").write_text("first")
+    fails(2, "exists already", *arguments)
+    assert (out / "mark").exists()
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert not (out / "mark").exists()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_grey_images_in_colour_files_are_read(converted: Path, folder: Path) -> None:
+    path = next(folder.glob("class0/*.png"))
+    pixels = np.asarray(Image.open(path))
+    Image.fromarray(np.stack([pixels] * 3, -1)).save(path)
+    assert run("evaluate", converted, "--data", folder, "--timesteps", "1").exit_code == 0
