@@ -165,7 +165,10 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 
     ann = load_model(model, pretrained=False)
     planned = plan(ann, Recipe.find(recipe), resolve_model_data_config(ann)["input_size"])
-    rows = [[m.name, m.type, m.action, "+".join(m.operations), f"{m.macs / 1e6:.2f}"] for m in planned.modules]
+    rows = [
+        [m.name, m.type, m.action, "+".join(m.operations).replace("scaled_dot_product_", ""), f"{m.macs / 1e6:.2f}"]
+        for m in planned.modules
+    ]
     table = _table(["module", "type", "action", "operations", "MMAC"], rows)
     _emit(
         as_json,
@@ -212,6 +215,7 @@ def _convert(
 ) -> dict[str, Any]:  # fmt: skip
     """Calibrate, convert, diagnose, save; the summary of it."""
     import torch
+    from timm.data import resolve_model_data_config
 
     from vit2snn.convert import load_model, plan, to_spiking
     from vit2snn.convert.artifact import is_artifact, versions
@@ -223,12 +227,14 @@ def _convert(
     check_output(out, overwrite, is_artifact)
     device = _device(images["device"])
     ann = load_model(name, checkpoint, num_classes)
+    plan(ann, recipe, resolve_model_data_config(ann)["input_size"])  # refuses what it cannot convert before images are read
     source = _source(name, ann, images)
     samples = list(_bar(prepared(ann, source, count=images["samples"], seed=images["seed"]), "reading images"))
     if not samples:
         raise DataError("there are no images to calibrate on", "give a folder with images to --data")
+    if len(samples) < images["samples"]:
+        click.echo(f"note: the data holds {len(samples)} images, all are used to calibrate", err=True)
     pixels = torch.stack([sample.image for sample in samples])
-    plan(ann, recipe, tuple(pixels.shape[1:]))
     snn = to_spiking(ann.to(device), recipe, _Pass(pixels.to(device).split(images["batch_size"]), "calibrating"))
     errors = diagnose(snn, pixels[:8].to(device))
     digests = [sample.digest for sample in samples]

@@ -146,7 +146,8 @@ class EntropyObserver(HistogramObserver):
         true = inside.clone()
         true[:, -1] += counts[:, end:].sum(1)
         true, decoded = (p / p.sum(1, keepdim=True).clamp(min=TINY) for p in (true, decoded))
-        return torch.special.xlogy(true, true.clamp(min=TINY) / decoded.clamp(min=TINY)).sum(1)
+        divergence: Tensor = torch.special.xlogy(true, true.clamp(min=TINY) / decoded.clamp(min=TINY)).sum(1)
+        return divergence
 
 
 OBSERVERS: dict[str, Callable[[float, Decode], Observer]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -41,18 +40,20 @@ class Alphabet:
     def quantize(self, u: Tensor, threshold: Tensor) -> Tensor:
         """The nearest value of the alphabet; a tie goes to the larger one (``>=``, as in the literature's neurons).
 
+        Not differentiable: see `vit2snn.spiking.coding.emit`.
+
         Args:
             u: any shape.
             threshold: θ > 0, the largest level; broadcasts against ``u``.
         """
-        y = self.magnitudes(u) / threshold
-        # A nonzero level ends half-way to its upper neighbour, (1 + 1/ρ)/2 below it: a constant distance on the log scale.
-        if self.levels > 1:
-            step = math.log2(self.ratio)
-            k = torch.ceil(torch.log2(y * (2 / (1 + 1 / self.ratio))) / -step).clamp(0, self.levels - 1)
-            level = torch.exp2(k * -step)
-        else:
-            level = torch.ones_like(y)
+        y = self.magnitudes(u).div_(threshold)
         fires = y >= self.ratio ** (1 - self.levels) / 2
-        spikes = torch.where(fires, level, 0.0) * threshold
-        return spikes.copysign(u) if self.signed else spikes
+        if self.levels == 1:
+            level = y.fill_(1.0)
+        else:
+            # A level ends half-way to its upper neighbour, (1 + 1/ρ)/2 below it: a constant distance on the log scale.
+            step = math.log2(self.ratio)
+            k = y.mul_(2 / (1 + 1 / self.ratio)).log2_().div_(-step).ceil_().clamp_(0, self.levels - 1)
+            level = k.mul_(-step).exp2_()
+        spikes = level.mul_(fires).mul_(threshold)
+        return spikes.copysign_(u) if self.signed else spikes

@@ -34,6 +34,8 @@ class Coding(str, Enum):
 
 def innovation(coding: Coding, t: int, deviation: Tensor, d: Tensor) -> Tensor:
     """The argument of Q_t: what the decoded value lacks, in units of one spike. All shapes ``[B, ...]``."""
+    if coding is Coding.DIFFERENTIAL:
+        return deviation - d
     a, b = coding.coefficients(t)
     return (deviation - a * d) / b
 
@@ -44,12 +46,12 @@ def emit(alphabet: Alphabet, u: Tensor, threshold: Tensor, count: int = 1) -> li
     Differentiable by the straight-through estimator: the gradient of the burst with respect to ``u`` is 1 within reach of
     the alphabet and 0 where it saturates.
     """
-    spikes = []
     with torch.no_grad():
+        spikes = [alphabet.quantize(u, threshold)]
         rest = u
-        for _ in range(count):
-            spikes.append(alphabet.quantize(rest, threshold))
+        while len(spikes) < count:
             rest = rest - spikes[-1]
+            spikes.append(alphabet.quantize(rest, threshold))
     if u.requires_grad and torch.is_grad_enabled():
         reach = count * threshold
         passed = u.clamp(-reach if alphabet.signed else torch.zeros_like(reach), reach)
@@ -59,6 +61,8 @@ def emit(alphabet: Alphabet, u: Tensor, threshold: Tensor, count: int = 1) -> li
 
 def integrate(coding: Coding, t: int, d: Tensor, spikes: list[Tensor], bias: Tensor | float = 0.0) -> Tensor:
     """d[t] from d[t-1] and the spikes of step t."""
+    total = sum(spikes[1:], spikes[0]) + bias
+    if coding is Coding.DIFFERENTIAL:
+        return d + total
     a, b = coding.coefficients(t)
-    total = spikes[0] if len(spikes) == 1 else torch.stack(spikes).sum(0)
-    return a * d + b * (total + bias)
+    return a * d + b * total

@@ -121,7 +121,7 @@ def test_inspect_needs_no_data() -> None:
     document = json.loads(result.stdout)
     assert document["macs"] == 1_253_683_200  # 1.254 G, attention included
     assert len([m for m in document["modules"] if m["action"] == "spiking"]) == 62
-    table = run("inspect", "demo").stdout
+    table = run("inspect", "vit_base_patch16_siglip_224").stdout
     assert "blocks.0.attn.qkv" in table and "analog" in table
     assert max(map(len, table.splitlines())) <= 80
     fails(1, "WindowAttention", "inspect", "swin_tiny_patch4_window7_224")
