@@ -345,7 +345,7 @@ def _emit(as_json: bool, document: Any, text: str) -> None:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     """Columns aligned: text to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    numeric = [all(cell.replace(".", "").isdigit() for cell in column) for column in zip(*rows, strict=True)]
+    numeric = [all(cell[:1].isdigit() for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)).rstrip()
         for row in [head, *rows]
@@ -358,7 +358,7 @@ def _curve_table(result: Evaluation) -> str:
             str(p.timestep),
             f"{p.top1:.1f}",
             f"{p.agreement:.1f}",
-            f"{p.relative_error:.4f}",
+            f"{p.relative_error:.2g}",
             f"{p.spikes_per_neuron:.2f}",
         ]
         for p in result.points
@@ -367,7 +367,7 @@ def _curve_table(result: Evaluation) -> str:
     worst = result.modules[0]
     return (
         f"ANN top-1: {result.ann_top1:.1f} % on {result.images} images\n{table}\n"
-        f"largest error at the last step: {worst.name} ({worst.relative_error[-1]:.3f})"
+        f"largest error at the last step: {worst.name} ({worst.relative_error[-1]:.2g})"
     )
 
 
