@@ -138,8 +138,10 @@ def evaluate(out: Path, timesteps: list[int] | None, max_drop: float | None, as_
     vit2snn evaluate demo-snn
     vit2snn evaluate deit-snn --data imagenet/val --timesteps 1,2,4,8
     """
+    from vit2snn.evaluation.text import curve_table
+
     result = _evaluate(out, timesteps, images)
-    _emit(as_json, result.to_json(), _curve_table(result))
+    _emit(as_json, result.to_json(), curve_table(result))
     drop = result.ann_top1 - result.points[-1].top1
     if max_drop is not None and drop > max_drop:
         raise QualityGateError(
@@ -162,6 +164,7 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
     from timm.data import resolve_model_data_config
 
     from vit2snn.convert import Recipe, load_model, plan
+    from vit2snn.evaluation.text import table
 
     ann = load_model(model, pretrained=False)
     planned = plan(ann, Recipe.find(recipe), resolve_model_data_config(ann)["input_size"])
@@ -169,11 +172,11 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
         [m.name, m.type, m.action, "+".join(m.operations).replace("scaled_dot_product_", ""), f"{m.macs / 1e6:.2f}"]
         for m in planned.modules
     ]
-    table = _table(["module", "type", "action", "operations", "MMAC"], rows)
+    text = table(["module", "type", "action", "operations", "MMAC"], rows)
     _emit(
         as_json,
         {"model": model, "macs": planned.macs, "modules": [asdict(module) for module in planned.modules]},
-        f"{table}\n{planned.macs / 1e9:.3f} GMAC for one image",
+        f"{text}\n{planned.macs / 1e9:.3f} GMAC for one image",
     )
 
 
@@ -183,11 +186,13 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Convert the embedded ViT, score it on embedded Fashion-MNIST images, and draw the curve. Needs no network."""
+    from vit2snn.evaluation.text import curve_table
+
     folder = out or Path("vit2snn-demo")
     images = {"seed": 0, "batch_size": 32, "device": "auto", "samples": 128, "split": "train"}
     _convert(DEMO, folder, _recipe("faithful", DEMO_TIMESTEPS), None, None, overwrite or out is None, images)
     result = _evaluate(folder, None, images | {"samples": None, "split": "validation"})
-    _emit(as_json, result.to_json(), _curve_table(result))
+    _emit(as_json, result.to_json(), curve_table(result))
     click.echo(f"the converted model, the curve and its data are in {folder}", err=True)
 
 
@@ -340,35 +345,6 @@ class _Pass:
 
 def _emit(as_json: bool, document: Any, text: str) -> None:
     click.echo(json.dumps(document) if as_json else text)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns aligned: text to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    numeric = [all(cell[:1].isdigit() for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)).rstrip()
-        for row in [head, *rows]
-    )
-
-
-def _curve_table(result: Evaluation) -> str:
-    rows = [
-        [
-            str(p.timestep),
-            f"{p.top1:.1f}",
-            f"{p.agreement:.1f}",
-            f"{p.relative_error:.2g}",
-            f"{p.spikes_per_neuron:.2f}",
-        ]
-        for p in result.points
-    ]
-    table = _table(["T", "top-1 %", "agreement %", "relative error", "spikes/neuron"], rows)
-    worst = result.modules[0]
-    return (
-        f"ANN top-1: {result.ann_top1:.1f} % on {result.images} images\n{table}\n"
-        f"largest error at the last step: {worst.name} ({worst.relative_error[-1]:.2g})"
-    )
 
 
 def main() -> None:

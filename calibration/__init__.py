@@ -1,4 +1,5 @@
 """Calibration: statistics that stream over sample images, and the thresholds, priors and biases that follow from them."""
 
+from .network import Prior as Prior, calibrate as calibrate
 from .observers import OBSERVERS as OBSERVERS, Observer as Observer
-from .thresholds import ThresholdRule as ThresholdRule, calibrate as calibrate
+from .rule import ThresholdRule as ThresholdRule

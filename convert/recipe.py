@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from ..calibration import ThresholdRule
-from ..calibration.thresholds import Prior
+from ..calibration import Prior, ThresholdRule
 from ..errors import RecipeError
 from ..spiking import Alphabet, CodedNeuron, Coding
 

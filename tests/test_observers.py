@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vit2snn.calibration import OBSERVERS, Observer
 from vit2snn.calibration.histogram import BINS, Histogram, edges
-from vit2snn.calibration.thresholds import decoder
+from vit2snn.calibration.rule import decoder
 from vit2snn.spiking import Alphabet, CodedNeuron, Coding
 
 TERNARY = CodedNeuron(Alphabet(1), Coding.DIFFERENTIAL)

@@ -1,0 +1,101 @@
+"""Calibration of a neuron while the spiking network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..spiking import CodedNeuron, Neuron
+from ..spiking.coding import emit, innovation, integrate
+from .activity import Activity
+from .channels import from_channels, to_channels
+from .observers import Observer
+from .rule import ThresholdRule, magnitudes
+
+STEEPEST = 0.3
+"""A closed-loop threshold is at least this share of the one before it. Innovations that are larger than any on the calibration
+images would otherwise never be made up for: the thresholds of all later steps together would be too small to reach them."""
+
+
+class ClosedLoop(Neuron):
+    """Stands in for a coded neuron during calibration: at each step it sets threshold and bias first, then fires.
+
+    The bias makes up for what the decoded value lacks to the ANN's on the same images, in the mean of each channel. So every
+    batch is shown twice: without an aim the neuron passes its input through, as the ANN does, and takes its mean as the aim.
+    """
+
+    def __init__(self, neuron: CodedNeuron, seen: Activity, rule: ThresholdRule, bias: bool) -> None:
+        super().__init__()
+        self.neuron, self.seen, self.rule, self.has_bias = neuron, seen, rule, bias
+        self.clock = neuron.clock
+        self.observers: list[Observer] = []
+        self.thresholds: list[Tensor] = []
+        self.lacks: list[Tensor] = []  # [channels], summed over images
+        self.images: list[int] = []
+        self.aim: Tensor | None = None
+
+    def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As the neuron's own step, with the tables of step ``t`` set on the way."""
+        neuron = self.neuron
+        if self.aim is None:
+            self.aim = to_channels(x, neuron.axes).mean(1)
+            return x, x
+        assert neuron.alphabet is not None
+        d = torch.zeros_like(x) if state is None else state
+        u = innovation(neuron.coding, t, x - neuron.prior, d)
+        spikes = emit(neuron.alphabet, u, self._set_threshold(t, u), neuron.spikes_per_step)
+        d = integrate(neuron.coding, t, d, spikes)
+        if self.has_bias:
+            d = d + from_channels(self._note_lack(t, neuron.prior + d, self.aim), x, neuron.axes)
+        return neuron.prior + d, d
+
+    def _set_threshold(self, t: int, u: Tensor) -> Tensor:
+        if not self.rule.closed_loop:
+            return self.neuron.threshold[0]
+        if t == len(self.observers):
+            self.observers.append(self.rule.watch(self.neuron, 1))
+            self.thresholds.append(u)
+        self.observers[t].update(magnitudes(self.neuron, u))
+        threshold = self.rule.threshold(self.neuron, self.observers[t], self.seen)
+        if t > 0:
+            threshold = torch.maximum(threshold, STEEPEST * self.thresholds[t - 1])
+        self.thresholds[t] = threshold
+        return threshold
+
+    def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
+        """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far."""
+        lack = (aim - to_channels(decoded, self.neuron.axes).mean(1)) * len(decoded)
+        if t == len(self.lacks):
+            self.lacks.append(torch.zeros_like(lack))
+            self.images.append(0)
+        self.lacks[t] = self.lacks[t] + lack
+        self.images[t] += len(decoded)
+        return self.lacks[t] / self.images[t]
+
+    def finish(self) -> None:
+        """Hand the tables over to the neuron."""
+        if self.thresholds:
+            self.neuron.threshold = torch.stack(self.thresholds)
+        if self.lacks:
+            like = self.seen.mean.unsqueeze(0)
+            self.neuron.bias = torch.stack(
+                [
+                    from_channels(lack / images / self.neuron.coding.coefficients(t)[1], like, self.neuron.axes)
+                    for t, (lack, images) in enumerate(zip(self.lacks, self.images, strict=True))
+                ]
+            )
+
+
+@contextmanager
+def in_place_of_neurons(network: nn.Module, loops: dict[str, ClosedLoop]) -> Iterator[None]:
+    """Within this context the neurons named in ``loops`` calibrate themselves."""
+    try:
+        for name, loop in loops.items():
+            network.set_submodule(name, loop)
+        yield
+    finally:
+        for name, loop in loops.items():
+            network.set_submodule(name, loop.neuron)
