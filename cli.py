@@ -274,7 +274,7 @@ def _evaluate(out: Path, timesteps: list[int] | None, images: dict[str, Any]) ->
     samples = prepared(snn.network, source, count=images["samples"], seed=images["seed"], exclude=_calibrated_on(out))
     total = images["samples"] or (len(source.labels) if source.labels is not None else None)
     result = evaluate(snn, batches(_bar(samples, "scoring", total), images["batch_size"]), timesteps)
-    write_evaluation(result, out, title=f"{config['architecture']}, T = {snn.recipe.timesteps}")
+    write_evaluation(result, out, title=config["vit2snn"]["source"])
     return result
 
 

@@ -67,7 +67,8 @@ class SpikingModel(nn.Module):
         Returns:
             The running readout ``[T, B, classes]``.
         """
-        return simulate(self.network, self.clock, x, timesteps or self.recipe.timesteps, chunk)
+        timesteps = self.recipe.timesteps if timesteps is None else timesteps
+        return simulate(self.network, self.clock, x, timesteps, chunk)
 
     def ann(self, x: Tensor) -> Tensor:
         """The logits ``[B, classes]`` of the ANN that was converted: one pass with analog neurons."""

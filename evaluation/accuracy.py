@@ -83,9 +83,12 @@ def evaluate(
 
     Raises:
         DataError: there are no images, or labels are not classes of the model.
+        ValueError: a timestep is below 1.
     """
-    timesteps = timesteps or snn.recipe.timesteps
+    timesteps = snn.recipe.timesteps if timesteps is None else timesteps
     reported = range(1, timesteps + 1) if isinstance(timesteps, int) else sorted(set(timesteps))
+    if not reported or reported[0] < 1:
+        raise ValueError(f"timesteps must be at least 1, got {timesteps}")
     last = reported[-1]
     device = next(snn.network.parameters()).device
     count = _SpikeCount(last)

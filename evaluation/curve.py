@@ -34,7 +34,7 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path, title: str = ""
 def curve_svg(evaluation: Evaluation, title: str = "") -> str:
     """Accuracy and agreement against timesteps, with the ANN as a line."""
     t = [point.timestep for point in evaluation.points]
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.axhline(evaluation.ann_top1, color="0.4", linestyle="--", label=f"ANN top-1 ({evaluation.ann_top1:.1f} %)")
     axes.plot(t, [point.top1 for point in evaluation.points], "o-", label="SNN top-1")
@@ -42,7 +42,7 @@ def curve_svg(evaluation: Evaluation, title: str = "") -> str:
     axes.set(xlabel="timesteps T", ylabel=f"% of {evaluation.images} images", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3)
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg")
     return drawing.getvalue()

@@ -35,7 +35,7 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
         images: ``[B, C, H, W]``, a few; the ANN's activations are held in memory.
         timesteps: T; the recipe's unless given.
     """
-    timesteps = timesteps or snn.recipe.timesteps
+    timesteps = snn.recipe.timesteps if timesteps is None else timesteps
     names = snn.neurons()
     reference: dict[str, Tensor] = {}
     errors: dict[str, list[float]] = {name: [] for name in names}

@@ -78,6 +78,9 @@ def test_timesteps_are_reported_as_asked(snn: SpikingModel, images: Tensor, labe
     some = evaluate(snn, loader(images, labels), [4, 2, 6])
     assert list(some.points) == [whole.points[1], whole.points[3], whole.points[5]]
     assert [point.timestep for point in evaluate(snn, loader(images, labels), [2]).points] == [2]
+    for impossible in (0, [], [0, 1]):
+        with pytest.raises(ValueError, match="timesteps must be at least 1"):
+            evaluate(snn, loader(images, labels), impossible)
 
 
 def test_the_size_of_batches_does_not_matter() -> None:
