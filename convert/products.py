@@ -6,18 +6,17 @@ Only that module is rewritten; its children keep their names, and so does the re
 from __future__ import annotations
 
 import inspect
-import operator
 
-import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from ..errors import UnsupportedModuleError
 from ..spiking import CodedNeuron, SpikingDotProductAttention
+from .record import FUSED, WEIGHTED
 from .registry import NeuronFactory
 
-MATRIX = {operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm"}
-ELEMENTWISE = {operator.mul, torch.mul, "mul", "mul_"}
+MATRIX = {"matmul", "bmm", "mm", "einsum"}
+ELEMENTWISE = {"mul", "mul_", "imul", "multiply"}
+NOT_REWRITTEN = WEIGHTED | {"baddbmm", "addcmul", "addbmm"}
 
 
 class _OneModule(fx.Tracer):
@@ -34,17 +33,23 @@ def rewrite_products(module: nn.Module, neuron: NeuronFactory) -> nn.Module:
     of ``module`` that its graph does not use are dropped. Arguments of ``forward`` with a default keep that value.
 
     Raises:
-        UnsupportedModuleError: the module cannot be traced, or holds no product.
+        UnsupportedModuleError: the module cannot be traced, multiplies nothing, or has a synaptic operation of another kind
+            in its own ``forward``, such as a functional linear map.
     """
     if hasattr(module, "fused_attn"):
         module.fused_attn = True  # type: ignore[assignment]
     graph = _trace(module)
     signals = _signals(graph)
-    fused = [n for n in graph.nodes if n.op == "call_function" and n.target is F.scaled_dot_product_attention]
-    matrix = [n for n in graph.nodes if n.target in MATRIX and _multiplies_signals(n, signals)]
-    elementwise = [n for n in graph.nodes if n.target in ELEMENTWISE and _multiplies_signals(n, signals)]
-    if not fused + matrix + elementwise:
-        raise UnsupportedModuleError(f"{type(module).__name__} multiplies no two activations in its forward")
+    operands = {node: [i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in signals] for node in graph.nodes}
+    fused = [node for node in graph.nodes if _function(node) in FUSED]
+    products = [node for node in graph.nodes if _function(node) in MATRIX | ELEMENTWISE and len(operands[node]) > 1]
+    others = {_function(node) for node in graph.nodes if operands[node] and _function(node) in NOT_REWRITTEN}
+    if others or not fused + products:
+        what = f"calls {', '.join(sorted(others))}" if others else "multiplies no two activations"
+        raise UnsupportedModuleError(
+            f"the forward of {type(module).__name__} {what}, which rewrite_products does not handle",
+            f"use a module such as nn.Linear for weights, or write a handler: @vit2snn.converts({type(module).__name__})",
+        )
     for index, node in enumerate(fused):
         heads = (-3, -1)
         name = _add(module, "attention", index, SpikingDotProductAttention(
@@ -53,12 +58,12 @@ def rewrite_products(module: nn.Module, neuron: NeuronFactory) -> nn.Module:
         with graph.inserting_before(node):
             node.replace_all_uses_with(graph.call_module(name, node.args, node.kwargs))
         graph.erase_node(node)
-    for index, node in enumerate(matrix + elementwise):
-        axes = (-3,) if node in matrix else (-1,)
-        for side, operand in enumerate(node.args[:2]):
-            name = _add(module, ("left", "right")[side], index, neuron(axes))
+    for index, node in enumerate(products):
+        axes = (-3,) if _function(node) in MATRIX else (-1,)
+        for side, position in enumerate(operands[node]):
+            name = _add(module, f"operand{side}", index, neuron(axes))
             with graph.inserting_before(node):
-                node.update_arg(side, graph.call_module(name, (operand,)))
+                node.update_arg(position, graph.call_module(name, (node.args[position],)))
     graph.lint()
     return fx.GraphModule(module, graph, class_name=f"Spiking{type(module).__name__}")
 
@@ -104,6 +109,8 @@ def _signals(graph: fx.Graph) -> set[fx.Node]:
     return signals
 
 
-def _multiplies_signals(node: fx.Node, signals: set[fx.Node]) -> bool:
-    operands = node.args[:2]
-    return len(operands) == 2 and all(isinstance(operand, fx.Node) and operand in signals for operand in operands)
+def _function(node: fx.Node) -> str:
+    """The name of the function or method that a node calls; empty for other nodes."""
+    if node.op == "call_method":
+        return str(node.target)
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""

@@ -150,7 +150,7 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "faithful": Recipe(),
-    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, headroom=0.5),
+    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, observer="mse", headroom=1.0, granularity="channel"),
     "binary": Recipe(
         timesteps=32,
         coding="rate",
@@ -161,7 +161,6 @@ RECIPES: dict[str, Recipe] = {
         headroom=1.0,
         granularity="channel",
         prior="minimum",
-        bias=False,
     ),
     "exact": Recipe(timesteps=1, levels=0),
 }

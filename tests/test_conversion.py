@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import vit2snn
 from vit2snn.convert import RECIPES, Recipe, rewrite_products, to_spiking
 from vit2snn.convert.registry import _HANDLERS
-from vit2snn.errors import DataError, ModelError
+from vit2snn.errors import DataError, ModelError, UnsupportedModuleError
 from vit2snn.spiking import SpikingLinear, neurons
 
 FAMILY = {
@@ -188,7 +188,7 @@ class Gated(nn.Module):
         self.scale = nn.Parameter(torch.full((8,), 0.5))
 
     def forward(self, x: Tensor, power: int = 1) -> Tensor:
-        mixed = (self.a(x) @ self.b(x).transpose(-2, -1) / x.shape[-1]) @ x
+        mixed = torch.einsum("bij,bjk->bik", self.a(x) @ self.b(x).transpose(-2, -1) / x.shape[-1], x)
         return torch.tanh(mixed * x * self.scale) ** power
 
 
@@ -207,6 +207,28 @@ def test_a_users_module_is_converted_by_a_registered_rule(gated_rule: object) ->
         assert torch.allclose(exact(x)[0], model(x), atol=1e-6)
         error = (snn(x) - model(x)).flatten(1).norm(dim=1) / model(x).norm()
     assert error[-1] < 0.01 < error[0]
+
+
+class Functional(Gated):
+    """Its weight meets the signal outside of a module."""
+
+    def forward(self, x: Tensor, power: int = 1) -> Tensor:
+        return nn.functional.linear(x, self.a.weight) * x
+
+
+class Single(nn.Module):
+    """No product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [(Functional, "forward of Functional calls linear"), (Single, "Single multiplies no two activations")]
+)
+def test_rewriting_refuses_what_it_would_leave_out(kind: type[nn.Module], message: str) -> None:
+    with pytest.raises(UnsupportedModuleError, match=message):
+        rewrite_products(kind(), Recipe().neuron)
 
 
 def test_the_model_moves_and_reloads(vit: nn.Module, images: Tensor) -> None:
