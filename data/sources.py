@@ -123,7 +123,7 @@ def _check_class_map(path: Path, classes: int) -> None:
     if path.suffix != ".txt":
         raise DataError(f"the class map {str(path)!r} is not a .txt file", "write one class folder name a line")
     try:
-        names = path.read_text(encoding="utf-8").split()
+        names = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the class map {str(path)!r} cannot be read: {error}") from error
     if len(names) != classes:

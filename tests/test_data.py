@@ -122,7 +122,7 @@ def test_torchvision_data_sets_are_read(tmp_path: Path) -> None:
 
 def test_a_class_map_orders_the_classes(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("class2\nclass9\nclass0\nclass1\n")
+    names.write_text("class2\nankle boot\nclass0\nclass1\n")
     source = open_images(write_folder(tmp_path / "data"), "train", classes=4, class_map=names)
     assert sorted(set(source.labels or [])) == [0, 2, 3]
 
