@@ -55,8 +55,8 @@ class Evaluation:
         }
 
 
-class _SpikeCount:
-    """Spikes of all neurons by timestep."""
+class _Spikes:
+    """Spikes of all neurons by timestep: a probe for every neuron."""
 
     def __init__(self, timesteps: int) -> None:
         self.spikes = torch.zeros(timesteps, dtype=torch.float64)
@@ -66,6 +66,39 @@ class _SpikeCount:
         self.spikes[event.t] += sum(int(spike.count_nonzero()) for spike in event.spikes)
         if event.t == 0:
             self.neurons += event.target.numel()
+
+    def per_neuron(self) -> Tensor:
+        """Mean over neurons and images of the spikes sent so far, by timestep."""
+        return self.spikes.cumsum(0) / max(self.neurons, 1)
+
+
+class _Logits:
+    """Running comparison of the readout with the ANN's logits and with the labels."""
+
+    def __init__(self, timesteps: int) -> None:
+        self.images, self.ann_right = 0, 0
+        self.right, self.agreed = torch.zeros(timesteps), torch.zeros(timesteps)
+        self.difference, self.size = torch.zeros(timesteps, dtype=torch.float64), 0.0
+
+    def add(self, readout: Tensor, ann: Tensor, labels: Tensor) -> None:
+        """A batch: ``[T, B, classes]``, ``[B, classes]`` and ``[B]``."""
+        guess, prediction = readout.argmax(-1), ann.argmax(-1)
+        self.images += len(labels)
+        self.ann_right += int((prediction == labels).sum())
+        self.right += (guess == labels).sum(1).cpu()
+        self.agreed += (guess == prediction).sum(1).cpu()
+        self.difference += (readout - ann).double().square().sum((1, 2)).cpu()
+        self.size += float(ann.double().square().sum())
+
+    def point(self, t: int, spikes: Tensor) -> Point:
+        """The figures after ``t`` timesteps."""
+        return Point(
+            timestep=t,
+            top1=100 * float(self.right[t - 1]) / self.images,
+            agreement=100 * float(self.agreed[t - 1]) / self.images,
+            relative_error=float((self.difference[t - 1] / max(self.size, torch.finfo(torch.float64).tiny)).sqrt()),
+            spikes_per_neuron=float(spikes[t - 1]),
+        )
 
 
 @torch.no_grad()
@@ -91,38 +124,18 @@ def evaluate(
         raise ValueError(f"timesteps must be at least 1, got {timesteps}")
     last = reported[-1]
     device = next(snn.network.parameters()).device
-    count = _SpikeCount(last)
-    images, ann_right = 0, 0
-    right, agreed = torch.zeros(last), torch.zeros(last)
-    difference, size = torch.zeros(last, dtype=torch.float64), 0.0
+    spikes, logits = _Spikes(last), _Logits(last)
     modules: list[ModuleError] = []
     for x, y in batches:
         x, y = x.to(device), y.to(device)
         ann = snn.ann(x)
-        if not (int(y.min()) >= 0 and int(y.max()) < ann.shape[1]):
+        if int(y.min()) < 0 or int(y.max()) >= ann.shape[1]:
             raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {ann.shape[1]} classes")
-        if not modules:
-            modules = diagnose(snn, x[:DIAGNOSED], last)
-        with probing(snn.network, dict.fromkeys(snn.neurons(), count)):
-            readout = snn(x, last, chunk=1)
-        guess, prediction = readout.argmax(-1), ann.argmax(-1)
-        images += len(x)
-        ann_right += int((prediction == y).sum())
-        right += (guess == y).sum(1).cpu()
-        agreed += (guess == prediction).sum(1).cpu()
-        difference += (readout - ann).double().square().sum((1, 2)).cpu()
-        size += float(ann.double().square().sum())
-    if not images:
+        modules = modules or diagnose(snn, x[:DIAGNOSED], last)
+        with probing(snn.network, dict.fromkeys(snn.neurons(), spikes)):
+            logits.add(snn(x, last, chunk=1), ann, y)
+    if not logits.images:
         raise DataError("there are no images to score")
-    spikes = count.spikes.cumsum(0) / max(count.neurons, 1)
-    points = tuple(
-        Point(
-            timestep=t,
-            top1=100 * float(right[t - 1]) / images,
-            agreement=100 * float(agreed[t - 1]) / images,
-            relative_error=float((difference[t - 1] / max(size, torch.finfo(torch.float64).tiny)).sqrt()),
-            spikes_per_neuron=float(spikes[t - 1]),
-        )
-        for t in reported
-    )
-    return Evaluation(images, 100 * ann_right / images, points, modules)
+    per_neuron = spikes.per_neuron()
+    points = tuple(logits.point(t, per_neuron) for t in reported)
+    return Evaluation(logits.images, 100 * logits.ann_right / logits.images, points, modules)
