@@ -230,10 +230,11 @@ def _convert(
 
     started = time.time()
     check_output(out, overwrite, is_artifact)
+    _check_data(name, images)
     device = _device(images["device"])
     ann = load_model(name, checkpoint, num_classes)
     plan(ann, recipe, resolve_model_data_config(ann)["input_size"])  # refuses what it cannot convert before images are read
-    source = _source(name, ann, images)
+    source = _source(ann, images)
     samples = list(_bar(prepared(ann, source, count=images["samples"], seed=images["seed"]), "reading images"))
     if not samples:
         raise DataError("there are no images to calibrate on", "give a folder with images to --data")
@@ -242,13 +243,9 @@ def _convert(
     pixels = torch.stack([sample.image for sample in samples])
     snn = to_spiking(ann.to(device), recipe, _Pass(pixels.to(device).split(images["batch_size"]), "calibrating"))
     errors = diagnose(snn, pixels[:8].to(device))
-    digests = [sample.digest for sample in samples]
-    records = {
-        "calibration.json": {"images": len(samples), "seed": images["seed"], "digests": digests},
-        "run.json": {"command": sys.argv, "versions": versions(), "seconds": round(time.time() - started, 1)},
-    }
+    run = {"command": sys.argv, "seed": images["seed"], "versions": versions(), "seconds": round(time.time() - started, 1)}
     by_name = {error.name: error.relative_error for error in errors}
-    snn.save(out, source=name, overwrite=overwrite, records=records, errors=by_name)
+    snn.save(out, source=name, overwrite=overwrite, records={"run.json": run}, errors=by_name)
     actions = [module.action for module in snn.plan.modules]
     return {
         "out": str(out),
@@ -267,18 +264,24 @@ def _evaluate(out: Path, timesteps: list[int] | None, images: dict[str, Any]) ->
     from vit2snn.evaluation import write_evaluation
 
     config = read_config(out)
+    _check_data(config["vit2snn"]["source"], images)
     snn = load(out).to(_device(images["device"]))
-    source = _source(config["vit2snn"]["source"], snn.network, images)
+    source = _source(snn.network, images)
     if timesteps and timesteps[-1] > snn.recipe.timesteps:
         click.echo(f"note: calibrated for {snn.recipe.timesteps} timesteps; later ones reuse the last thresholds", err=True)
-    samples = prepared(snn.network, source, count=images["samples"], seed=images["seed"], exclude=_calibrated_on(out))
+    samples = prepared(snn.network, source, count=images["samples"], seed=images["seed"], exclude=snn.calibrated_on)
     total = images["samples"] or (len(source.labels) if source.labels is not None else None)
     result = evaluate(snn, batches(_bar(samples, "scoring", total), images["batch_size"]), timesteps)
     write_evaluation(result, out, title=config["vit2snn"]["source"])
     return result
 
 
-def _source(name: str, model: nn.Module, images: dict[str, Any]) -> ImageSource:
+def _check_data(name: str, images: dict[str, Any]) -> None:
+    if name != DEMO and not images.get("data"):
+        raise click.UsageError("give the images with --data DATA (only the demo model brings its own)")
+
+
+def _source(model: nn.Module, images: dict[str, Any]) -> ImageSource:
     """The images of a command: those of --data, or the embedded ones of the demo."""
     from vit2snn.data import array_source, open_images
     from vit2snn.zoo.demo import demo_images
@@ -289,20 +292,7 @@ def _source(name: str, model: nn.Module, images: dict[str, Any]) -> ImageSource:
             images["data"], images["split"], classes=int(model.num_classes), mode="L" if channels == 1 else "RGB",  # type: ignore[arg-type]
             root=images["data_dir"], class_map=images["class_map"],
         )  # fmt: skip
-    if name != DEMO:
-        raise click.UsageError("give the images with --data DATA (only the demo model brings its own)")
     return array_source(*demo_images("train" if images["split"] == "train" else "val"))
-
-
-def _calibrated_on(out: Path) -> list[str]:
-    try:
-        digests: list[str] = json.loads((out / "calibration.json").read_text(encoding="utf-8"))["digests"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{str(out / 'calibration.json')!r} does not tell which images the model was calibrated on",
-            "without it the scored images may be calibration images: convert the model again",
-        ) from None
-    return digests
 
 
 def _recipe(name: str, timesteps: int | None) -> Recipe:

@@ -2,7 +2,8 @@
 
 ``config.json`` is the one that timm writes (architecture, its arguments, pretrained configuration), with a section
 ``vit2snn``: schema version, recipe, input size and source. ``model.safetensors`` has weights, thresholds, priors and biases;
-``conversion.json`` a row for each module. Further JSON files (``records``) go beside them as they are.
+``conversion.json`` a row for each module; ``calibration.json`` the digests of the calibration images. Further JSON files
+(``records``) go beside them as they are.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def save(
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in snn.network.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         rows = conversion_rows(snn, errors or {})
-        documents = {"config.json": config, "conversion.json": rows, **(records or {})}
+        calibration = {"images": len(snn.calibrated_on), "digests": list(snn.calibrated_on)}
+        documents = {"config.json": config, "conversion.json": rows, "calibration.json": calibration, **(records or {})}
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(config, rows), encoding="utf-8")
@@ -155,7 +157,18 @@ def load(folder: str | Path) -> SpikingModel:
         snn.network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"the converted model in {str(folder)!r} is damaged: {error}") from error
+    snn.calibrated_on = _calibrated_on(Path(folder) / "calibration.json")
     return snn
+
+
+def _calibrated_on(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["digests"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(
+            f"{str(path)!r} does not tell which images the model was calibrated on",
+            "without it the scored images may be calibration images: convert the model again",
+        ) from None
 
 
 def conversion_rows(snn: SpikingModel, errors: Mapping[str, list[float]]) -> list[dict[str, Any]]:

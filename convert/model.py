@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import calibrate
+from ..data import digest
 from ..errors import DataError, ModelError
 from ..spiking import Clock, CodedNeuron, analog, neurons, simulate
 from .planning import Plan, plan
@@ -20,17 +20,24 @@ from .recipe import Recipe
 from .registry import handler_for
 
 
-@dataclass(frozen=True)
 class Batches:
-    """Batches of images that can be iterated over again: a tensor cut up, or batches from which labels are dropped."""
+    """Batches of images that can be iterated over again: a tensor cut up, or batches from which labels are dropped.
 
-    images: Tensor | Iterable[Any]
-    size: int = 32
+    ``digests`` are those of all images, once they have been iterated over.
+    """
+
+    def __init__(self, images: Tensor | Iterable[Any], size: int = 32) -> None:
+        self.batches = images.split(size) if isinstance(images, Tensor) else images
+        self.digests: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Tensor]:
-        batches = self.images.split(self.size) if isinstance(self.images, Tensor) else self.images
-        for batch in batches:
-            yield batch if isinstance(batch, Tensor) else batch[0]
+        seen: list[str] = []
+        for batch in self.batches:
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            if not self.digests:
+                seen += map(digest, images)
+            yield images
+        self.digests = self.digests or tuple(seen)
 
 
 class SpikingModel(nn.Module):
@@ -42,6 +49,7 @@ class SpikingModel(nn.Module):
         recipe: what it was converted with.
         plan: what became of each module.
         input_size: of one image, ``(C, H, W)``.
+        calibrated_on: digests of the calibration images (see `vit2snn.data.digest`), which must not be scored.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, plan: Plan, input_size: tuple[int, ...]) -> None:
@@ -50,6 +58,7 @@ class SpikingModel(nn.Module):
         self.recipe = recipe
         self.plan = plan
         self.input_size = input_size
+        self.calibrated_on: tuple[str, ...] = ()
         self.clock = Clock()
         for _, neuron in neurons(network):
             neuron.clock = self.clock
@@ -128,6 +137,7 @@ def to_spiking(
     snn = structure(model, recipe, tuple(first.shape[1:]))
     if recipe.alphabet is not None:
         calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, recipe.prior, recipe.bias)
+        snn.calibrated_on = batches.digests
     return snn
 
 

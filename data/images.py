@@ -43,7 +43,12 @@ def prepared(
 
 def sample_of(image: Tensor, label: int) -> Sample:
     """A sample with the digest of its pixels."""
-    return Sample(image, label, hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16])
+    return Sample(image, label, digest(image))
+
+
+def digest(image: Tensor) -> str:
+    """What a preprocessed image ``[C, H, W]`` is known by: 16 hexadecimal digits of the hash of its pixels."""
+    return hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -34,6 +34,8 @@ def test_a_round_trip_gives_the_same_logits_bit_for_bit(name: str, vit: nn.Modul
     again = vit2snn.load(tmp_path / "out")
     assert again.recipe == snn.recipe
     assert again.plan == snn.plan
+    assert again.calibrated_on == snn.calibrated_on
+    assert len(again.calibrated_on) == (0 if name == "exact" else len(images))
     with torch.no_grad():
         assert torch.equal(again(images, 3), snn(images, 3))
         assert torch.equal(again.ann(images), snn.ann(images))
@@ -50,7 +52,7 @@ def test_other_members_of_the_family_come_back(name: str, images: Tensor, tmp_pa
 def test_the_folder_holds_json_and_safetensors_only(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
     snn.save(tmp_path / "out", source="test", records={"run.json": {"command": ["x"]}}, errors={"head.neuron": [0.5, 0.25]})
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "model.safetensors", "conversion.json", "run.json", "README.md"}
+    assert names == {"config.json", "model.safetensors", "conversion.json", "calibration.json", "run.json", "README.md"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
     assert config["vit2snn"]["schema"] == 1

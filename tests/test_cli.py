@@ -97,6 +97,17 @@ def test_scored_images_are_never_calibration_images(folder: Path, tmp_path: Path
     fails(1, "does not tell which images", "evaluate", out, "--data", folder)
 
 
+def test_a_model_saved_from_python_is_scored_without_its_calibration_images(tmp_path: Path) -> None:
+    import vit2snn
+    from vit2snn.convert import load_model
+    from vit2snn.data import array_source, prepared
+
+    ann = load_model("demo")
+    images = torch.stack([s.image for s in prepared(ann, array_source(*demo_images("val")), count=30)])
+    vit2snn.to_spiking(ann, vit2snn.Recipe(timesteps=1), images).save(tmp_path / "out", source="demo")
+    assert json.loads(run("evaluate", tmp_path / "out", "--json").stdout)["images"] == 970
+
+
 def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     weights: list[dict[str, torch.Tensor]] = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
