@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..calibration import calibrate
 from ..data import digest
 from ..errors import DataError, ModelError
-from ..spiking import Clock, CodedNeuron, analog, neurons, simulate
+from ..spiking import CodedNeuron, analog, neurons, share_clock, simulate
 from .planning import Plan, plan
 from .recipe import Recipe
 from .registry import handler_for
@@ -59,9 +59,7 @@ class SpikingModel(nn.Module):
         self.plan = plan
         self.input_size = input_size
         self.calibrated_on: tuple[str, ...] = ()
-        self.clock = Clock()
-        for _, neuron in neurons(network):
-            neuron.clock = self.clock
+        self.clock = share_clock(network)
 
     def forward(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
         """Show an image for a number of timesteps and read the logits at each.

@@ -1,12 +1,39 @@
-"""The vocabulary of spiking networks in pure torch: time, spike alphabets, codings, neurons and the modules they drive."""
+"""The vocabulary of spiking networks in pure torch: time, neurons, codings, and the modules that they drive."""
 
 from .alphabet import Alphabet as Alphabet
+from .attention import (
+    QKChannelAttention as QKChannelAttention,
+    QKMixedAttention as QKMixedAttention,
+    QKTokenAttention as QKTokenAttention,
+    SpikeDrivenSelfAttention as SpikeDrivenSelfAttention,
+    SpikingAttention as SpikingAttention,
+    SpikingSelfAttention as SpikingSelfAttention,
+)
 from .coding import Coding as Coding
+from .experts import (
+    ExpertMixtureAttention as ExpertMixtureAttention,
+    ExpertMixturePerceptron as ExpertMixturePerceptron,
+)
+from .interaction import TemporalInteraction as TemporalInteraction
 from .layers import (
     SpikingConv2d as SpikingConv2d,
     SpikingDotProductAttention as SpikingDotProductAttention,
     SpikingLinear as SpikingLinear,
     driven as driven,
 )
+from .membrane import (
+    IF as IF,
+    LIF as LIF,
+    NEURONS as NEURONS,
+    PLIF as PLIF,
+    IntegerLIF as IntegerLIF,
+    NeuronFactory as NeuronFactory,
+    binary_spikes as binary_spikes,
+)
+from .mlp import SpikingMLP as SpikingMLP
 from .neuron import CodedNeuron as CodedNeuron, Event as Event, analog as analog, probing as probing
-from .time import Clock as Clock, Neuron as Neuron, neurons as neurons, simulate as simulate
+from .patches import SPEDS as SPEDS, DeformedShortcut as DeformedShortcut, SpikingPatchSplitting as SpikingPatchSplitting
+from .projection import ConvBN as ConvBN, SpikingProjection as SpikingProjection
+from .shortcut import MembraneShortcut as MembraneShortcut, SEWShortcut as SEWShortcut
+from .surrogate import Surrogate as Surrogate
+from .time import Clock as Clock, Neuron as Neuron, neurons as neurons, share_clock as share_clock, simulate as simulate

@@ -2,14 +2,15 @@
 
 A spiking network of ``T`` timesteps and ``B`` images is the ordinary network run on ``[T * B, ...]``. A neuron unfolds its
 input to ``[T, B, ...]``, steps along ``T`` and folds again; every other module is stock PyTorch. Long runs are cut into
-chunks of timesteps: the neurons of a network share a `Clock` that says which timesteps the present chunk holds, and carry
-their state from one chunk to the next.
+chunks of timesteps: the neurons of a network share a `Clock`, which says which timesteps the present chunk holds and keeps
+the neurons' states from one chunk to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +18,60 @@ from torch import Tensor, nn
 
 @dataclass
 class Clock:
-    """The timesteps of the chunk that is being computed: ``elapsed, ..., elapsed + timesteps - 1``."""
+    """The timesteps of the chunk that is being computed: ``elapsed, ..., elapsed + timesteps - 1``.
+
+    Attributes:
+        elapsed: timesteps of this run that are over.
+        timesteps: of the present chunk.
+        still: batch size of signals that do not change in time (a static image and what is computed from it before the
+            first neuron): a neuron that sees a batch of this size shows it to itself at every timestep. None if the
+            signals of all timesteps are folded into the batch from the start.
+        states: of the neurons, at the end of the chunk before.
+    """
 
     elapsed: int = 0
     timesteps: int = 1
+    still: int | None = None
+    states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
 
 
 class Neuron(nn.Module):
     """A module that sees time. Subclasses implement one timestep; the state of a run never survives into the next.
 
-    Shapes: input and output ``[T * B, ...]``, time-major, where ``T`` is the number of timesteps of the present chunk.
+    Shapes: input and output ``[T * B, ...]``, time-major, where ``T`` is the number of timesteps of the present chunk; or
+    input ``[B, ...]`` where that is still (see `Clock`).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.state: Tensor | None = None
 
-    def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: input ``[B, ...]`` and state to output ``[B, ...]`` and next state; ``state`` is None at t = 0."""
         raise NotImplementedError
+
+    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        """The timesteps ``t, t + 1, ...`` of a chunk: ``[T, B, ...]`` to ``[T, B, ...]`` and the state after them."""
+        outputs = []
+        for offset, x in enumerate(frames):
+            output, state = self.step(t + offset, x, state)
+            outputs.append(output)
+        return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs), state
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """The input of the present chunk as ``[T, B, ...]``.
+
+        Raises:
+            RuntimeError: the batch is not a multiple of the chunk's timesteps.
+        """
+        clock = self.clock
+        if x.shape[0] == clock.still:
+            return x.expand(clock.timesteps, *x.shape)
+        if x.shape[0] % clock.timesteps:
+            raise RuntimeError(
+                f"a neuron got a batch of {x.shape[0]}, not a multiple of the {clock.timesteps} timesteps folded into it"
+            )
+        return x.unflatten(0, (clock.timesteps, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Step through the timesteps of the present chunk.
@@ -45,17 +80,10 @@ class Neuron(nn.Module):
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
         clock = self.clock
-        if x.shape[0] % clock.timesteps:
-            raise RuntimeError(
-                f"a neuron got a batch of {x.shape[0]}, not a multiple of the {clock.timesteps} timesteps folded into it"
-            )
-        state = self.state if clock.elapsed else None
-        outputs = []
-        for offset, target in enumerate(x.unflatten(0, (clock.timesteps, -1))):
-            output, state = self.step(clock.elapsed + offset, target, state)
-            outputs.append(output)
-        self.state = state
-        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).flatten(0, 1)
+        outputs, clock.states[self] = self.run(
+            self.unfold(x), clock.elapsed, clock.states.get(self) if clock.elapsed else None
+        )
+        return outputs.flatten(0, 1)
 
 
 def neurons(network: nn.Module) -> Iterator[tuple[str, Neuron]]:
@@ -65,15 +93,32 @@ def neurons(network: nn.Module) -> Iterator[tuple[str, Neuron]]:
             yield name, module
 
 
-def simulate(network: nn.Module, clock: Clock, x: Tensor, timesteps: int, chunk: int | None = None) -> Tensor:
+def share_clock(network: nn.Module) -> Clock:
+    """Give all neurons of a network one new clock, and return it."""
+    clock = Clock()
+    for _, neuron in neurons(network):
+        neuron.clock = clock
+    return clock
+
+
+def simulate(
+    network: Callable[[Tensor], Tensor],
+    clock: Clock,
+    x: Tensor,
+    timesteps: int,
+    chunk: int | None = None,
+    still: bool = False,
+) -> Tensor:
     """Run a network whose neurons share ``clock`` for ``timesteps`` timesteps from rest.
 
     Args:
-        network: any module that maps ``[B, ...]`` to ``[B, ...]`` image by image.
+        network: any map of ``[B, ...]`` to ``[B, ...]`` image by image.
         clock: the clock of its neurons.
         x: static input ``[B, C, H, W]``, shown at every timestep, or one input for each timestep ``[T, B, C, H, W]``.
         timesteps: T, at least 1.
         chunk: how many timesteps are computed at once; None computes all. The result does not depend on it, memory does.
+        still: compute what comes before the first neurons once for all timesteps of a static input. For networks in which
+            no path from the input goes around the neurons.
 
     Returns:
         The network's output at every timestep, ``[T, B, ...]``.
@@ -90,10 +135,14 @@ def simulate(network: nn.Module, clock: Clock, x: Tensor, timesteps: int, chunk:
         for start in range(0, timesteps, chunk or timesteps):
             clock.elapsed = start
             clock.timesteps = min(chunk or timesteps, timesteps - start)
-            frames = x[start : start + clock.timesteps] if x.ndim == 5 else x.expand(clock.timesteps, *x.shape)
-            outputs.append(network(frames.flatten(0, 1)).unflatten(0, (clock.timesteps, -1)))
+            if x.ndim == 5:
+                frames = x[start : start + clock.timesteps].flatten(0, 1)
+            elif still and clock.timesteps > 1:
+                clock.still, frames = len(x), x
+            else:
+                clock.still, frames = None, x.expand(clock.timesteps, *x.shape).flatten(0, 1)
+            outputs.append(network(frames).unflatten(0, (clock.timesteps, -1)))
     finally:
-        clock.elapsed, clock.timesteps = 0, 1
-        for _, neuron in neurons(network):
-            neuron.state = None
+        clock.elapsed, clock.timesteps, clock.still = 0, 1, None
+        clock.states.clear()
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

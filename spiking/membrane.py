@@ -1,0 +1,208 @@
+"""Neurons with a membrane, for networks that are trained directly: IF, LIF, PLIF and the integer LIF.
+
+One timestep is a pure function of input and state; the modules hold the constants. All see ``[T * B, ...]`` (see `time`).
+The defaults are those of Spikformer and QKFormer: τ = 2 with decay of the input, threshold 1, hard reset to 0 which
+gradients do not pass, a spike at h >= threshold, sigmoid surrogate with α = 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .surrogate import Surrogate, spike
+from .time import Neuron
+
+NeuronFactory = Callable[..., Neuron]
+"""Makes a neuron; takes at least the keyword ``threshold``."""
+
+
+def charge(x: Tensor, v: Tensor, leak: float | Tensor, decay_input: bool) -> Tensor:
+    """The membrane before it may fire, h = v + (x - v) / τ, or h = v - v / τ + x where the input does not decay.
+
+    Args:
+        x: input current, any shape.
+        v: membrane potential after the timestep before (resting potential 0).
+        leak: 1 / τ; 0 for the neuron that does not leak, h = v + x.
+        decay_input: whether the input is scaled by 1 / τ too.
+    """
+    return torch.lerp(v, x, leak) if decay_input else v - v * leak + x
+
+
+def reset(h: Tensor, s: Tensor, threshold: float, v_reset: float | None) -> Tensor:
+    """The membrane after spikes ``s``: set to ``v_reset`` (hard), or lowered by the threshold where that is None (soft)."""
+    return h - s * (threshold if v_reset is None else h - v_reset)
+
+
+class IF(Neuron):
+    """Integrate and fire: h[t] = v[t-1] + x[t];  s[t] = [h[t] >= θ];  v[t] = h[t] after the reset. Output binary.
+
+    Args:
+        threshold: θ.
+        v_reset: where a spike leaves the membrane (hard reset); None lowers it by θ (soft reset).
+        detach_reset: gradients do not pass through the spike in the reset.
+        surrogate: the derivative of the spike.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        detach_reset: bool = True,
+        surrogate: Surrogate | None = None,
+    ) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.v_reset = v_reset
+        self.detach_reset = detach_reset
+        self.surrogate = surrogate or Surrogate()
+
+    def charge(self, x: Tensor, v: Tensor) -> Tensor:
+        """h of the input and the membrane before."""
+        return charge(x, v, 0.0, decay_input=False)
+
+    def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
+        h = self.charge(x, torch.zeros_like(x) if state is None else state)
+        s = spike(h - self.threshold, self.surrogate)
+        return s, reset(h, s.detach() if self.detach_reset else s, self.threshold, self.v_reset)
+
+    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        """As in `Neuron`; without gradients, a timestep passes over memory three times and not ten."""
+        if torch.is_grad_enabled() or self.v_reset:
+            return super().run(frames, t, state)
+        spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)
+        v = torch.zeros_like(frames[0]) if state is None else state
+        for x, s in zip(frames, spikes, strict=True):
+            v = self.charge(x, v)
+            torch.ge(v, self.threshold, out=s)
+            if self.v_reset is None:
+                v.sub_(s, alpha=self.threshold)
+            else:
+                v.addcmul_(v, s, value=-1)
+        return spikes, v
+
+    def extra_repr(self) -> str:
+        """The constants, as ``print(model)`` shows them."""
+        return f"threshold={self.threshold}, reset={'soft' if self.v_reset is None else self.v_reset}"
+
+
+class LIF(IF):
+    """Leaky integrate and fire: h[t] = v[t-1] + (x[t] - v[t-1]) / τ, then as `IF`. Output binary.
+
+    A constant input of θ or less never fires it: h approaches the input from below.
+
+    Args:
+        tau: τ, the time constant in timesteps, above 1.
+        decay_input: whether the input is scaled by 1 / τ; without, h[t] = v[t-1] (1 - 1/τ) + x[t].
+        constants: of `IF`.
+
+    Raises:
+        ValueError: τ is not above 1.
+    """
+
+    def __init__(self, tau: float = 2.0, decay_input: bool = True, **constants: Any) -> None:
+        super().__init__(**constants)
+        if not tau > 1:
+            raise ValueError(f"the time constant of a leaky neuron is above 1 timestep, got tau={tau}")
+        self.tau = tau
+        self.decay_input = decay_input
+
+    def charge(self, x: Tensor, v: Tensor) -> Tensor:
+        """h of the input and the membrane before."""
+        return charge(x, v, 1 / self.tau, self.decay_input)
+
+    def extra_repr(self) -> str:
+        """The constants, as ``print(model)`` shows them."""
+        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class PLIF(IF):
+    """LIF with a learned leak, 1 / τ = σ(w) (Fang et al., "Incorporating Learnable Membrane Time Constant", ICCV 2021).
+
+    Args:
+        tau: τ at the start, above 1.
+        decay_input: as for `LIF`.
+        constants: of `IF`.
+
+    Raises:
+        ValueError: τ is not above 1.
+    """
+
+    def __init__(self, tau: float = 2.0, decay_input: bool = True, **constants: Any) -> None:
+        super().__init__(**constants)
+        if not tau > 1:
+            raise ValueError(f"the time constant of a leaky neuron is above 1 timestep, got tau={tau}")
+        self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
+        self.decay_input = decay_input
+
+    def charge(self, x: Tensor, v: Tensor) -> Tensor:
+        """h of the input and the membrane before."""
+        return charge(x, v, self.w.sigmoid(), self.decay_input)
+
+
+class _Round(torch.autograd.Function):
+    """round(clip(u, 0, levels)), with gradient 1 within the range and 0 beyond."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, levels: int) -> Tensor:
+        ctx.save_for_backward((u >= 0) & (u <= levels))
+        # floor(u + 1/2): a tie fires, as in all neurons here; torch.round would send it to the even number.
+        return (u + 0.5).floor().clamp(0, levels)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None
+
+
+class IntegerLIF(Neuron):
+    """Integer LIF (I-LIF): it sends a number of spikes, 0 to ``levels``, and is lowered by as many thresholds.
+
+    h[t] = β v[t-1] + x[t];  s[t] = round(clip(h[t] / θ, 0, levels));  v[t] = h[t] - θ s[t]. Output integer. Luo et al.,
+    "Integer-Valued Training and Spike-Driven Inference Spiking Neural Network for High-performance and Energy-efficient
+    Object Detection", ECCV 2024. At inference an integer is so many binary spikes: see `binary_spikes`.
+
+    Args:
+        levels: the most spikes in a timestep.
+        threshold: θ, the membrane that one spike is worth.
+        tau: β = 1 - 1 / τ is what the membrane keeps from one timestep to the next.
+
+    Raises:
+        ValueError: there is no level, or τ is not above 1.
+    """
+
+    def __init__(self, levels: int = 4, threshold: float = 1.0, tau: float = 4 / 3) -> None:
+        super().__init__()
+        if levels < 1 or not tau > 1:
+            raise ValueError(f"an integer neuron has at least 1 level and tau above 1, got levels={levels}, tau={tau}")
+        self.levels = levels
+        self.threshold = threshold
+        self.tau = tau
+
+    def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
+        h = x if state is None else charge(x, state, 1 / self.tau, decay_input=False)
+        s: Tensor = _Round.apply(h / self.threshold, self.levels)  # type: ignore[no-untyped-call]
+        return s, h - s * self.threshold
+
+    def extra_repr(self) -> str:
+        """The constants, as ``print(model)`` shows them."""
+        return f"levels={self.levels}, threshold={self.threshold}, tau={self.tau}"
+
+
+def binary_spikes(s: Tensor, levels: int) -> Tensor:
+    """Integers 0..levels as ``levels`` binary spikes in succession, earliest first, whose sum they are.
+
+    ``[...]`` to ``[levels, ...]``. What follows is linear, so a receiver that adds its weights once for each spike computes
+    the same: W s = Σ_d W spikes[d].
+    """
+    order = torch.arange(levels, device=s.device).reshape(-1, *[1] * s.ndim)
+    return (s > order).to(s.dtype)
+
+
+NEURONS: dict[str, NeuronFactory] = {"if": IF, "lif": LIF, "plif": PLIF, "integer-lif": IntegerLIF}

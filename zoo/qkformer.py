@@ -1,0 +1,174 @@
+"""QKFormer: a hierarchy of stages with Q-K attention, linear in the number of tokens, and spiking self-attention last.
+
+Zhou et al., "QKFormer: Hierarchical Spiking Transformer using Q-K Attention", NeurIPS 2024 (arXiv 2403.16552). Written from
+the paper's equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..spiking import (
+    LIF,
+    SPEDS,
+    NeuronFactory,
+    QKChannelAttention,
+    QKMixedAttention,
+    QKTokenAttention,
+    SEWShortcut,
+    SpikingMLP,
+    SpikingSelfAttention,
+)
+from .network import SpikingTransformer, Stage, block, neuron_factory
+from .registry import Published, Variant, cifar, dvs, imagenet, register
+
+ATTENTION = {
+    "qk-token": QKTokenAttention,
+    "qk-channel": QKChannelAttention,
+    "qk-mixed": QKMixedAttention,
+    "ssa": SpikingSelfAttention,
+}
+
+
+class BatchLeakLIF(LIF):
+    """The last neuron of SSA as the published code runs it: over timesteps *and* images, one after another.
+
+    The membrane that one image leaves behind is where the next one starts, so outputs depend on the batch. Only to replay
+    published weights: see the README.
+    """
+
+    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        """``[T, B, ...]`` as T * B timesteps of one image."""
+        outputs, state = super().run(frames.flatten(0, 1).unsqueeze(1), t, state)
+        return outputs.reshape(frames.shape), state
+
+
+class QKFormer(SpikingTransformer):
+    """Each stage: SPEDS, then blocks x + N(attention(x)), x + N(MLP(x)). The stream holds small integers (SEW shortcut).
+
+    Args:
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        attention: of each stage: ``qk-token``, ``qk-channel``, ``qk-mixed`` or ``ssa``.
+        num_heads: of all stages.
+        mlp_ratio: hidden channels of the MLP to channels.
+        stem: form of the first patch embedding: ``imagenet`` (stride 4), ``cifar`` (1) or ``dvs`` (8).
+        timesteps: T.
+        num_classes: outputs.
+        in_chans: channels of the input.
+        neuron: name in `vit2snn.spiking.NEURONS`, or a factory.
+        batch_leak: run the last neuron of SSA as the published code does (`BatchLeakLIF`).
+
+    Raises:
+        ModelError: unknown attention or stem, lists of unequal length, heads that do not divide a width.
+    """
+
+    first_conv = "stages.0.embed.stem.0.project.conv"
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (96, 192, 384),
+        depths: Sequence[int] = (1, 2, 7),
+        attention: Sequence[str] = ("qk-token", "qk-token", "ssa"),
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        stem: str = "imagenet",
+        timesteps: int = 4,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        neuron: str | NeuronFactory = "lif",
+        batch_leak: bool = False,
+    ) -> None:
+        if not len(dims) == len(depths) == len(attention):
+            raise ModelError(f"dims={dims}, depths={depths} and attention={attention} must name the same stages")
+        make = neuron_factory(neuron)
+        stages = []
+        for i, (dim, depth, kind) in enumerate(zip(dims, depths, attention, strict=True)):
+            embed = _first(stem, in_chans, dim, make) if i == 0 else _later(stem, dims[i - 1], dim, make)
+            blocks = [_block(kind, dim, num_heads, mlp_ratio, make, batch_leak) for _ in range(depth)]
+            stages.append(Stage(embed, blocks, dim, embed.stride))
+        super().__init__(stages, num_classes, in_chans, timesteps)
+
+
+def _first(stem: str, in_chans: int, dim: int, neuron: NeuronFactory) -> SPEDS:
+    if stem == "imagenet":
+        return SPEDS(in_chans, (dim // 2, dim, dim), "110", 1, neuron)
+    if stem == "cifar":
+        return SPEDS(in_chans, (dim // 2, dim), "00", 1, neuron)
+    if stem == "dvs":
+        return SPEDS(in_chans, (dim // 8, dim // 4, dim // 2, dim), "0111", 2, neuron)
+    raise ModelError(f"there is no stem {stem!r}", "choose imagenet, cifar or dvs")
+
+
+def _later(stem: str, inputs: int, dim: int, neuron: NeuronFactory) -> SPEDS:
+    """Half the resolution; the published ImageNet code pools in the first convolution, the others in the second."""
+    return SPEDS(inputs, (dim, dim), "10" if stem == "imagenet" else "01", 0, neuron)
+
+
+def _block(kind: str, dim: int, num_heads: int, mlp_ratio: float, neuron: NeuronFactory, batch_leak: bool) -> nn.Module:
+    if kind not in ATTENTION:
+        raise ModelError(f"there is no attention {kind!r}", f"choose one of {', '.join(ATTENTION)}")
+    leaks = batch_leak and kind == "ssa"
+    return block(
+        SEWShortcut(ATTENTION[kind](dim, num_heads, neuron), BatchLeakLIF if leaks else neuron),
+        SEWShortcut(SpikingMLP(dim, int(dim * mlp_ratio), neuron), neuron),
+    )
+
+
+PAPER = ("QKFormer: Hierarchical Spiking Transformer using Q-K Attention", "2403.16552")
+SOURCE = "QKFormer paper, NeurIPS 2024"
+LEAK = "measured by code in which images of a batch leak into each other (batch_leak)"
+CIFAR: dict[str, Any] = {"depths": (1, 1, 2), "num_heads": 8, "stem": "cifar"}
+DVS: dict[str, Any] = {
+    "dims": (128, 256), "depths": (1, 1), "attention": ("qk-token", "ssa"), "num_heads": 16, "stem": "dvs", "timesteps": 16,
+}  # fmt: skip
+
+register(
+    QKFormer,
+    PAPER,
+    {
+        "qkformer_10_384": Variant(
+            {"dims": (96, 192, 384), "num_heads": 6},
+            imagenet(),
+            (
+                Published("ImageNet-1k", 78.80, 4, SOURCE, LEAK, 15.13),
+                Published("ImageNet-1k", 74.20, 4, "issue 14 of the authors' repository", "published weights without the leak"),
+            ),
+        ),
+        "qkformer_10_512": Variant(
+            {"dims": (128, 256, 512), "num_heads": 8},
+            imagenet(),
+            (Published("ImageNet-1k", 82.04, 4, SOURCE, LEAK, 21.99),),
+        ),
+        "qkformer_10_768": Variant(
+            {"dims": (192, 384, 768), "num_heads": 12},
+            imagenet(),
+            (
+                Published("ImageNet-1k", 84.22, 4, SOURCE, LEAK, 38.91),
+                Published("ImageNet-1k", 78.70, 4, "issue 14 of the authors' repository", "published weights without the leak"),
+                Published("ImageNet-1k", 81.69, 1, SOURCE, LEAK, 8.52),
+                Published("ImageNet-1k, 288 px", 85.25, 4, SOURCE, LEAK, 64.27),
+                Published("ImageNet-1k, 384 px", 85.65, 4, SOURCE, LEAK, 113.64),
+            ),
+        ),
+        "qkformer_4_384_cifar10": Variant(CIFAR, cifar(), (Published("CIFAR-10", 96.18, 4, SOURCE, LEAK),)),
+        "qkformer_4_384_cifar100": Variant(CIFAR, cifar(100), (Published("CIFAR-100", 81.15, 4, SOURCE, LEAK),)),
+        "qkformer_2_256_cifar10dvs": Variant(
+            DVS | {"mlp_ratio": 1.0},
+            dvs(),
+            (Published("CIFAR10-DVS", 84.0, 16, SOURCE, LEAK), Published("CIFAR10-DVS", 83.8, 10, SOURCE, LEAK)),
+        ),
+        "qkformer_2_256_dvs128": Variant(
+            DVS,
+            dvs(classes=11),
+            (
+                Published("DVS128 Gesture", 98.6, 16, SOURCE, LEAK + "; the paper counts 1.50M parameters, its code has 2.00M"),
+                Published("DVS128 Gesture", 98.3, 10, SOURCE, LEAK),
+            ),
+        ),
+    },
+)
