@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import pickle
 from pathlib import Path
@@ -35,7 +36,7 @@ def load_model(
     """
     name = f"local-dir:{DEMO}" if name == "demo" else name
     _check_name(name)
-    weights = _read(Path(checkpoint)) if checkpoint is not None else None
+    weights = read_checkpoint(Path(checkpoint)) if checkpoint is not None else None
     arguments = {} if num_classes is None else {"num_classes": num_classes}
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained and weights is None, **arguments)
@@ -61,11 +62,17 @@ def _check_name(name: str) -> None:
         raise ModelError(f"timm has no model {architecture!r}", hint)
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a ``.safetensors`` or ``.pth`` file, by name; the latter may hold nothing else that runs code.
+
+    Raises:
+        CheckpointError: the file is missing, or is neither.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {str(path)!r}")
     try:
-        weights: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments beside
+            weights: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)
         return weights
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

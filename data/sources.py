@@ -31,12 +31,13 @@ class ImageSource:
     stream: Callable[[], Iterator[tuple[Image.Image, int]]]
 
 
-def array_source(images: np.ndarray, labels: np.ndarray) -> ImageSource:
-    """Images held in memory: bytes ``[N, H, W]`` or ``[N, H, W, 3]``, and labels ``[N]``."""
+def array_source(images: np.ndarray, labels: np.ndarray, mode: str | None = None) -> ImageSource:
+    """Images held in memory: bytes ``[N, H, W]`` or ``[N, H, W, 3]``, and labels ``[N]``; ``mode`` is PIL's, if another."""
     known = [int(label) for label in labels]
 
     def read(index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(images[index]), known[index]
+        image = Image.fromarray(images[index])
+        return image.convert(mode) if mode else image, known[index]
 
     return ImageSource(known, read, lambda: map(read, range(len(known))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .accuracy import Evaluation
+from .scoring import Scores
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -33,3 +34,9 @@ def curve_table(result: Evaluation) -> str:
         f"ANN top-1: {result.ann_top1:.1f} % on {result.images} images\n{rows_text}\n"
         f"largest error at the last step: {worst.name} ({worst.relative_error[-1]:.2g})"
     )
+
+
+def score_table(result: Scores) -> str:
+    """The scores of a zoo model for the terminal, a row for each timestep."""
+    rows = [[str(p.timestep), f"{p.top1:.1f}", f"{p.spikes_per_neuron:.2f}"] for p in result.points]
+    return f"{table(['T', 'top-1 %', 'spikes/neuron'], rows)}\non {result.images} images"

@@ -29,20 +29,18 @@ class TemporalInteraction(Neuron):
         super().__init__()
         self.alpha = alpha
         self.conv = nn.Conv1d(tokens, tokens, 5, padding=2)
-        # Not submodules: they have no weights, and their state is kept in this neuron's.
-        self._neurons = [LIF(threshold=threshold) for threshold in thresholds]
+        self.inner, self.outer = (LIF(threshold=threshold) for threshold in thresholds)
 
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: ``x`` is q[t], the state holds q̃[t-1] and the two membranes. All ``[B, heads, C / heads, tokens]``."""
         if state is None:
             return x, (x, None, None)
         before, v_in, v_out = state
-        inner, outer = self._neurons
         mixed = self.conv(before.flatten(0, 1).transpose(1, 2)).transpose(1, 2).unflatten(0, before.shape[:2])
-        past, v_in = inner.step(t, mixed, v_in)
-        now, v_out = outer.step(t, self.alpha * past + (1 - self.alpha) * x, v_out)
+        past, v_in = self.inner.step(t, mixed, v_in)
+        now, v_out = self.outer.step(t, self.alpha * past + (1 - self.alpha) * x, v_out)
         return now, (now, v_in, v_out)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
-        return f"alpha={self.alpha}, thresholds={tuple(n.threshold for n in self._neurons)}"
+        return f"alpha={self.alpha}"

@@ -54,7 +54,7 @@ class SpikingTransformer(nn.Module):
         stages: in order.
         num_classes: outputs; 0 gives the pooled features.
         in_chans: channels of the input.
-        timesteps: T.
+        timesteps: T; 0 takes it from the frames of each input.
         head_neuron: a neuron between the mean over tokens and the head.
     """
 
@@ -147,8 +147,8 @@ class SpikingTransformer(nn.Module):
             kept.extend(points(frames))
             return kept[-1]
 
+        steps = self._check_input(x)
         self._simulate(collect, x)
-        steps = self.timesteps if x.ndim == 4 else len(x)
         means = [tensor.unflatten(0, (steps, -1)).mean(0) for tensor in kept]
         intermediates = means if stop - 1 in taken else means[:-1]
         return intermediates if intermediates_only else (means[-1], intermediates)
@@ -218,10 +218,10 @@ class SpikingTransformer(nn.Module):
         return logits
 
     def _simulate(self, network: Any, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
-        self._check_input(x, timesteps)
-        return simulate(network, self.clock, x, timesteps or self.timesteps, chunk, still=True)
+        return simulate(network, self.clock, x, self._check_input(x, timesteps), chunk, still=True)
 
-    def _check_input(self, x: Tensor, timesteps: int | None) -> None:
+    def _check_input(self, x: Tensor, timesteps: int | None = None) -> int:
+        """The number of timesteps of this run, if the input can be run at all."""
         if x.ndim not in (4, 5):
             raise DataError(
                 f"a spiking transformer takes images [B, {self.in_chans}, H, W] or frames [T, B, {self.in_chans}, H, W], "
@@ -232,9 +232,15 @@ class SpikingTransformer(nn.Module):
                 f"the model takes {self.in_chans} channels, got {x.shape[-3]} in an input of shape {tuple(x.shape)}",
                 f"create the model with in_chans={x.shape[-3]}",
             )
-        if x.ndim == 5 and len(x) != (timesteps or self.timesteps):
+        timesteps = timesteps or self.timesteps or (len(x) if x.ndim == 5 else 0)
+        if not timesteps:
             raise DataError(
-                f"the model runs {timesteps or self.timesteps} timesteps, got frames for {len(x)}: shape {tuple(x.shape)}",
+                f"this model takes its timesteps from frames [T, B, {self.in_chans}, H, W], got shape {tuple(x.shape)}",
+                "give frames, or create the model with timesteps=T",
+            )
+        if x.ndim == 5 and len(x) != timesteps:
+            raise DataError(
+                f"the model runs {timesteps} timesteps, got frames for {len(x)}: shape {tuple(x.shape)}",
                 f"frames are [T, B, C, H, W], time first; or create the model with timesteps={len(x)}",
             )
         for size in x.shape[-2:]:
@@ -243,6 +249,7 @@ class SpikingTransformer(nn.Module):
                     f"images of {x.shape[-2]}x{x.shape[-1]} are not divisible by the model's stride of {self.stride}",
                     f"resize or pad them to a multiple of {self.stride}",
                 )
+        return timesteps
 
 
 def neuron_factory(neuron: str | NeuronFactory) -> NeuronFactory:

@@ -1,0 +1,119 @@
+"""What the commands share: options, data, devices, progress and output. Torch and timm are imported when they are needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vit2snn.convert import Recipe
+    from vit2snn.data import EventSource, ImageSource
+
+DEMO = "demo"
+
+
+def timestep_list(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """``1,2,4,8`` as a sorted list."""
+    if value is None:
+        return None
+    try:
+        steps = sorted({int(part) for part in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of timesteps such as 1,2,4,8") from None
+    if steps[0] < 1:
+        raise click.BadParameter("timesteps are at least 1")
+    return steps
+
+
+DATA_OPTIONS = [
+    click.option("--data", metavar="DATA", help="Image folder, or hfds/NAME, wds/NAME, torch/NAME as in timm."),
+    click.option("--data-dir", metavar="DIR", help="Where a data set given as PREFIX/NAME lies."),
+    click.option("--class-map", type=click.Path(exists=True, dir_okay=False), help="Class folder names, one a line."),
+    click.option("--seed", default=0, show_default=True, help="Of the choice of images."),
+    click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1)),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+]
+
+
+def data_options(command: Any) -> Any:
+    """Add the options that commands with images share."""
+    for option in reversed(DATA_OPTIONS):
+        command = option(command)
+    return command
+
+
+def check_data(name: str, images: dict[str, Any]) -> None:
+    if name != DEMO and not images.get("data"):
+        raise click.UsageError("give the images with --data DATA (only the demo model brings its own)")
+
+
+def image_source(model: nn.Module, images: dict[str, Any]) -> ImageSource:
+    """The images of a command: those of --data, or the embedded ones of the demo."""
+    from vit2snn.data import array_source, open_images
+    from vit2snn.zoo.demo import demo_images
+
+    mode = "L" if int(getattr(model, "in_chans", 3)) == 1 else "RGB"
+    if images.get("data"):
+        return open_images(
+            images["data"], images["split"], classes=int(model.num_classes), mode=mode,  # type: ignore[arg-type]
+            root=images["data_dir"], class_map=images["class_map"],
+        )  # fmt: skip
+    return array_source(*demo_images("train" if images["split"] == "train" else "val"), mode)
+
+
+def source_of_events(images: dict[str, Any], split: str) -> EventSource | None:
+    """The recordings of --data, if it names recordings."""
+    from vit2snn.data import is_events, open_events
+
+    if not images.get("data") or not is_events(images["data"]):
+        return None
+    return open_events(images["data"], split, root=images["data_dir"])
+
+
+def find_recipe(name: str, timesteps: int | None) -> Recipe:
+    import dataclasses
+
+    from vit2snn.convert import Recipe
+
+    recipe = Recipe.find(name)
+    return recipe if timesteps is None else dataclasses.replace(recipe, timesteps=timesteps)
+
+
+def find_device(name: str) -> Any:
+    import torch
+
+    torch.set_flush_denormal(True)  # softmax tails are denormal, and an order of magnitude slower
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise click.UsageError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def bar(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+    """A progress bar on stderr, when that is a terminal."""
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=what, total=total, file=sys.stderr, disable=None, leave=False))
+
+
+class Pass:
+    """Batches with a progress bar for each pass over them."""
+
+    def __init__(self, batches: Iterable[Tensor], what: str) -> None:
+        self.batches, self.what = batches, what
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return bar(self.batches, self.what)
+
+
+def emit(as_json: bool, document: Any, text: str) -> None:
+    click.echo(json.dumps(document) if as_json else text)

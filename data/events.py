@@ -1,0 +1,103 @@
+"""Event-camera recordings as frames ``[T, 2, H, W]``: how many events of each polarity fell on a pixel in each timestep.
+
+Recordings are read by tonic (``pip install 'vit2snn[events]'``), which knows the neuromorphic data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import DataError
+
+PREFIX = "tonic/"
+RECORDINGS = (".bs2", ".bin")
+"""N-MNIST's file format, under its two names."""
+
+
+@dataclass(frozen=True)
+class EventSource:
+    """Recordings that can be read by index.
+
+    Attributes:
+        labels: of each recording.
+        read: the structured array of events, with fields x, y, t (microseconds) and p, by index.
+        sensor_size: of the camera, ``(W, H, 2)``.
+    """
+
+    labels: list[int]
+    read: Callable[[int], Any]
+    sensor_size: tuple[int, int, int]
+
+    def frames(self, index: int, timesteps: int, size: tuple[int, int]) -> Tensor:
+        """A recording cut into ``timesteps`` of equal length: float counts ``[timesteps, 2, H, W]``, channel 1 is ON.
+
+        Args:
+            index: of the recording.
+            timesteps: T.
+            size: height and width; the counts are averaged where that is smaller than the sensor, repeated where larger.
+        """
+        from tonic.transforms import ToFrame
+
+        events = self.read(index)
+        if not len(events):
+            return torch.zeros(timesteps, 2, *size)
+        counts = torch.from_numpy(ToFrame(sensor_size=self.sensor_size, n_time_bins=timesteps)(events)).float()
+        return counts if counts.shape[-2:] == size else functional.interpolate(counts, size, mode="area")
+
+
+def is_events(data: str) -> bool:
+    """Whether ``data`` names recordings: ``tonic/NAME``, or a folder of class folders that hold N-MNIST files."""
+    return data.startswith(PREFIX) or any(path.suffix in RECORDINGS for path in Path(data).glob("*/*/*"))
+
+
+def open_events(data: str, split: str, *, root: str | None = None) -> EventSource:
+    """Open recordings.
+
+    Args:
+        data: ``tonic/NMNIST``, ``tonic/DVSGesture``, or another data set of tonic by its class name; or a folder
+            ``data/{train,test}/CLASS/`` of N-MNIST recordings (``.bs2`` or ``.bin``).
+        split: ``train``, or any other for the test set.
+        root: where tonic keeps the data set.
+
+    Raises:
+        DataError: tonic is not installed, does not know the data set, or there are no recordings.
+    """
+    try:
+        import tonic
+    except ImportError as error:
+        raise DataError("event recordings are read by tonic, which is not installed", "pip install 'vit2snn[events]'") from error
+    if not data.startswith(PREFIX):
+        return _folder(Path(data), split)
+    kind = getattr(tonic.datasets, data.removeprefix(PREFIX), None)
+    if kind is None:
+        raise DataError(f"tonic has no data set {data.removeprefix(PREFIX)!r}", "write tonic/NMNIST, tonic/DVSGesture, ...")
+    try:
+        dataset = kind(save_to=root or "data", train=split == "train")
+    except TypeError as error:
+        raise DataError(f"{data!r} has no train and test split: {error}") from error
+    except Exception as error:
+        raise DataError(f"{data!r} cannot be opened: {error}", "say where it lies with --data-dir") from error
+    return EventSource([int(label) for label in dataset.targets], lambda index: dataset[index][0], dataset.sensor_size)
+
+
+def _folder(root: Path, split: str) -> EventSource:
+    from tonic.datasets import NMNIST
+    from tonic.io import read_mnist_file
+
+    folder = root / ("train" if split == "train" else "test")
+    files = sorted(path for path in folder.glob("*/*") if path.suffix in RECORDINGS)
+    if not files:
+        raise DataError(f"{str(folder)!r} holds no recordings ({' or '.join(RECORDINGS)}) in class folders")
+    classes = {name: label for label, name in enumerate(sorted({path.parent.name for path in root.glob("*/*/*")}))}
+    return EventSource(
+        [classes[path.parent.name] for path in files],
+        lambda index: read_mnist_file(str(files[index]), dtype=NMNIST.dtype),
+        NMNIST.sensor_size,
+    )
