@@ -1,4 +1,4 @@
-"""Converting a pretrained ViT, scoring the result, looking at the plan, and the demo."""
+"""Converting a pretrained ViT, looking at the plan, and the demo."""
 
 from __future__ import annotations
 
@@ -9,23 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.shared import (
-    DEMO,
-    Pass,
-    bar,
-    check_data,
-    data_options,
-    emit,
-    find_device,
-    find_recipe,
-    image_source,
-    timestep_list,
-)
-from vit2snn.errors import DataError, QualityGateError
+from vit2snn.commands.evaluation import evaluate_artifact
+from vit2snn.commands.shared import DEMO, Pass, bar, check_data, data_options, emit, find_device, find_recipe, image_source
+from vit2snn.errors import DataError
 
 if TYPE_CHECKING:
     from vit2snn.convert import Recipe
-    from vit2snn.evaluation import Evaluation
 
 DEMO_TIMESTEPS = 8
 
@@ -57,35 +46,6 @@ def convert(
     emit(as_json, summary, f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}")
     data = "" if model == DEMO else " --data DATA"
     click.echo(f"score it with: vit2snn evaluate {out}{data}", err=True)
-
-
-@click.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--timesteps", callback=timestep_list, metavar="T,T,...", help="Timesteps to report; all up to the recipe's unless given."
-)
-@click.option("--samples", type=click.IntRange(min=1), help="Images to score; all unless given.")
-@click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
-@click.option("--max-drop", type=float, help="Fail (exit 3) if the last top-1 is more points below the ANN's.")
-@data_options
-def evaluate(out: Path, timesteps: list[int] | None, max_drop: float | None, as_json: bool, **images: Any) -> None:
-    """Score the converted model in OUT at every timestep, beside its ANN.
-
-    Images that it was calibrated on are left out. Writes evaluation.json, evaluation.csv and curve.svg into OUT.
-
-    \b
-    vit2snn evaluate demo-snn
-    vit2snn evaluate deit-snn --data imagenet/val --timesteps 1,2,4,8
-    """
-    from vit2snn.evaluation.text import curve_table
-
-    result = _evaluate(out, timesteps, images)
-    emit(as_json, result.to_json(), curve_table(result))
-    drop = result.ann_top1 - result.points[-1].top1
-    if max_drop is not None and drop > max_drop:
-        raise QualityGateError(
-            f"top-1 drops by {drop:.2f} points at T={result.points[-1].timestep}, more than --max-drop {max_drop}"
-        )
 
 
 @click.command()
@@ -130,7 +90,7 @@ def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
     folder = out or Path("vit2snn-demo")
     images = {"seed": 0, "batch_size": 32, "device": "auto", "samples": 128, "split": "train"}
     _convert(DEMO, folder, find_recipe("faithful", DEMO_TIMESTEPS), None, None, overwrite or out is None, images)
-    result = _evaluate(folder, None, images | {"samples": None, "split": "validation"})
+    result = evaluate_artifact(folder, None, images | {"samples": None, "split": "validation"})
     emit(as_json, result.to_json(), curve_table(result))
     click.echo(f"the converted model, the curve and its data are in {folder}", err=True)
 
@@ -175,23 +135,3 @@ def _convert(
         **{action: actions.count(action) for action in ("spiking", "analog", "ignored")},
         "worst": [{"neuron": e.name, "relative_error": e.relative_error[-1]} for e in errors[:3]],
     }
-
-
-def _evaluate(out: Path, timesteps: list[int] | None, images: dict[str, Any]) -> Evaluation:
-    """Load, score, write the curve into the artifact."""
-    from vit2snn import evaluate, load
-    from vit2snn.convert.artifact import read_config
-    from vit2snn.data import batches, prepared
-    from vit2snn.evaluation import write_evaluation
-
-    config = read_config(out)
-    check_data(config["vit2snn"]["source"], images)
-    snn = load(out).to(find_device(images["device"]))
-    source = image_source(snn.network, images)
-    if timesteps and timesteps[-1] > snn.recipe.timesteps:
-        click.echo(f"note: calibrated for {snn.recipe.timesteps} timesteps; later ones reuse the last thresholds", err=True)
-    samples = prepared(snn.network, source, count=images["samples"], seed=images["seed"], exclude=snn.calibrated_on)
-    total = images["samples"] or (len(source.labels) if source.labels is not None else None)
-    result = evaluate(snn, batches(bar(samples, "scoring", total), images["batch_size"]), timesteps)
-    write_evaluation(result, out, title=config["vit2snn"]["source"])
-    return result

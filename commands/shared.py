@@ -50,6 +50,7 @@ def data_options(command: Any) -> Any:
 
 
 def check_data(name: str, images: dict[str, Any]) -> None:
+    """Only the demo model brings its images."""
     if name != DEMO and not images.get("data"):
         raise click.UsageError("give the images with --data DATA (only the demo model brings its own)")
 
@@ -78,6 +79,7 @@ def source_of_events(images: dict[str, Any], split: str) -> EventSource | None:
 
 
 def find_recipe(name: str, timesteps: int | None) -> Recipe:
+    """A recipe by name or file, for another number of timesteps if that is given."""
     import dataclasses
 
     from vit2snn.convert import Recipe
@@ -87,6 +89,7 @@ def find_recipe(name: str, timesteps: int | None) -> Recipe:
 
 
 def find_device(name: str) -> Any:
+    """A torch device by name; ``auto`` is CUDA where there is one."""
     import torch
 
     torch.set_flush_denormal(True)  # softmax tails are denormal, and an order of magnitude slower
@@ -116,4 +119,5 @@ class Pass:
 
 
 def emit(as_json: bool, document: Any, text: str) -> None:
+    """Print a result, as JSON or for reading."""
     click.echo(json.dumps(document) if as_json else text)

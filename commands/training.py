@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vit2snn.commands.evaluation import scored_batches
 from vit2snn.commands.shared import bar, data_options, emit, find_device, image_source, source_of_events
 from vit2snn.errors import ModelError
 
@@ -67,9 +68,9 @@ def train(
     device = find_device(images["device"])
     network = _create(model, arguments, img_size, num_classes).to(device)
     fit(network, _training_batches(network, images), epochs, lr=lr, report=_Progress(epochs))
-    scores = score(network, bar(scored_batches(network, images), "scoring"))
+    scores = score(network, bar(scored_batches(network, network.timesteps, images), "scoring"))
     run = {
-        "command": sys.argv, "seed": images["seed"], "epochs": epochs, "lr": lr, "versions": versions(),
+        "command": sys.argv, "data": images["data"], "seed": images["seed"], "epochs": epochs, "lr": lr, "versions": versions(),
         "seconds": round(time.time() - started, 1),
     }  # fmt: skip
     save_model(network, out, overwrite=overwrite, records={"run.json": run, "evaluation.json": scores.to_json()})
@@ -94,7 +95,8 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
         if argument not in known:
             raise ModelError(f"{name} has no argument {argument!r}", f"choose of {', '.join(known)}")
     # Text stays text where the model takes text: a JSON reader would make a number of pools=0011.
-    arguments = {key: text if str(known[key].annotation).startswith("str") else _value(key, text) for key, text in given.items()}
+    textual = {key for key, parameter in known.items() if str(parameter.annotation).startswith("str")}
+    arguments = {key: text if key in textual else _value(key, text) for key, text in given.items()}
     channels = variant.cfg["input_size"][0]
     overlay = {"input_size": (channels, img_size, img_size)} if img_size else {}
     try:
@@ -118,18 +120,6 @@ def _training_batches(network: Any, images: dict[str, Any]) -> Any:
     if events is not None:
         return training_events(events, network.timesteps, size, images["batch_size"], images["seed"])
     return training_images(network, image_source(network, images | {"split": "train"}), images["batch_size"], images["seed"])
-
-
-def scored_batches(network: Any, images: dict[str, Any]) -> Any:
-    """Batches of images, or of frames, to score a zoo model on."""
-    from vit2snn.data import batches, event_batches, prepared
-
-    events = source_of_events(images, images["split"])
-    if events is not None:
-        size = network.pretrained_cfg["input_size"][1:]
-        return event_batches(events, network.timesteps, size, images["batch_size"], images["samples"], images["seed"])
-    source = image_source(network, images)
-    return batches(prepared(network, source, count=images["samples"], seed=images["seed"]), images["batch_size"])
 
 
 class _Progress:

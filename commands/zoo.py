@@ -77,7 +77,7 @@ def show(name: str, as_json: bool) -> None:
     measured = _measured(folder)
     lines = [
         f"{name}: {cfg.get('paper_name', '')}" + (f" ({cfg['paper_ids']})" if "paper_ids" in cfg else ""),
-        f"input {'x'.join(map(str, cfg['input_size']))}, {model.num_classes} classes, T = {model.timesteps or 'that of the frames'}",
+        f"input {'x'.join(map(str, cfg['input_size']))}, {model.num_classes} classes, T = {model.timesteps or 'of the frames'}",
         f"{found.parameters / 1e6:.3f} M parameters",
         f"for an image and a timestep: {found.layer_macs / 1e9:.3f} GMAC in layers, {found.product_macs / 1e9:.3f} GMAC in "
         f"products of spikes, {found.neurons / 1e6:.3f} M neurons",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ class EventSource:
 
 def is_events(data: str) -> bool:
     """Whether ``data`` names recordings: ``tonic/NAME``, or a folder of class folders that hold N-MNIST files."""
-    return data.startswith(PREFIX) or any(path.suffix in RECORDINGS for path in Path(data).glob("*/*/*"))
+    beginning = islice(Path(data).glob("*/*/*"), 20)  # of a folder that may hold a million images
+    return data.startswith(PREFIX) or any(path.suffix in RECORDINGS for path in beginning)
 
 
 def open_events(data: str, split: str, *, root: str | None = None) -> EventSource:
@@ -72,7 +74,7 @@ def open_events(data: str, split: str, *, root: str | None = None) -> EventSourc
     try:
         import tonic
     except ImportError as error:
-        raise DataError("event recordings are read by tonic, which is not installed", "pip install 'vit2snn[events]'") from error
+        raise DataError("recordings are read by tonic, which is not installed", "pip install 'vit2snn[events]'") from error
     if not data.startswith(PREFIX):
         return _folder(Path(data), split)
     kind = getattr(tonic.datasets, data.removeprefix(PREFIX), None)

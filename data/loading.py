@@ -52,7 +52,9 @@ def training_images(model: nn.Module, source: ImageSource, batch_size: int, seed
     return _loader(_Items(len(source.labels), item), batch_size, seed, None)
 
 
-def training_events(source: EventSource, timesteps: int, size: tuple[int, int], batch_size: int, seed: int = 0) -> DataLoader[Any]:
+def training_events(
+    source: EventSource, timesteps: int, size: tuple[int, int], batch_size: int, seed: int = 0
+) -> DataLoader[Any]:
     """Frames of recordings, ``[T, B, 2, H, W]``, time first."""
 
     def item(index: int) -> Item:

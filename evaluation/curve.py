@@ -13,9 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ..convert.files import write_whole
 from .accuracy import Evaluation
+from .scoring import Scores
 
 
-def write_evaluation(evaluation: Evaluation, folder: str | Path, title: str = "") -> None:
+def write_evaluation(evaluation: Evaluation | Scores, folder: str | Path, title: str = "") -> None:
     """Write ``evaluation.json``, ``evaluation.csv`` and ``curve.svg`` into a folder, each whole or not at all.
 
     Raises:
@@ -31,14 +32,15 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path, title: str = ""
     write_whole(folder / "curve.svg", curve_svg(evaluation, title))
 
 
-def curve_svg(evaluation: Evaluation, title: str = "") -> str:
-    """Accuracy and agreement against timesteps, with the ANN as a line."""
+def curve_svg(evaluation: Evaluation | Scores, title: str = "") -> str:
+    """Accuracy against timesteps; for a converted network also the agreement with the ANN, and the ANN as a line."""
     t = [point.timestep for point in evaluation.points]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(evaluation.ann_top1, color="0.4", linestyle="--", label=f"ANN top-1 ({evaluation.ann_top1:.1f} %)")
     axes.plot(t, [point.top1 for point in evaluation.points], "o-", label="SNN top-1")
-    axes.plot(t, [point.agreement for point in evaluation.points], "s-", label="agreement with the ANN")
+    if isinstance(evaluation, Evaluation):
+        axes.axhline(evaluation.ann_top1, color="0.4", linestyle="--", label=f"ANN top-1 ({evaluation.ann_top1:.1f} %)")
+        axes.plot(t, [point.agreement for point in evaluation.points], "s-", label="agreement with the ANN")
     axes.set(xlabel="timesteps T", ylabel=f"% of {evaluation.images} images", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from ..errors import DataError, ModelError
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Model, inputs and labels to the loss, a scalar."""
+STATISTICS_BATCHES = 100
+"""Batches at the end from which the statistics of batch normalisation are taken."""
 
 
 class Batches(Sized, Iterable[tuple[Tensor, Tensor]], Protocol):
@@ -57,7 +61,8 @@ def train(
 ) -> None:
     """Train in place by AdamW with one epoch of warm-up and a cosine to zero; gradients are clipped to a norm of 1.
 
-    Gradients flow through the spikes by the neurons' surrogates, and through time by their membranes.
+    Gradients flow through the spikes by the neurons' surrogates, and through time by their membranes. At the end the statistics
+    of batch normalisation are taken anew with the final weights.
 
     Args:
         model: on the device to train on; left in evaluation mode.
@@ -79,7 +84,12 @@ def train(
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
     warmup = steps if epochs > 1 else 0
     scheduler = CosineLRScheduler(
-        optimizer, t_initial=epochs * steps, warmup_t=warmup, warmup_lr_init=lr / 100, t_in_epochs=False
+        optimizer,
+        t_initial=epochs * steps - warmup,
+        warmup_t=warmup,
+        warmup_lr_init=lr / 100,
+        warmup_prefix=True,
+        t_in_epochs=False,
     )
     model.train()
     try:
@@ -96,5 +106,7 @@ def train(
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 report(Step(epoch, step, steps, loss.item(), optimizer.param_groups[0]["lr"]))
+        # Running averages still remember their start after few steps, and sparse spikes have variances far below it.
+        update_bn(islice(batches, STATISTICS_BATCHES), model, device)
     finally:
         model.eval()

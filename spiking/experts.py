@@ -17,8 +17,8 @@ from .projection import ConvBN, SpikingProjection
 class ExpertMixtureAttention(nn.Module):
     """EMSA: each expert is a head with its own query; key and value are shared; a router bit gates each expert and token.
 
-    E_i = N(Q_i Kᵀ V · scale);  Y = Σ_i R_i ⊙ E_i;  out = BN(W_o Y). Input spikes or integers ``[T * B, C, H, W]``; the mixture Y
-    is **integer**, 0 to ``experts``; the output are currents, real-valued, for the neuron of a shortcut.
+    E_i = N(Q_i Kᵀ V · scale);  Y = Σ_i R_i ⊙ E_i;  out = BN(W_o Y). Input spikes or integers ``[T * B, C, H, W]``; the mixture
+    Y is **integer**, 0 to ``experts``; the output are currents, real-valued, for the neuron of a shortcut.
 
     Args:
         dim: channels C.
@@ -61,8 +61,8 @@ class ExpertMixtureAttention(nn.Module):
 class ExpertMixturePerceptron(nn.Module):
     """EMSP: one half of the hidden channels, after a depthwise convolution, gates the other half, channel by channel.
 
-    h, h' = N(BN(W1 x)) in two halves;  out = BN(W2 (N(BN(DWConv3x3 h)) ⊙ h')). Input spikes or integers ``[T * B, C, H, W]``; the
-    gated half is **binary**; the output are currents, real-valued, for the neuron of a shortcut.
+    h, h' = N(BN(W1 x)) in two halves;  out = BN(W2 (N(BN(DWConv3x3 h)) ⊙ h')). Input spikes or integers ``[T * B, C, H, W]``;
+    the gated half is **binary**; the output are currents, real-valued, for the neuron of a shortcut.
 
     Args:
         dim: channels C.

@@ -1,4 +1,4 @@
-"""Patch embeddings: images or event frames ``[T * B, channels, H, W]`` to maps of tokens ``[T * B, C, H / stride, W / stride]``."""
+"""Patch embeddings: images or frames ``[T * B, channels, H, W]`` to tokens ``[T * B, C, H / stride, W / stride]``."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class SpikingPatchSplitting(nn.Module):
 
 
 class DeformedShortcut(nn.Module):
-    """main(x) + N(BN(Conv1x1_stride x)): the shortcut changes channels and resolution too. The sum of two spikes, integer 0 to 2.
+    """main(x) + N(BN(Conv1x1_stride x)): the shortcut changes channels and resolution too.
 
-    Zhou et al., "QKFormer", NeurIPS 2024, section 3.4.
+    Output: the sum of two spikes, **integer**, 0 to 2. Zhou et al., "QKFormer", NeurIPS 2024, section 3.4.
 
     Args:
         main: maps ``[T * B, inputs, H, W]`` to spikes ``[T * B, outputs, H / stride, W / stride]``.

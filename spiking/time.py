@@ -80,9 +80,7 @@ class Neuron(nn.Module):
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
         clock = self.clock
-        outputs, clock.states[self] = self.run(
-            self.unfold(x), clock.elapsed, clock.states.get(self) if clock.elapsed else None
-        )
+        outputs, clock.states[self] = self.run(self.unfold(x), clock.elapsed, clock.states.get(self) if clock.elapsed else None)
         return outputs.flatten(0, 1)
 
 

@@ -57,3 +57,16 @@ def demo_sample() -> tuple[Tensor, Tensor, Tensor]:
     calibration = torch.stack([s.image for s in prepared(model, array_source(*demo_images("train")), count=64)])
     scored = list(prepared(model, array_source(*demo_images("val")), count=200))
     return calibration, torch.stack([s.image for s in scored]), torch.tensor([s.label for s in scored])
+
+
+def enliven(network: nn.Module, x: Tensor) -> nn.Module:
+    """Give a spiking network normalisations with which all its neurons fire on inputs like ``x``; in evaluation mode."""
+    generator = torch.Generator().manual_seed(2)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = torch.rand(module.weight.shape, generator=generator) + 2
+            module.bias.data = torch.rand(module.bias.shape, generator=generator) * 2
+            module.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        network.train()(x)
+    return network.eval()

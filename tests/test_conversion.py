@@ -12,7 +12,7 @@ import vit2snn
 from vit2snn.convert import RECIPES, Recipe, rewrite_products, to_spiking
 from vit2snn.convert.registry import _HANDLERS
 from vit2snn.errors import DataError, ModelError, UnsupportedModuleError
-from vit2snn.spiking import SpikingLinear, neurons
+from vit2snn.spiking import SpikingLinear
 
 FAMILY = {
     "deit": ("deit_tiny_patch16_224", {}),

@@ -1,21 +1,17 @@
-"""The authors' checkpoints: how each published code base names its parameters, and which arguments they belong to.
-
-A layout maps every module of ours to the authors' modules that it takes its weights from. The authors' names have ``{}`` where
-the kind of module stands: ``block.0.attn.q_{}`` is ``q_conv`` or ``q_linear``, ``q_bn`` and ``q_lif``.
-"""
+"""The authors' checkpoints: which of our models each published code base makes, by its configuration and its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-
-Arguments = dict[str, Any]
-Names = Iterator[tuple[str, str]]
+from . import names
+from .names import Arguments, Names
 
 
 class Source:
@@ -59,6 +55,11 @@ class Source:
             "timesteps": self.get("T", "step", "time_steps", "time_step", default=timesteps),
         }
 
+    def threshold(self, neuron: str, default: float) -> float:
+        """The threshold of a neuron of the attention, which BrainCog keeps among the weights."""
+        found = self.weights.get(f"block.0.attn.{neuron}.threshold")
+        return default if found is None else float(found)
+
     def heads(self, default: int) -> int:
         """The number of heads, which leaves no trace in the weights; the authors' lists hold one number several times."""
         heads = self.get("num_heads", default=default)
@@ -74,7 +75,8 @@ class Layout:
         arguments: of the model, from configuration and weights.
         names: of its modules, ours and theirs, from the arguments.
         linear: what a linear map of tokens is called, ``linear`` or ``conv``.
-        dimensions: of the weight of the first layer of an MLP: 2 for a linear layer, 3 or 4 for a convolution.
+        dimensions: of the weights of linear maps of tokens, in attention and in MLPs: 2 for linear layers, 3 or 4 for
+            convolutions.
         unused: patterns of keys that the published code makes and never uses.
     """
 
@@ -82,16 +84,13 @@ class Layout:
     arguments: Callable[[Source], Arguments]
     names: Callable[[Arguments], Names]
     linear: str
-    dimensions: int
+    dimensions: tuple[int, int]
     unused: tuple[str, ...] = ()
 
 
 WIDTH = ("embed_dims", "embed_dim", "dim")
 NORMS = r"block\.\d+\.norm[12]\.(weight|bias)"
 BRAINCOG = r".*\.act_fun\.alpha"
-
-
-# QKFormer ---------------------------------------------------------------------------------------------------------------
 
 
 def _qkformer(stem: str, attention: tuple[str, ...], heads: int | None, mlp: str) -> Callable[[Source], Arguments]:
@@ -110,66 +109,6 @@ def _qkformer(stem: str, attention: tuple[str, ...], heads: int | None, mlp: str
         }
 
     return arguments
-
-
-def _qkformer_names(embeds: list[list[str]], stem: int, last: str, mlp: str) -> Callable[[Arguments], Names]:
-    def names(arguments: Arguments) -> Names:
-        for i, depth in enumerate(arguments["depths"]):
-            yield from _speds(f"stages.{i}.embed", f"patch_embed{i + 1}", embeds[min(i, 1)], stem if i == 0 else 0)
-            for j in range(depth):
-                theirs = f"stage{i + 1}.{j}"
-                kind = "tssa" if arguments["attention"][i] == "qk-token" else last
-                yield from _attention(f"stages.{i}.blocks.{j}", f"{theirs}.{kind}", value=kind == last)
-                yield from _mlp(f"stages.{i}.blocks.{j}", f"{theirs}.mlp.{mlp}")
-
-    return names
-
-
-def _speds(ours: str, theirs: str, convolutions: list[str], stem: int) -> Names:
-    for i, name in enumerate(convolutions):
-        place = f"stem.{i}" if i < stem else f"body.main.{i - stem}"
-        yield f"{ours}.{place}", f"{theirs}.{name}_{{}}"
-    yield f"{ours}.body.shortcut", f"{theirs}.proj_res_{{}}"
-
-
-# Spikformer and its relatives -------------------------------------------------------------------------------------------
-
-
-def _attention(ours: str, theirs: str, value: bool = True, mask: str = "attn_lif") -> Names:
-    """Attention in a SEW shortcut: the neuron of the projection is the shortcut's."""
-    yield from _attention_branch(f"{ours}.attention", theirs, value, mask)
-    yield f"{ours}.attention.neuron", f"{theirs}.proj_lif"
-
-
-def _attention_branch(ours: str, theirs: str, value: bool = True, mask: str = "attn_lif") -> Names:
-    for mine, name in (("query", "q"), ("key", "k"), ("value", "v"))[: 3 if value else 2]:
-        yield f"{ours}.branch.{mine}", f"{theirs}.{name}_{{}}"
-    yield f"{ours}.branch.neuron", f"{theirs}.{mask}"
-    yield f"{ours}.branch.out", f"{theirs}.proj_{{}}"
-
-
-def _mlp(ours: str, theirs: str) -> Names:
-    """A perceptron in a SEW shortcut."""
-    yield f"{ours}.mlp.branch.expand", f"{theirs}1_{{}}"
-    yield f"{ours}.mlp.branch.reduce", f"{theirs}2_{{}}"
-    yield f"{ours}.mlp.neuron", f"{theirs}2_lif"
-
-
-def _membrane_mlp(ours: str, theirs: str) -> Names:
-    """A perceptron in a membrane shortcut: each layer's neuron comes before it."""
-    yield f"{ours}.mlp.neuron", f"{theirs}1_lif"
-    yield f"{ours}.mlp.branch.expand.project", f"{theirs}1_{{}}"
-    yield f"{ours}.mlp.branch.expand.neuron", f"{theirs}2_lif"
-    yield f"{ours}.mlp.branch.reduce", f"{theirs}2_{{}}"
-
-
-def _splitting(neuron: str | None = "rpe_lif") -> Names:
-    """The patch embedding, with the name of the neuron in its position embedding."""
-    for i in range(4):
-        yield f"stages.0.embed.layers.{i}", f"patch_embed.proj_{{}}{i or ''}"
-    yield "stages.0.embed.position.branch", "patch_embed.rpe_{}"
-    if neuron:
-        yield "stages.0.embed.position.neuron", f"patch_embed.{neuron}"
 
 
 def _sps_arguments(source: Source, mlp: str) -> Arguments:
@@ -191,33 +130,15 @@ def _spikformer(mlp: str, heads: int, **constants: Any) -> Callable[[Source], Ar
     return arguments
 
 
-def _spikformer_names(arguments: Arguments) -> Names:
-    yield from _splitting()
-    for i in range(arguments["depth"]):
-        yield from _attention(f"stages.0.blocks.{i}", f"block.{i}.attn")
-        yield from _mlp(f"stages.0.blocks.{i}", f"block.{i}.mlp.fc")
-
-
 def _tim(source: Source) -> Arguments:
-    def threshold(name: str) -> float:
-        return float(source.weights[f"block.0.attn.{name}.threshold"])
-
+    side = 16 * math.isqrt(source.size("block.0.attn.TIM.interactor.weight"))  # a token is 16 pixels wide
     return _sps_arguments(source, "conv") | {
         "num_heads": source.heads(16),
-        "img_size": [source.get("img_size_h", default=64), source.get("img_size_w", default=64)],
+        "img_size": [source.get("img_size_h", default=side), source.get("img_size_w", default=side)],
         "alpha": source.get("TIM_alpha", default=0.5),
-        "interaction_thresholds": [threshold("TIM.in_lif"), threshold("TIM.out_lif")],
-        "attention_threshold": threshold("attn_lif"),
+        "interaction_thresholds": [source.threshold("TIM.in_lif", 0.3), source.threshold("TIM.out_lif", 0.5)],
+        "attention_threshold": source.threshold("attn_lif", 0.5),
     }
-
-
-def _tim_names(arguments: Arguments) -> Names:
-    yield from _spikformer_names(arguments)
-    for i in range(arguments["depth"]):
-        ours, theirs = f"stages.0.blocks.{i}.attention.branch.interaction", f"block.{i}.attn.TIM"
-        yield f"{ours}.conv", f"{theirs}.interactor"
-        yield f"{ours}.inner", f"{theirs}.in_lif"
-        yield f"{ours}.outer", f"{theirs}.out_lif"
 
 
 def _semm(source: Source) -> Arguments:
@@ -228,32 +149,10 @@ def _semm(source: Source) -> Arguments:
         "expert_dim": source.size(attention + "k_linear.weight"),
         "small_value": source.size(attention + "v_linear.weight") != dim,
         "scale": source.get("attn_scale", default=0.125),
-        "expert_threshold": float(source.weights[attention + "lif_list.0.threshold"]),
+        "expert_threshold": source.threshold("lif_list.0", 1.0),
         "pools": "0011",
         "qkv_bias": True,
     }
-
-
-def _semm_names(arguments: Arguments) -> Names:
-    yield from _splitting()
-    for i in range(arguments["depth"]):
-        ours, theirs = f"stages.0.blocks.{i}", f"block.{i}.attn"
-        branch = f"{ours}.attention.branch"
-        for j in range(arguments["experts"]):  # several of theirs for one of ours are put one after another
-            yield f"{branch}.query", f"{theirs}.ff_list.{j}.unit_{{}}"
-            yield f"{branch}.neuron", f"{theirs}.lif_list.{j}"
-        yield f"{branch}.key", f"{theirs}.k_{{}}"
-        yield f"{branch}.value", f"{theirs}.v_{{}}"
-        yield f"{branch}.router.project.conv", f"{theirs}.router1"
-        yield f"{branch}.router.project.bn", f"{theirs}.router2"
-        yield f"{branch}.router.neuron", f"{theirs}.router3"
-        yield f"{branch}.out", f"{theirs}.proj_{{}}"
-        yield f"{ours}.attention.neuron", f"{theirs}.proj_lif"
-        yield f"{ours}.mlp.branch.router", f"block.{i}.mlp.dw_{{}}"
-        yield from _mlp(ours, f"block.{i}.mlp.fc")
-
-
-# Membrane shortcuts: Spike-driven Transformer, AutoST ---------------------------------------------------------------------
 
 
 def _sdt(source: Source) -> Arguments:
@@ -263,21 +162,6 @@ def _sdt(source: Source) -> Arguments:
         "pooled_attention": bool(source.get("dvs_mode", default=False)),
         "neuron": source.get("spike_mode", default="plif" if "head_lif.w" in source.weights else "lif"),
     }
-
-
-def _sdt_names(arguments: Arguments) -> Names:
-    yield from _splitting("proj_lif3")
-    yield "head_neuron", "head_lif"
-    for i in range(arguments["depth"]):
-        ours, theirs = f"stages.0.blocks.{i}", f"block.{i}.mlp.fc"
-        yield f"{ours}.attention.neuron", f"block.{i}.attn.shortcut_lif"
-        yield from _attention_branch(f"{ours}.attention", f"block.{i}.attn", mask="talking_heads_lif")
-        if arguments["mlp_ratio"] == 1:
-            for j in range(2):
-                yield f"{ours}.mlp.{j}.neuron", f"{theirs}{j + 1}_lif"
-                yield f"{ours}.mlp.{j}.branch", f"{theirs}{j + 1}_{{}}"
-        else:
-            yield from _membrane_mlp(ours, theirs)
 
 
 def _spikingformer(convolutions: str, pools: str, heads: int) -> Callable[[Source], Arguments]:
@@ -295,21 +179,6 @@ def _spikingformer(convolutions: str, pools: str, heads: int) -> Callable[[Sourc
     return arguments
 
 
-def _spikingformer_names(convolutions: str) -> Callable[[Arguments], Names]:
-    def names(arguments: Arguments) -> Names:
-        for i in range(5):
-            number = i if i or "proj" not in convolutions else ""
-            ours = f"stages.0.embed.layers.{i}.project" if i < 4 else "stages.0.embed.position"
-            yield ours, f"patch_embed.{convolutions.format(number)}_{{}}"
-        for i in range(arguments["depth"]):
-            ours, theirs = f"stages.0.blocks.{i}", f"block.{i}.attn"
-            yield f"{ours}.attention.neuron", f"{theirs}.proj_lif"
-            yield from _attention_branch(f"{ours}.attention", theirs)
-            yield from _membrane_mlp(ours, f"block.{i}.mlp.mlp")
-
-    return names
-
-
 def _autost(source: Source) -> Arguments:
     dim, depth = source.size("patch_embed.rpe_conv.weight", 0, WIDTH), source.depth("block")
     heads = source.get("num_heads", default=8)
@@ -320,67 +189,68 @@ def _autost(source: Source) -> Arguments:
     }
 
 
-def _autost_names(arguments: Arguments) -> Names:
-    yield from _splitting(neuron=None)
-    for i in range(len(arguments["num_heads"])):
-        ours, theirs = f"stages.0.blocks.{i}", f"block.{i}.attn"
-        yield f"{ours}.attention.neuron", f"{theirs}.lif"
-        yield from _attention_branch(f"{ours}.attention", theirs)
-        yield from _membrane_mlp(ours, f"block.{i}.mlp.fc")
-
-
 LAYOUTS: dict[str, Layout] = {
     "qkformer_imagenet": Layout(
         "qkformer_10_384",
         _qkformer("imagenet", ("qk-token", "qk-token", "ssa"), None, "fc"),
-        _qkformer_names([["proj", "proj1", "proj2"], ["proj3", "proj4"]], 1, "attn", "fc"),
+        names.qkformer([["proj", "proj1", "proj2"], ["proj3", "proj4"]], 1, "attn", "fc"),
         "conv",
-        4,
+        (3, 4),
     ),
     "qkformer_cifar": Layout(
         "qkformer_4_384_cifar10",
         _qkformer("cifar", ("qk-token", "qk-token", "ssa"), 8, "mlp"),
-        _qkformer_names([["proj", "proj1"], ["proj3", "proj4"]], 1, "ssa", "mlp"),
+        names.qkformer([["proj", "proj1"], ["proj3", "proj4"]], 1, "ssa", "mlp"),
         "conv",
-        4,
+        (3, 4),
     ),
     "qkformer_dvs": Layout(
         "qkformer_2_256_cifar10dvs",
         _qkformer("dvs", ("qk-token", "ssa"), 16, "mlp"),
-        _qkformer_names([["proj", "proj1", "proj2", "proj3"], ["proj", "proj4"]], 2, "ssa", "mlp"),
+        names.qkformer([["proj", "proj1", "proj2", "proj3"], ["proj", "proj4"]], 2, "ssa", "mlp"),
         "conv",
-        4,
+        (3, 4),
     ),
     "spikformer_imagenet": Layout(
-        "spikformer_8_512", _spikformer("conv", 8, pools="1111", scale=0.125), _spikformer_names, "conv", 4, (NORMS,)
+        "spikformer_8_512", _spikformer("conv", 8, pools="1111", scale=0.125), names.spikformer, "conv", (3, 4), (NORMS,)
     ),
     "spikformer_cifar": Layout(
         "spikformer_4_384_cifar10",
         _spikformer("linear", 12, pools="0011", scale=0.125, qkv_bias=True),
-        _spikformer_names,
+        names.spikformer,
         "linear",
-        2,
+        (2, 2),
         (NORMS,),
     ),
     "spikformer_dvs": Layout(
         "spikformer_2_256_cifar10dvs",
         _spikformer("conv", 16, pools="1111", scale=0.25, timesteps=0),
-        _spikformer_names,
+        names.spikformer,
         "conv",
-        3,
+        (3, 3),
         (NORMS, "pos_embed", r"norm\.(weight|bias)"),
     ),
     "sdt": Layout(
-        "sdt_8_512", _sdt, _sdt_names, "conv", 4, (r".*\.talking_heads\.weight", r".*\.attn_lif\.w", r"patch_embed\.rpe_lif\.w")
+        "sdt_8_512",
+        _sdt,
+        names.sdt,
+        "conv",
+        (4, 4),
+        (r".*\.talking_heads\.weight", r".*\.attn_lif\.w", r"patch_embed\.rpe_lif\.w"),
     ),
     "spikingformer_imagenet": Layout(
-        "spikingformer_8_512", _spikingformer("proj{}", "1111", 8), _spikingformer_names("proj{}"), "conv", 4, (NORMS,)
+        "spikingformer_8_512", _spikingformer("proj{}", "1111", 8), names.spikingformer("proj{}"), "conv", (3, 4), (NORMS,)
     ),
     "spikingformer_cifar": Layout(
-        "spikingformer_4_384_cifar10", _spikingformer("block{}", "0011", 12), _spikingformer_names("block{}"), "conv", 4, (NORMS,)
+        "spikingformer_4_384_cifar10",
+        _spikingformer("block{}", "0011", 12),
+        names.spikingformer("block{}"),
+        "conv",
+        (3, 4),
+        (NORMS,),
     ),
-    "semm_cifar": Layout("semm_spikformer_4_384_cifar10", _semm, _semm_names, "linear", 2, (BRAINCOG,)),
-    "tim": Layout("tim_2_256_cifar10dvs", _tim, _tim_names, "conv", 3, (NORMS, BRAINCOG, r".*\.res_lif\.threshold")),
-    "autost": Layout("autost_4_384_cifar100", _autost, _autost_names, "linear", 2),
+    "semm_cifar": Layout("semm_spikformer_4_384_cifar10", _semm, names.semm, "linear", (2, 2), (BRAINCOG,)),
+    "tim": Layout("tim_2_256_cifar10dvs", _tim, names.tim, "conv", (3, 3), (NORMS, BRAINCOG, r".*\.res_lif\.threshold")),
+    "autost": Layout("autost_4_384_cifar100", _autost, names.autost, "linear", (2, 2)),
 }
 """By the names that `vit2snn.zoo.from_official` takes."""

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ModelError, Vit2SnnError
 from ..spiking import ConvBN, Neuron, SpikingProjection
 from .layouts import LAYOUTS, Arguments, Layout, Source
 from .network import SpikingTransformer
-from .registry import VARIANTS
+from .registry import VARIANTS, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,9 @@ class Fit:
         found = weights[names[0]].shape
         given = torch.Size([sum(weights[name].shape[0] for name in names), *found[1:]]) if found else found
         kernel = len(shape) == 4 and shape[2:] == (1, 1)
-        if kernel and ".mlp." in names[0] and len(given) != layout.dimensions:
-            return f"{names[0]} has shape {tuple(given)}, this layout {layout.dimensions} dimensions"
+        part = ("attention" in key, "mlp" in key)
+        if kernel and any(part) and len(given) != layout.dimensions[part.index(True)]:
+            return f"{names[0]} has shape {tuple(given)}, this layout {layout.dimensions[part.index(True)]} dimensions"
         if given == shape or (kernel and tuple(given) + (1,) * (4 - len(given)) == tuple(shape)):
             return None
         return f"{names[0]} has shape {tuple(given)}, the model {tuple(shape)}"
@@ -134,30 +135,31 @@ def from_official(
     try:
         arguments = chosen.arguments(source)
     except KeyError:
-        raise _does_not_fit(layout, _fit(chosen, _defaults(chosen), weights).problems, weights) from None
+        others = _defaults(VARIANTS[chosen.variant])
+        raise _does_not_fit(layout, _fit(chosen, others, weights).problems, weights) from None
+    fit = _fit(chosen, arguments, weights)
+    if fit.problems:
+        raise _does_not_fit(layout, fit.problems, weights)
     extra = [key for key in config if key not in source.used and not WITHOUT_EFFECT.fullmatch(key)]
     if extra:
         logger.warning("entries of the configuration without effect: %s", ", ".join(extra))
-    model: SpikingTransformer = timm.create_model(
-        chosen.variant, **arguments, **({"batch_leak": True} if batch_leak else {})
-    )
-    fit = Fit(model, chosen, arguments, weights)
-    if fit.problems:
-        raise _does_not_fit(layout, fit.problems, weights)
+    model: SpikingTransformer = timm.create_model(chosen.variant, **arguments, **({"batch_leak": True} if batch_leak else {}))
     fit.load(model, weights)
     return model.eval()
 
 
-def _defaults(layout: Layout) -> Arguments:
-    """All arguments of the layout's registered variant."""
-    variant = VARIANTS[layout.variant]
+def _defaults(variant: Variant) -> Arguments:
+    """All arguments of a registered variant."""
     signature = inspect.signature(variant.architecture).parameters
     return {name: parameter.default for name, parameter in signature.items()} | dict(variant.arguments)
 
 
 def _fit(layout: Layout, arguments: Arguments, weights: Mapping[str, Tensor]) -> Fit:
+    # The number of heads leaves no trace in the weights, and one that does not divide the width is not the weights' fault.
+    heads = arguments.get("num_heads", 1)
+    one = {"num_heads": 1 if isinstance(heads, int) else [1] * len(heads)} if "num_heads" in arguments else {}
     with torch.device("meta"):
-        model = VARIANTS[layout.variant].architecture(**arguments)
+        model = VARIANTS[layout.variant].architecture(**arguments | one)
     return Fit(model, layout, arguments, weights)
 
 

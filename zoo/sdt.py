@@ -81,7 +81,7 @@ def _mlp(dim: int, hidden: int, neuron: NeuronFactory) -> nn.Module:
 
 PAPER = ("Spike-driven Transformer", "2307.01694")
 SOURCE = "Spike-driven Transformer paper, NeurIPS 2023"
-DVS: dict[str, Any] = {"dim": 256, "depth": 2, "pooled_attention": True}
+DVS: dict[str, Any] = {"dim": 256, "depth": 2}
 
 
 def _imagenet(dim: int, depth: int, top1: float, energy: float, caveat: str = "") -> Variant:
@@ -104,7 +104,7 @@ register(
         "sdt_8_768": _imagenet(768, 8, 77.07, 6.09, "scored at 288 px"),
         "sdt_2_512_cifar10": _cifar(10, 95.6),
         "sdt_2_512_cifar100": _cifar(100, 78.4),
-        "sdt_2_256_cifar10dvs": Variant(DVS | {"pools": "0011", "timesteps": 10}, dvs(64)),
+        "sdt_2_256_cifar10dvs": Variant(DVS | {"pools": "0011", "timesteps": 10, "pooled_attention": True}, dvs(64)),
         "sdt_2_256_dvs128": Variant(DVS | {"pools": "0111", "timesteps": 16}, dvs(classes=11)),
     },
 )

@@ -1,7 +1,7 @@
 """SEMM: expert mixtures in place of attention and perceptron, on the frame of Spikformer, SDT or Spikingformer.
 
-Zhou et al., "Spiking Transformer with Experts Mixture", NeurIPS 2024. The authors published no code: see `vit2snn.spiking.experts`
-for what follows the paper and what a third party's port.
+Zhou et al., "Spiking Transformer with Experts Mixture", NeurIPS 2024. The authors published no code: see
+`vit2snn.spiking.experts` for what follows the paper and what a third party's port.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class SEMM(SpikingTransformer):
 PAPER = ("Spiking Transformer with Experts Mixture", "")
 SOURCE = "SEMM paper, as quoted by STEP (NeurIPS 2025)"
 PORT = "experts and their width follow a third party's port; the authors published no code"
-STEP = Published("CIFAR-10", 94.98, 4, "STEP benchmark, NeurIPS 2025", "independent run; its router mixes up tokens and experts")
+STEP = Published("CIFAR-10", 94.98, 4, "STEP benchmark, NeurIPS 2025", "independent run; its router mixes tokens up")
 IMAGENET = {"dim": 512, "depth": 8, "pools": "1111", "mlp_ratio": 2720 / 512}  # the port's 16 * (512 // 3)
 CIFAR = {"dim": 384, "depth": 4, "qkv_bias": True}
 DVS = {"dim": 256, "depth": 2, "pools": "1111", "timesteps": 16}

@@ -24,7 +24,8 @@ class TIMSpikformer(SpikingTransformer):
         depth: blocks.
         num_heads: heads.
         mlp_ratio: hidden channels of the MLP to channels.
-        img_size: height and width of the frames, or one number for both; fixed, since the interaction has the tokens as its channels.
+        img_size: height and width of the frames, or one number for both; the interaction has the tokens as its
+            channels, so they are fixed.
         alpha: weight of the timestep before.
         interaction_thresholds: of the two neurons of the interaction.
         attention_threshold: of the neuron behind the attention.

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from vit2snn.cli import cli
+from vit2snn.data import event_batches, is_events, open_events, training_events
+from vit2snn.errors import DataError
+
+
+def write_recording(path: Path, events: list[tuple[int, int, int, int]]) -> None:
+    """Events (x, y, polarity, microseconds) in the format of N-MNIST: x, y, then a polarity bit and 23 bits of time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(bytes([x, y]) + (p << 23 | t).to_bytes(3, "big") for x, y, p, t in events))
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Two classes that differ by where the events fall: left or right."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        for label, start in (("0", 0), ("1", 17)):
+            for i in range(count):
+                place = rng.integers(0, 17, (200, 2)) + np.array([start, 8])
+                times = np.sort(rng.integers(0, 300_000, 200))
+                events = [(int(x), int(y), int(n % 2), int(t)) for n, ((x, y), t) in enumerate(zip(place, times, strict=True))]
+                write_recording(tmp_path / "data" / split / label / f"{i}.bs2", events)
+    return tmp_path / "data"
+
+
+def test_events_are_counted_by_polarity_pixel_and_time(tmp_path: Path) -> None:
+    write_recording(tmp_path / "train" / "7" / "a.bin", [(3, 1, 1, 0), (3, 1, 1, 10), (0, 33, 0, 60), (5, 5, 1, 100)])
+    source = open_events(str(tmp_path), "train")
+    assert source.labels == [0]
+    frames = source.frames(0, 2, (34, 34))
+    assert frames.shape == (2, 2, 34, 34)
+    assert frames.dtype == torch.float32
+    assert frames[0, 1, 1, 3] == 2  # ON is channel 1; y before x
+    assert frames[1, 0, 33, 0] == 1
+    assert frames.sum() == 3  # the last event ends the recording: tonic's bins are open
+    assert source.frames(0, 2, (17, 17))[0, 1, 0, 1] == pytest.approx(0.5)
+    assert source.frames(0, 2, (68, 68)).sum() == 12
+
+
+def test_an_empty_recording_is_silence(tmp_path: Path) -> None:
+    write_recording(tmp_path / "train" / "7" / "a.bin", [])
+    assert not open_events(str(tmp_path), "train").frames(0, 3, (32, 32)).any()
+
+
+def test_batches_have_time_first(recordings: Path) -> None:
+    assert is_events(str(recordings))
+    assert is_events("tonic/NMNIST")
+    assert not is_events(str(recordings.parent))
+    source = open_events(str(recordings), "train")
+    x, y = next(iter(training_events(source, 5, (32, 32), 6)))
+    assert x.shape == (5, 6, 2, 32, 32)
+    assert y.shape == (6,)
+    batches = list(event_batches(open_events(str(recordings), "validation"), 5, (32, 32), 6))
+    assert [len(labels) for _, labels in batches] == [6, 6, 4]
+    chosen = list(event_batches(source, 5, (32, 32), 16, count=10))
+    assert chosen[0][1].bincount().tolist() == [5, 5]
+
+
+def test_recordings_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="holds no recordings"):
+        open_events(str(tmp_path), "train")
+    with pytest.raises(DataError, match="no data set 'MNIST3'"):
+        open_events("tonic/MNIST3", "train")
+    with pytest.raises(DataError, match="no train and test split"):
+        open_events("tonic/CIFAR10DVS", "train", root=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tonic", None)
+    with pytest.raises(DataError, match="tonic, which is not installed") as caught:
+        open_events("tonic/NMNIST", "train")
+    assert caught.value.hint == "pip install 'vit2snn[events]'"
+
+
+def test_a_dvs_model_learns_from_recordings_and_is_scored(recordings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    small = ["dim=32", "depth=1", "num_heads=2", "timesteps=4", "pools=0011"]
+    options = ["--img-size", "32", "--num-classes", "2", "--epochs", "6", "--batch-size", "8", "--lr", "5e-3"]
+    command = ["train", "spikformer_2_256_cifar10dvs", *(word for value in small for word in ("-a", value)), *options]
+    result = CliRunner().invoke(cli, [*command, "--data", str(recordings), "-o", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    document: Any = json.loads(result.stdout)
+    assert document["images"] == 16
+    assert len(document["snn"]) == 4
+    assert document["snn"][-1]["top1"] >= 90
+    again = CliRunner().invoke(cli, ["evaluate", str(out), "--data", str(recordings), "--json"])
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["snn"] == document["snn"]
+    fewer = CliRunner().invoke(cli, ["evaluate", str(out), "--data", str(recordings), "--json", "--timesteps", "1,3"])
+    assert [point["timestep"] for point in json.loads(fewer.stdout)["snn"]] == [1, 3]
