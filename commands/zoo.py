@@ -95,11 +95,9 @@ def show(name: str, as_json: bool) -> None:
 
 def _measured(folder: Path | None) -> dict[str, Any] | None:
     """The last row of the evaluation in a folder, if there is one."""
-    try:
-        assert folder is not None
-        last = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["snn"][-1]
-    except (AssertionError, OSError, ValueError, LookupError):
+    if folder is None or not (folder / "evaluation.json").is_file():
         return None
+    last: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["snn"][-1]
     text = f"{last['spikes_per_neuron']:.3f} for a neuron in {last['timestep']} timesteps, at {last['top1']:.1f} % top-1"
     return last | {"text": text}
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from ..errors import NothingConvertedError, UnsupportedModuleError
+from ..errors import ModelError, NothingConvertedError, UnsupportedModuleError
+from ..spiking import neurons
 from . import rules  # noqa: F401  (registers the built-in rules)
 from .recipe import Recipe
 from .record import Operation, record
@@ -59,8 +60,10 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
     Raises:
         UnsupportedModuleError: a module computes on the signal and no rule covers it; all such modules are named.
         NothingConvertedError: no synaptic operation would be driven by neurons.
-        ModelError: the model cannot be run.
+        ModelError: the model cannot be run, or is a spiking network already.
     """
+    if any(neurons(model)):
+        raise ModelError(f"{type(model).__name__} is a spiking network already", "convert the ANN it came from, or train it")
     modules = dict(model.named_modules())
     operations: dict[str, list[Operation]] = {}
     for operation in record(model, input_size):

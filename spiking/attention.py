@@ -53,7 +53,8 @@ class SpikingAttention(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """``[T * B, C, H, W]`` to ``[T * B, heads, C / heads, tokens]``."""
-        return x.flatten(2).unflatten(1, (self.num_heads, -1))
+        by_head: Tensor = x.flatten(2).unflatten(1, (self.num_heads, -1))
+        return by_head
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What this attention does with the spikes of query, key and value, ``[T * B, heads, C / heads, tokens]``."""

@@ -187,7 +187,7 @@ class IntegerLIF(Neuron):
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
         h = x if state is None else charge(x, state, 1 / self.tau, decay_input=False)
-        s: Tensor = _Round.apply(h / self.threshold, self.levels)  # type: ignore[no-untyped-call]
+        s: Tensor = _Round.apply(h / self.threshold, self.levels)
         return s, h - s * self.threshold
 
     def extra_repr(self) -> str:

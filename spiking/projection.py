@@ -74,4 +74,4 @@ class SpikingProjection(nn.Module):
         if self.pool == "before":
             current = self.max_pool(current)
         spikes: Tensor = self.neuron(current)
-        return self.max_pool(spikes) if self.pool == "after" else spikes  # type: ignore[no-any-return]
+        return self.max_pool(spikes) if self.pool == "after" else spikes

@@ -96,5 +96,5 @@ class _Spike(torch.autograd.Function):
 
 def spike(u: Tensor, surrogate: Surrogate) -> Tensor:
     """1 where ``u >= 0`` (a tie fires), else 0; differentiable by the surrogate. Any shape."""
-    fired: Tensor = _Spike.apply(u, surrogate)  # type: ignore[no-untyped-call]
+    fired: Tensor = _Spike.apply(u, surrogate)
     return fired

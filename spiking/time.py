@@ -71,7 +71,8 @@ class Neuron(nn.Module):
             raise RuntimeError(
                 f"a neuron got a batch of {x.shape[0]}, not a multiple of the {clock.timesteps} timesteps folded into it"
             )
-        return x.unflatten(0, (clock.timesteps, -1))
+        unfolded: Tensor = x.unflatten(0, (clock.timesteps, -1))
+        return unfolded
 
     def forward(self, x: Tensor) -> Tensor:
         """Step through the timesteps of the present chunk.

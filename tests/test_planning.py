@@ -85,3 +85,12 @@ def test_a_shared_module_and_a_wrong_size_are_refused() -> None:
         plan(nn.Sequential(shared, nn.GELU(), shared), Recipe(), (4,))
     with pytest.raises(ModelError, match=r"cannot be run on one image of size \(3, 20, 20\)"):
         plan(make_vit(), Recipe(), (3, 20, 20))
+
+
+def test_a_spiking_network_is_not_converted_again() -> None:
+    import timm
+
+    import vit2snn.zoo  # noqa: F401  (registers the model)
+
+    with pytest.raises(ModelError, match="Spikformer is a spiking network already"):
+        plan(timm.create_model("spikformer_4_384_cifar10"), Recipe(), (3, 32, 32))

@@ -80,7 +80,18 @@ def test_training_that_cannot_go_on_says_why() -> None:
 
 def test_the_command_trains_on_the_embedded_images_and_writes_a_timm_model(tmp_path: Path) -> None:
     out = tmp_path / "semm"
-    command = ["train", "semm_spikformer_4_384_cifar10", *SMALL, "--epochs", "8", "--batch-size", "16", "-o", str(out), "--json"]
+    command = [
+        "train",
+        "semm_spikformer_4_384_cifar10",
+        *SMALL,
+        "--epochs",
+        "8",
+        "--batch-size",
+        "16",
+        "-o",
+        str(out),
+        "--json",
+    ]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     document: Any = json.loads(result.stdout)

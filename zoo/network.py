@@ -157,6 +157,7 @@ class SpikingTransformer(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what is not needed for the features at ``indices``; timm's ``features_only`` calls it."""
+        taken: list[int]
         taken, last = feature_take_indices(len(self.feature_info), indices)
         if len(self.stages) == 1:
             stage = self._only_stage()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ModelError, Vit2SnnError
 from ..spiking import ConvBN, Neuron, SpikingProjection
-from .layouts import LAYOUTS, Arguments, Layout, Source
+from .layouts import LAYOUTS, Layout, Source
+from .names import Arguments
 from .network import SpikingTransformer
 from .registry import VARIANTS, Variant
 
@@ -45,7 +46,7 @@ class Fit:
                 for key in module.state_dict():
                     self.tensors[f"{mine}.{key}"].append(f"{name}.{key}")
                 if isinstance(module, Neuron):
-                    self._thresholds[f"{name}.threshold"] = module.threshold
+                    self._thresholds[f"{name}.threshold"] = float(module.threshold)  # type: ignore[arg-type]
         self.problems = list(self._problems(model, layout, weights))
 
     @staticmethod
