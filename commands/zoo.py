@@ -81,7 +81,7 @@ def show(name: str, as_json: bool) -> None:
         f"{found.parameters / 1e6:.3f} M parameters",
         f"for an image and a timestep: {found.layer_macs / 1e9:.3f} GMAC in layers, {found.product_macs / 1e9:.3f} GMAC in "
         f"products of spikes, {found.neurons / 1e6:.3f} M neurons",
-        f"spikes: {measured['text']}" if measured else "spikes: they depend on the weights; vit2snn evaluate OUT counts them",
+        f"spikes: {measured['text']}" if measured else _bound(found.neurons, model.timesteps),
     ]
     if published:
         rows = [
@@ -91,6 +91,13 @@ def show(name: str, as_json: bool) -> None:
         lines += ["published, not measured here:", table(["data", "top-1 %", "T", "energy mJ", "source", "caveat"], rows)]
     document = {"name": name, "statistics": asdict(found), "published": published, "measured": measured}
     emit(as_json, document, "\n".join(lines))
+
+
+def _bound(neurons: int, timesteps: int) -> str:
+    most = (
+        f"at most {neurons * timesteps / 1e6:.1f} M for an image" if timesteps else "at most one of each neuron in a timestep"
+    )
+    return f"spikes: {most}; how many depends on the weights, and vit2snn evaluate OUT counts them"
 
 
 def _measured(folder: Path | None) -> dict[str, Any] | None:

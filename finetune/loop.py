@@ -82,15 +82,7 @@ def train(
     device = next(model.parameters()).device
     steps = len(batches)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
-    warmup = steps if epochs > 1 else 0
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=epochs * steps - warmup,
-        warmup_t=warmup,
-        warmup_lr_init=lr / 100,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    scheduler = _cosine(optimizer, epochs, steps, lr)
     model.train()
     try:
         for epoch in range(epochs):
@@ -110,3 +102,12 @@ def train(
         update_bn(islice(batches, STATISTICS_BATCHES), model, device)
     finally:
         model.eval()
+
+
+def _cosine(optimizer: torch.optim.Optimizer, epochs: int, steps: int, lr: float) -> CosineLRScheduler:
+    """An epoch of warm-up, where there are more, and a cosine to zero over the rest; counted in steps."""
+    warmup = steps if epochs > 1 else 0
+    return CosineLRScheduler(
+        optimizer, t_initial=epochs * steps - warmup, warmup_t=warmup, warmup_lr_init=lr / 100, warmup_prefix=True,
+        t_in_epochs=False,
+    )  # fmt: skip

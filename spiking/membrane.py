@@ -112,21 +112,26 @@ class LIF(IF):
         self.tau = tau
         self.decay_input = decay_input
 
+    @property
+    def leak(self) -> float | Tensor:
+        """1 / τ."""
+        return 1 / self.tau
+
     def charge(self, x: Tensor, v: Tensor) -> Tensor:
         """h of the input and the membrane before."""
-        return charge(x, v, 1 / self.tau, self.decay_input)
+        return charge(x, v, self.leak, self.decay_input)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
         return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
 
 
-class PLIF(IF):
+class PLIF(LIF):
     """LIF with a learned leak, 1 / τ = σ(w) (Fang et al., "Incorporating Learnable Membrane Time Constant", ICCV 2021).
 
     Args:
         tau: τ at the start, above 1.
-        decay_input: as for `LIF`.
+        decay_input: of `LIF`.
         constants: of `IF`.
 
     Raises:
@@ -134,15 +139,13 @@ class PLIF(IF):
     """
 
     def __init__(self, tau: float = 2.0, decay_input: bool = True, **constants: Any) -> None:
-        super().__init__(**constants)
-        if not tau > 1:
-            raise ValueError(f"the time constant of a leaky neuron is above 1 timestep, got tau={tau}")
+        super().__init__(tau, decay_input, **constants)
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
-        self.decay_input = decay_input
 
-    def charge(self, x: Tensor, v: Tensor) -> Tensor:
-        """h of the input and the membrane before."""
-        return charge(x, v, self.w.sigmoid(), self.decay_input)
+    @property
+    def leak(self) -> Tensor:
+        """σ(w)."""
+        return self.w.sigmoid()
 
 
 class _Round(torch.autograd.Function):

@@ -146,7 +146,7 @@ def test_demo_runs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     import vit2snn.zoo.demo
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vit2snn.cli.DEMO_TIMESTEPS", 2)
+    monkeypatch.setattr("vit2snn.commands.conversion.DEMO_TIMESTEPS", 2)
     small: Any = lambda split: tuple(part[:40] for part in demo_images(split))  # noqa: E731
     monkeypatch.setattr(vit2snn.zoo.demo, "demo_images", small)
     first, second = run("demo"), run("demo", "--json")
