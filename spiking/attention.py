@@ -72,7 +72,7 @@ class SpikingAttention(nn.Module):
 class SpikingSelfAttention(SpikingAttention):
     """SSA: y = N_½(q kᵀ v · scale). Inside, products of spikes are integers; y is binary.
 
-    Zhou et al., "Spikformer: When Spiking Neural Network Meets Transformer", ICLR 2023, equation 5.
+    Zhou et al., "Spikformer: When Spiking Neural Network Meets Transformer", ICLR 2023.
 
     Args:
         dim: channels C.
@@ -113,7 +113,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class QKTokenAttention(SpikingAttention):
     """QKTA: a = N_½(Σ_d q), one bit for each head and token;  y = a ⊙ k. Both binary; linear in tokens, and it mixes none.
 
-    Zhou et al., "QKFormer: Hierarchical Spiking Transformer using Q-K Attention", NeurIPS 2024, equations 6 and 7.
+    Zhou et al., "QKFormer: Hierarchical Spiking Transformer using Q-K Attention", NeurIPS 2024.
     """
 
     has_value = False
@@ -132,7 +132,7 @@ class QKTokenAttention(SpikingAttention):
 class QKChannelAttention(QKTokenAttention):
     """QKCA: a = N_½(Σ_tokens q), one bit for each channel;  y = a ⊙ k. Both binary; linear in tokens.
 
-    QKFormer, equations 8 and 9. The bit of a channel depends on all tokens, so tokens are mixed.
+    From the QKFormer paper. The bit of a channel depends on all tokens, so tokens are mixed.
     """
 
     axis = -1
@@ -141,7 +141,7 @@ class QKChannelAttention(QKTokenAttention):
 class QKMixedAttention(SpikingAttention):
     """The first half of the heads as `QKTokenAttention`, the second half as `QKChannelAttention`. Binary throughout.
 
-    QKFormer mixes the two by stage (its Table 6; ``attention=`` of the zoo's `QKFormer`); this mixes them in one layer.
+    QKFormer mixes the two by stage (in its ablation; ``attention=`` of the zoo's `QKFormer`); this mixes them in one layer.
 
     Raises:
         ModelError: there is only one head.
@@ -167,7 +167,7 @@ class QKMixedAttention(SpikingAttention):
 class SpikeDrivenSelfAttention(SpikingAttention):
     """SDSA: a = N_½(Σ_tokens k ⊙ v), one bit for each channel;  y = q ⊙ a. Both binary; masks and additions only.
 
-    Yao et al., "Spike-driven Transformer", NeurIPS 2023, equation 8.
+    Yao et al., "Spike-driven Transformer", NeurIPS 2023.
 
     Args:
         dim: channels C.

@@ -13,7 +13,7 @@ from .projection import ConvBN, Pool, SpikingProjection, max_pool
 class SpikingPatchSplitting(nn.Module):
     """SPS: four 3x3 convolutions of C/8, C/4, C/2 and C channels, each BN(Conv) → N → pooling, then a position embedding.
 
-    Zhou et al., "Spikformer", ICLR 2023, section 3.3. Stride 2 for each pooling. Output: that of ``position``.
+    Zhou et al., "Spikformer", ICLR 2023. Stride 2 for each pooling. Output: that of ``position``.
 
     Args:
         in_chans: channels of the image.
@@ -51,7 +51,7 @@ class SpikingPatchSplitting(nn.Module):
 class DeformedShortcut(nn.Module):
     """main(x) + N(BN(Conv1x1_stride x)): the shortcut changes channels and resolution too.
 
-    Output: the sum of two spikes, **integer**, 0 to 2. Zhou et al., "QKFormer", NeurIPS 2024, section 3.4.
+    Output: the sum of two spikes, **integer**, 0 to 2. Zhou et al., "QKFormer", NeurIPS 2024.
 
     Args:
         main: maps ``[T * B, inputs, H, W]`` to spikes ``[T * B, outputs, H / stride, W / stride]``.
@@ -75,7 +75,7 @@ class DeformedShortcut(nn.Module):
 class SPEDS(nn.Module):
     """Spiking patch embedding with deformed shortcut: 3x3 convolutions BN(Conv) → pooling → N, of which the last lie under one.
 
-    Output integer, 0 to 2. QKFormer, section 3.4. Pooling is on currents, where SPS pools spikes.
+    Output integer, 0 to 2. From the QKFormer paper. Pooling is on currents, where SPS pools spikes.
 
     Args:
         in_chans: channels in.
