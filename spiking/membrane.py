@@ -21,16 +21,17 @@ NeuronFactory = Callable[..., Neuron]
 """Makes a neuron; takes at least the keyword ``threshold``."""
 
 
-def charge(x: Tensor, v: Tensor, leak: float | Tensor, decay_input: bool) -> Tensor:
+def charge(x: Tensor, v: Tensor, leak: float | Tensor, decay_input: bool, out: Tensor | None = None) -> Tensor:
     """The membrane before it may fire, h = v + (x - v) / τ, or h = v - v / τ + x where the input does not decay.
 
     Args:
         x: input current, any shape.
         v: membrane potential after the timestep before (resting potential 0).
-        leak: 1 / τ; 0 for the neuron that does not leak, h = v + x.
+        leak: 1 / τ.
         decay_input: whether the input is scaled by 1 / τ too.
+        out: where to write h; it may be ``v``.
     """
-    return torch.lerp(v, x, leak) if decay_input else v - v * leak + x
+    return torch.lerp(v, x, leak, out=out) if decay_input else torch.add(v - v * leak, x, out=out)
 
 
 def reset(h: Tensor, s: Tensor, threshold: float, v_reset: float | None) -> Tensor:
@@ -61,9 +62,9 @@ class IF(Neuron):
         self.detach_reset = detach_reset
         self.surrogate = surrogate or Surrogate()
 
-    def charge(self, x: Tensor, v: Tensor) -> Tensor:
+    def charge(self, x: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
         """h of the input and the membrane before."""
-        return charge(x, v, 0.0, decay_input=False)
+        return torch.add(v, x, out=out)
 
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
@@ -78,7 +79,7 @@ class IF(Neuron):
         spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)
         v = torch.zeros_like(frames[0]) if state is None else state
         for x, s in zip(frames, spikes, strict=True):
-            v = self.charge(x, v)
+            self.charge(x, v, out=v)
             torch.ge(v, self.threshold, out=s)
             if self.v_reset is None:
                 v.sub_(s, alpha=self.threshold)
@@ -117,9 +118,9 @@ class LIF(IF):
         """1 / τ."""
         return 1 / self.tau
 
-    def charge(self, x: Tensor, v: Tensor) -> Tensor:
+    def charge(self, x: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
         """h of the input and the membrane before."""
-        return charge(x, v, self.leak, self.decay_input)
+        return charge(x, v, self.leak, self.decay_input, out)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
