@@ -5,6 +5,8 @@ Recordings are read by tonic (``pip install 'vit2snn[events]'``), which knows th
 
 from __future__ import annotations
 
+import inspect
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -64,7 +66,8 @@ def open_events(data: str, split: str, *, root: str | None = None) -> EventSourc
 
     Args:
         data: ``tonic/NMNIST``, ``tonic/DVSGesture``, or another data set of tonic by its class name; or a folder
-            ``data/{train,test}/CLASS/`` of N-MNIST recordings (``.bs2`` or ``.bin``).
+            ``data/{train,test}/CLASS/`` of N-MNIST recordings (``.bs2`` or ``.bin``). A data set without a split, such as
+            CIFAR10-DVS, is cut after nine tenths of each class.
         split: ``train``, or any other for the test set.
         root: where tonic keeps the data set.
 
@@ -80,13 +83,24 @@ def open_events(data: str, split: str, *, root: str | None = None) -> EventSourc
     kind = getattr(tonic.datasets, data.removeprefix(PREFIX), None)
     if kind is None:
         raise DataError(f"tonic has no data set {data.removeprefix(PREFIX)!r}", "write tonic/NMNIST, tonic/DVSGesture, ...")
+    has_split = "train" in inspect.signature(kind).parameters
     try:
-        dataset = kind(save_to=root or "data", train=split == "train")
-    except TypeError as error:
-        raise DataError(f"{data!r} has no train and test split: {error}") from error
+        dataset = kind(save_to=root or "data", **({"train": split == "train"} if has_split else {}))
     except Exception as error:
         raise DataError(f"{data!r} cannot be opened: {error}", "say where it lies with --data-dir") from error
-    return EventSource([int(label) for label in dataset.targets], lambda index: dataset[index][0], dataset.sensor_size)
+    labels = [int(label) for label in dataset.targets]
+    chosen = list(range(len(labels))) if has_split else _part(labels, split == "train")
+    return EventSource([labels[i] for i in chosen], lambda index: dataset[chosen[index]][0], dataset.sensor_size)
+
+
+def _part(labels: list[int], train: bool) -> list[int]:
+    """The first nine tenths of each class, or the last: the custom where a data set has no split, as CIFAR10-DVS."""
+    total, seen, chosen = Counter(labels), Counter[int](), []
+    for index, label in enumerate(labels):
+        seen[label] += 1
+        if (seen[label] <= 0.9 * total[label]) == train:
+            chosen.append(index)
+    return chosen
 
 
 def _folder(root: Path, split: str) -> EventSource:

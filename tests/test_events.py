@@ -73,12 +73,47 @@ def test_recordings_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Mo
         open_events(str(tmp_path), "train")
     with pytest.raises(DataError, match="no data set 'MNIST3'"):
         open_events("tonic/MNIST3", "train")
-    with pytest.raises(DataError, match="no train and test split"):
-        open_events("tonic/CIFAR10DVS", "train", root=str(tmp_path))
     monkeypatch.setitem(sys.modules, "tonic", None)
     with pytest.raises(DataError, match="tonic, which is not installed") as caught:
         open_events("tonic/NMNIST", "train")
     assert caught.value.hint == "pip install 'vit2snn[events]'"
+
+
+class Recorded:
+    """A data set as tonic makes them, with a split or without."""
+
+    sensor_size = (8, 6, 2)
+
+    def __init__(self, save_to: str) -> None:
+        if save_to == "nowhere":
+            raise OSError("no such place")
+        self.targets = [0, 1] * 10
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        kinds = [("x", "<i8"), ("y", "<i8"), ("t", "<i8"), ("p", "<i8")]
+        return np.array([(index % 8, 0, 0, 1), (0, 0, 9, 1)], dtype=kinds), self.targets[index]
+
+
+class Split(Recorded):
+    def __init__(self, save_to: str, train: bool) -> None:
+        super().__init__(save_to)
+        self.targets = self.targets if train else self.targets[:4]
+
+
+def test_data_sets_of_tonic_are_opened_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tonic
+
+    monkeypatch.setattr(tonic.datasets, "Recorded", Recorded, raising=False)
+    monkeypatch.setattr(tonic.datasets, "Split", Split, raising=False)
+    assert len(open_events("tonic/Split", "train").labels) == 20
+    assert len(open_events("tonic/Split", "validation").labels) == 4
+    train, test = open_events("tonic/Recorded", "train"), open_events("tonic/Recorded", "test")
+    assert (train.labels, test.labels) == ([0, 1] * 9, [0, 1])
+    frames = test.frames(1, 1, (6, 8))  # the last of all recordings
+    assert frames[0, 1, 0].nonzero().flatten().tolist() == [19 % 8]
+    with pytest.raises(DataError, match="'tonic/Recorded' cannot be opened: no such place") as caught:
+        open_events("tonic/Recorded", "train", root="nowhere")
+    assert "--data-dir" in caught.value.hint
 
 
 def test_a_dvs_model_learns_from_recordings_and_is_scored(recordings: Path, tmp_path: Path) -> None:
