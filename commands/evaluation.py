@@ -13,9 +13,9 @@ from vit2snn.commands.shared import (
     check_data,
     data_options,
     emit,
+    event_source,
     find_device,
     image_source,
-    source_of_events,
     timestep_list,
 )
 from vit2snn.errors import QualityGateError
@@ -88,7 +88,8 @@ def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any]
     if not images["data"] and not _trained_on_demo(out):
         raise click.UsageError("give the images or recordings with --data DATA")
     model: Any = load_model(f"local-dir:{out}").to(find_device(images["device"]))
-    last = timesteps[-1] if timesteps else model.timesteps
+    # A recording is cut into the model's timesteps even where only the first of them are reported.
+    last = max(timesteps[-1], model.timesteps) if timesteps else model.timesteps
     scores = score(model, bar(scored_batches(model, last, images), "scoring"), last)
     if timesteps:
         scores = replace(scores, points=tuple(point for point in scores.points if point.timestep in timesteps))
@@ -107,7 +108,7 @@ def scored_batches(model: Any, timesteps: int, images: dict[str, Any]) -> Any:
     """Batches of images, or of frames, to score a zoo model on."""
     from vit2snn.data import batches, event_batches, prepared
 
-    events = source_of_events(images, images["split"])
+    events = event_source(model, images)
     if events is not None:
         size = model.pretrained_cfg["input_size"][1:]
         return event_batches(events, timesteps, size, images["batch_size"], images["samples"], images["seed"])

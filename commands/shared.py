@@ -69,13 +69,13 @@ def image_source(model: nn.Module, images: dict[str, Any]) -> ImageSource:
     return array_source(*demo_images("train" if images["split"] == "train" else "val"), mode)
 
 
-def source_of_events(images: dict[str, Any], split: str) -> EventSource | None:
+def event_source(model: nn.Module, images: dict[str, Any]) -> EventSource | None:
     """The recordings of --data, if it names recordings."""
     from vit2snn.data import is_events, open_events
 
     if not images.get("data") or not is_events(images["data"]):
         return None
-    return open_events(images["data"], split, root=images["data_dir"])
+    return open_events(images["data"], images["split"], classes=int(model.num_classes), root=images["data_dir"])  # type: ignore[arg-type]
 
 
 def find_recipe(name: str, timesteps: int | None) -> Recipe:

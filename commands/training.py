@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.evaluation import scored_batches
-from vit2snn.commands.shared import bar, data_options, emit, find_device, image_source, source_of_events
+from vit2snn.commands.shared import bar, data_options, emit, event_source, find_device, image_source
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:
@@ -115,11 +115,12 @@ def _value(name: str, text: str) -> Any:
 def _training_batches(network: Any, images: dict[str, Any]) -> Any:
     from vit2snn.data import training_events, training_images
 
+    trained = images | {"split": "train"}
     size = network.pretrained_cfg["input_size"][1:]
-    events = source_of_events(images, "train")
+    events = event_source(network, trained)
     if events is not None:
         return training_events(events, network.timesteps, size, images["batch_size"], images["seed"])
-    return training_images(network, image_source(network, images | {"split": "train"}), images["batch_size"], images["seed"])
+    return training_images(network, image_source(network, trained), images["batch_size"], images["seed"])
 
 
 class _Progress:

@@ -111,7 +111,11 @@ def _measured(folder: Path | None) -> dict[str, Any] | None:
 
 @zoo.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--layout", required=True, help="Whose code wrote FILE: see the error for a wrong name.")
+@click.option(
+    "--layout",
+    required=True,
+    help="Whose code wrote FILE: qkformer_imagenet, sdt, ... (docs/zoo.md).",
+)
 @click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="The authors' arguments, as JSON.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
 @click.option("--batch-leak", is_flag=True, help="QKFormer: let images of a batch leak into each other, as published.")

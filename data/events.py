@@ -45,8 +45,17 @@ class EventSource:
             index: of the recording.
             timesteps: T.
             size: height and width; the counts are averaged where that is smaller than the sensor, repeated where larger.
+
+        Raises:
+            DataError: the number of timesteps is below 1.
         """
         from tonic.transforms import ToFrame
+
+        if timesteps < 1:
+            raise DataError(
+                "the model leaves open into how many timesteps a recording is cut",
+                "say it with --timesteps T, or train with -a timesteps=T",
+            )
 
         events = self.read(index)
         if not len(events):
@@ -61,7 +70,7 @@ def is_events(data: str) -> bool:
     return data.startswith(PREFIX) or any(path.suffix in RECORDINGS for path in beginning)
 
 
-def open_events(data: str, split: str, *, root: str | None = None) -> EventSource:
+def open_events(data: str, split: str, *, classes: int, root: str | None = None) -> EventSource:
     """Open recordings.
 
     Args:
@@ -69,18 +78,31 @@ def open_events(data: str, split: str, *, root: str | None = None) -> EventSourc
             ``data/{train,test}/CLASS/`` of N-MNIST recordings (``.bs2`` or ``.bin``). A data set without a split, such as
             CIFAR10-DVS, is cut after nine tenths of each class.
         split: ``train``, or any other for the test set.
+        classes: how many classes the model tells apart.
         root: where tonic keeps the data set.
 
     Raises:
-        DataError: tonic is not installed, does not know the data set, or there are no recordings.
+        DataError: tonic is not installed, does not know the data set, there are no recordings, or they have other classes.
     """
+    source = _data_set(data, split, root) if data.startswith(PREFIX) else _folder(Path(data), split)
+    if max(source.labels) >= classes:
+        raise DataError(
+            f"{data!r} has labels up to {max(source.labels)}, the model tells {classes} classes apart",
+            "check that model and data set belong together",
+        )
+    return source
+
+
+def _tonic() -> Any:
     try:
         import tonic
     except ImportError as error:
         raise DataError("recordings are read by tonic, which is not installed", "pip install 'vit2snn[events]'") from error
-    if not data.startswith(PREFIX):
-        return _folder(Path(data), split)
-    kind = getattr(tonic.datasets, data.removeprefix(PREFIX), None)
+    return tonic
+
+
+def _data_set(data: str, split: str, root: str | None) -> EventSource:
+    kind = getattr(_tonic().datasets, data.removeprefix(PREFIX), None)
     if kind is None:
         raise DataError(f"tonic has no data set {data.removeprefix(PREFIX)!r}", "write tonic/NMNIST, tonic/DVSGesture, ...")
     has_split = "train" in inspect.signature(kind).parameters
@@ -104,9 +126,7 @@ def _part(labels: list[int], train: bool) -> list[int]:
 
 
 def _folder(root: Path, split: str) -> EventSource:
-    from tonic.datasets import NMNIST
-    from tonic.io import read_mnist_file
-
+    tonic = _tonic()
     folder = root / ("train" if split == "train" else "test")
     files = sorted(path for path in folder.glob("*/*") if path.suffix in RECORDINGS)
     if not files:
@@ -114,6 +134,6 @@ def _folder(root: Path, split: str) -> EventSource:
     classes = {name: label for label, name in enumerate(sorted({path.parent.name for path in root.glob("*/*/*")}))}
     return EventSource(
         [classes[path.parent.name] for path in files],
-        lambda index: read_mnist_file(str(files[index]), dtype=NMNIST.dtype),
-        NMNIST.sensor_size,
+        lambda index: tonic.io.read_mnist_file(str(files[index]), dtype=tonic.datasets.NMNIST.dtype),
+        tonic.datasets.NMNIST.sensor_size,
     )

@@ -37,7 +37,7 @@ def recordings(tmp_path: Path) -> Path:
 
 def test_events_are_counted_by_polarity_pixel_and_time(tmp_path: Path) -> None:
     write_recording(tmp_path / "train" / "7" / "a.bin", [(3, 1, 1, 0), (3, 1, 1, 10), (0, 33, 0, 60), (5, 5, 1, 100)])
-    source = open_events(str(tmp_path), "train")
+    source = open_events(str(tmp_path), "train", classes=2)
     assert source.labels == [0]
     frames = source.frames(0, 2, (34, 34))
     assert frames.shape == (2, 2, 34, 34)
@@ -51,18 +51,18 @@ def test_events_are_counted_by_polarity_pixel_and_time(tmp_path: Path) -> None:
 
 def test_an_empty_recording_is_silence(tmp_path: Path) -> None:
     write_recording(tmp_path / "train" / "7" / "a.bin", [])
-    assert not open_events(str(tmp_path), "train").frames(0, 3, (32, 32)).any()
+    assert not open_events(str(tmp_path), "train", classes=2).frames(0, 3, (32, 32)).any()
 
 
 def test_batches_have_time_first(recordings: Path) -> None:
     assert is_events(str(recordings))
     assert is_events("tonic/NMNIST")
     assert not is_events(str(recordings.parent))
-    source = open_events(str(recordings), "train")
+    source = open_events(str(recordings), "train", classes=2)
     x, y = next(iter(training_events(source, 5, (32, 32), 6)))
     assert x.shape == (5, 6, 2, 32, 32)
     assert y.shape == (6,)
-    batches = list(event_batches(open_events(str(recordings), "validation"), 5, (32, 32), 6))
+    batches = list(event_batches(open_events(str(recordings), "validation", classes=2), 5, (32, 32), 6))
     assert [len(labels) for _, labels in batches] == [6, 6, 4]
     chosen = list(event_batches(source, 5, (32, 32), 16, count=10))
     assert chosen[0][1].bincount().tolist() == [5, 5]
@@ -70,12 +70,12 @@ def test_batches_have_time_first(recordings: Path) -> None:
 
 def test_recordings_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="holds no recordings"):
-        open_events(str(tmp_path), "train")
+        open_events(str(tmp_path), "train", classes=2)
     with pytest.raises(DataError, match="no data set 'MNIST3'"):
-        open_events("tonic/MNIST3", "train")
+        open_events("tonic/MNIST3", "train", classes=2)
     monkeypatch.setitem(sys.modules, "tonic", None)
     with pytest.raises(DataError, match="tonic, which is not installed") as caught:
-        open_events("tonic/NMNIST", "train")
+        open_events("tonic/NMNIST", "train", classes=2)
     assert caught.value.hint == "pip install 'vit2snn[events]'"
 
 
@@ -105,14 +105,14 @@ def test_data_sets_of_tonic_are_opened_by_name(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(tonic.datasets, "Recorded", Recorded, raising=False)
     monkeypatch.setattr(tonic.datasets, "Split", Split, raising=False)
-    assert len(open_events("tonic/Split", "train").labels) == 20
-    assert len(open_events("tonic/Split", "validation").labels) == 4
-    train, test = open_events("tonic/Recorded", "train"), open_events("tonic/Recorded", "test")
+    assert len(open_events("tonic/Split", "train", classes=2).labels) == 20
+    assert len(open_events("tonic/Split", "validation", classes=2).labels) == 4
+    train, test = open_events("tonic/Recorded", "train", classes=2), open_events("tonic/Recorded", "test", classes=2)
     assert (train.labels, test.labels) == ([0, 1] * 9, [0, 1])
     frames = test.frames(1, 1, (6, 8))  # the last of all recordings
     assert frames[0, 1, 0].nonzero().flatten().tolist() == [19 % 8]
     with pytest.raises(DataError, match="'tonic/Recorded' cannot be opened: no such place") as caught:
-        open_events("tonic/Recorded", "train", root="nowhere")
+        open_events("tonic/Recorded", "train", classes=2, root="nowhere")
     assert "--data-dir" in caught.value.hint
 
 
@@ -131,4 +131,21 @@ def test_a_dvs_model_learns_from_recordings_and_is_scored(recordings: Path, tmp_
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["snn"] == document["snn"]
     fewer = CliRunner().invoke(cli, ["evaluate", str(out), "--data", str(recordings), "--json", "--timesteps", "1,3"])
-    assert [point["timestep"] for point in json.loads(fewer.stdout)["snn"]] == [1, 3]
+    assert json.loads(fewer.stdout)["snn"] == [document["snn"][0], document["snn"][2]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-classes", "1"], "has labels up to 1, the model tells 1 classes apart"),
+        (["-a", "timesteps=0"], "leaves open into how many timesteps a recording is cut"),
+    ],
+)
+def test_models_that_do_not_fit_the_recordings_are_refused(
+    arguments: list[str], message: str, recordings: Path, tmp_path: Path
+) -> None:
+    command = ["train", "spikformer_2_256_cifar10dvs", "-a", "dim=32", "--img-size", "32", *arguments]
+    result = CliRunner().invoke(cli, [*command, "--data", str(recordings), "-o", str(tmp_path / "model")])
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert not (tmp_path / "model").exists()
