@@ -1,9 +1,9 @@
 """The converted model on disk: a folder of JSON and safetensors, from which `load` gives the same model bit for bit.
 
-``config.json`` is the one that timm writes (architecture, its arguments, pretrained configuration), with a section
-``vit2snn``: schema version, recipe, input size and source. ``model.safetensors`` has weights, thresholds, priors and biases;
-``conversion.json`` a row for each module; ``calibration.json`` the digests of the calibration images. Further JSON files
-(``records``) go beside them as they are.
+``config.json`` is the one that timm writes for the ANN (architecture, its arguments, pretrained configuration), with a section
+``vit2snn``: schema version, recipe, input size and source. ``model.safetensors`` has weights, thresholds, priors and biases,
+``ann.safetensors`` the ANN's weights where the network does not compute what the ANN computes; ``conversion.json`` a row for each
+module; ``calibration.json`` the digests of the calibration images. Further JSON files (``records``) go beside them as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .files import check_output, whole_folder
 from .model import SpikingModel, structure
 from .recipe import Recipe
 
-SCHEMA = 1
+SCHEMA = 2
+WEIGHTS, TEACHER = "model.safetensors", "ann.safetensors"
 
 
 def versions() -> dict[str, str]:
@@ -77,8 +78,10 @@ def save(
                 "versions": versions(),
             }
         }
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in snn.network.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        _write_weights(snn.network.state_dict(), folder / WEIGHTS)
+        if snn.teacher is not None:
+            weights = snn.teacher.state_dict()
+            _write_weights({name: weights[name] for name in _create(config).state_dict()}, folder / TEACHER)
         rows = conversion_rows(snn, errors or {})
         calibration = {"images": len(snn.calibrated_on), "digests": list(snn.calibrated_on)}
         documents = {"config.json": config, "conversion.json": rows, "calibration.json": calibration, **(records or {})}
@@ -87,10 +90,16 @@ def save(
         (folder / "README.md").write_text(model_card(config, rows), encoding="utf-8")
 
 
+def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(whole, path, metadata={"format": "pt"})
+
+
 def _config(snn: SpikingModel, path: Path) -> dict[str, Any]:
-    """timm's own description of the network, and the proof that it rebuilds it."""
+    """timm's own description of the ANN, and the proof that it rebuilds it."""
+    ann = snn.network if snn.teacher is None else snn.teacher
     try:
-        save_config_for_hf(snn.network, str(path))
+        save_config_for_hf(ann, str(path))
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rebuilt = {name: value.shape for name, value in _create(config).state_dict().items()}
     except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -98,7 +107,7 @@ def _config(snn: SpikingModel, path: Path) -> dict[str, Any]:
             f"this model cannot be described by a timm name and arguments: {error}",
             "make the ANN with timm.create_model(NAME, **arguments) to be able to save its conversion",
         ) from error
-    present = snn.network.state_dict()
+    present = ann.state_dict()
     for name, shape in rebuilt.items():
         if name not in present or present[name].shape != shape:
             raise ArtifactError(
@@ -154,7 +163,10 @@ def load(folder: str | Path) -> SpikingModel:
     try:
         recipe = Recipe.from_json(config["vit2snn"]["recipe"])
         snn = structure(_create(config), recipe, tuple(config["vit2snn"]["input_size"]))
-        snn.network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        snn.network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        if (Path(folder) / TEACHER).is_file():
+            snn.teacher = _create(config).eval().requires_grad_(False)
+            snn.teacher.load_state_dict(load_file(Path(folder) / TEACHER))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"the converted model in {str(folder)!r} is damaged: {error}") from error
     snn.calibrated_on = _calibrated_on(Path(folder) / "calibration.json")
@@ -179,12 +191,12 @@ def conversion_rows(snn: SpikingModel, errors: Mapping[str, list[float]]) -> lis
         row: dict[str, Any] = {
             "name": module.name,
             "source": module.type,
-            "result": type(snn.network.get_submodule(module.name)).__name__,
+            "result": module.becomes or type(snn.network.get_submodule(module.name)).__name__,
             "action": module.action,
             "operations": list(module.operations),
             "macs": module.macs,
         }
-        if module.action == "spiking":
+        if snn.plan.coded(module.name):
             row["neurons"] = [
                 {
                     "name": name,

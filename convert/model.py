@@ -15,9 +15,11 @@ from ..calibration import calibrate
 from ..data import digest
 from ..errors import DataError, ModelError
 from ..spiking import CodedNeuron, analog, neurons, share_clock, simulate
+from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
 from .recipe import Recipe
 from .registry import handler_for
+from .spike_driven import fit, restructure
 
 
 class Batches:
@@ -41,14 +43,15 @@ class Batches:
 
 
 class SpikingModel(nn.Module):
-    """A converted network: the ANN's modules and weights under their own names, with neurons in front of every synaptic
-    operation, and the time they live in.
+    """A converted network: the ANN's modules under their own names, with neurons in front of every synaptic operation or with
+    spiking branches in the blocks, and the time they live in.
 
     Attributes:
-        network: the converted module tree; its state_dict has the ANN's keys and those of the neurons.
+        network: the converted module tree.
         recipe: what it was converted with.
         plan: what became of each module.
         input_size: of one image, ``(C, H, W)``.
+        teacher: the ANN, where the network with analog neurons does not compute it (any more); None where it does.
         calibrated_on: digests of the calibration images (see `vit2snn.data.digest`), which must not be scored.
     """
 
@@ -58,6 +61,7 @@ class SpikingModel(nn.Module):
         self.recipe = recipe
         self.plan = plan
         self.input_size = input_size
+        self.teacher: nn.Module | None = None
         self.calibrated_on: tuple[str, ...] = ()
         self.clock = share_clock(network)
 
@@ -72,19 +76,43 @@ class SpikingModel(nn.Module):
             chunk: timesteps computed at once. Memory grows with it; the result does not depend on it.
 
         Returns:
-            The running readout ``[T, B, classes]``.
+            The running readout ``[T, B, classes]``: logits of the values decoded so far or, in a spike-driven network, the mean
+            of the logits so far.
         """
         timesteps = self.recipe.timesteps if timesteps is None else timesteps
-        return simulate(self.network, self.clock, x, timesteps, chunk)
+        logits = simulate(self.network, self.clock, x, timesteps, chunk)
+        if not self.recipe.spike_driven:
+            return logits
+        return logits.cumsum(0) / torch.arange(1, timesteps + 1, device=logits.device).reshape(-1, 1, 1)
 
+    @torch.no_grad()
     def ann(self, x: Tensor) -> Tensor:
-        """The logits ``[B, classes]`` of the ANN that was converted: one pass with analog neurons."""
+        """The logits ``[B, classes]`` of the ANN that was converted."""
+        if self.teacher is not None:
+            logits: Tensor = self.teacher(x)
+            return logits
         with analog(self.network):
             return simulate(self.network, self.clock, x, 1)[0]
 
+    def original(self) -> nn.Module:
+        """The ANN that was converted, frozen, with the module names of timm; it shares nothing with the network."""
+        if self.teacher is not None:
+            return self.teacher
+        network = copy.deepcopy(self.network).eval().requires_grad_(False)
+        share_clock(network)
+        for module in network.modules():
+            if isinstance(module, CodedNeuron):
+                module.analog = True
+        return network
+
     def neurons(self) -> dict[str, CodedNeuron]:
-        """The coded neurons by name, in order of the module tree."""
+        """The coded neurons by name, in order of the module tree; spiking branches have membrane neurons instead."""
         return {name: neuron for name, neuron in neurons(self.network) if isinstance(neuron, CodedNeuron)}
+
+    @staticmethod
+    def is_new(parameter: str) -> bool:
+        """Whether a parameter of the network, given by name, has no counterpart in the ANN: routers, temporal interaction."""
+        return not {"router", "interaction"}.isdisjoint(parameter.split("."))
 
     def owner(self, neuron: str) -> str:
         """The planned module that a neuron, given by name, belongs to."""
@@ -133,9 +161,15 @@ def to_spiking(
     if first is None or not len(first):
         raise DataError("there are no calibration images", "pass at least one batch of images")
     snn = structure(model, recipe, tuple(first.shape[1:]))
-    if recipe.alphabet is not None:
-        calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, recipe.prior, recipe.bias)
-        snn.calibrated_on = batches.digests
+    if not recipe.keeps_function:
+        snn.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    if recipe.spike_driven:
+        fit(snn.network, snn.clock, model.eval(), snn.plan.blocks, recipe, batches)
+    if snn.neurons() and recipe.alphabet is not None:
+        # Beside membrane neurons, one timestep is no ANN from which a prior or a bias could be learned.
+        prior, bias = ("none", False) if recipe.spike_driven else (recipe.prior, recipe.bias)
+        calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, prior, bias)
+    snn.calibrated_on = batches.digests
     return snn
 
 
@@ -145,11 +179,17 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     Raises:
         UnsupportedModuleError: a module has no rule.
         NothingConvertedError: the model has no synaptic operation that the recipe converts.
+        RecipeError: the recipe names blocks that the model does not have, or mixes no tokens.
     """
     planned = plan(model, recipe, input_size)
     network = copy.deepcopy(model).eval()
+    replace_functions(network, planned.blocks, recipe)
+    if recipe.spike_driven:
+        restructure(network, planned.blocks, recipe)
     _convert_children(network, "", planned, recipe)
-    return SpikingModel(_converted(network, "", planned, recipe), recipe, planned, input_size).eval()
+    network = _converted(network, "", planned, recipe)
+    replace_softmax(network, planned.blocks)
+    return SpikingModel(network, recipe, planned, input_size).eval()
 
 
 def _convert_children(module: nn.Module, prefix: str, planned: Plan, recipe: Recipe) -> None:
@@ -161,6 +201,6 @@ def _convert_children(module: nn.Module, prefix: str, planned: Plan, recipe: Rec
 
 def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> nn.Module:
     handler = handler_for(module)
-    if handler is None or planned.action(path) != "spiking":
+    if handler is None or not planned.coded(path):
         return module
-    return handler(module, partial(recipe.neuron, sees_image=path == planned.first))
+    return handler(module, partial(recipe.coded_neuron, sees_image=path == planned.first))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from ..errors import ModelError, NothingConvertedError, UnsupportedModuleError
-from ..spiking import neurons
+from ..spiking import SpikingNorm, TokenBranch, neurons
 from . import rules  # noqa: F401  (registers the built-in rules)
+from .blocks import BlockPlan, check_mixing, kinds_by_block
+from .branches import transformer_blocks
 from .recipe import Recipe
 from .record import Operation, record
 from .registry import handler_for, keep_analog
+from .spike_driven import restructure
 
 Action = Literal["spiking", "analog", "ignored"]
 
@@ -22,8 +27,8 @@ Action = Literal["spiking", "analog", "ignored"]
 class PlannedModule:
     """One module: its class, what it computes, and its multiply-accumulates for one image.
 
-    ``action`` is ``spiking`` (its synaptic operations will be driven by neurons), ``analog`` (it has none, and computes on
-    decoded values) or ``ignored`` (the recipe leaves it as it is).
+    ``action`` is ``spiking`` (its synaptic operations will be driven by neurons), ``analog`` (it computes on real values) or
+    ``ignored`` (the recipe leaves it as it is). ``becomes`` is the class that takes its place in a spiking branch.
     """
 
     name: str
@@ -31,13 +36,15 @@ class PlannedModule:
     operations: tuple[str, ...]
     macs: int
     action: Action
+    becomes: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The modules in order of execution."""
+    """The modules in order of execution, and the blocks where the recipe gives them spiking branches."""
 
     modules: tuple[PlannedModule, ...]
+    blocks: tuple[BlockPlan, ...] = ()
 
     @property
     def macs(self) -> int:
@@ -53,6 +60,10 @@ class Plan:
         """The action planned for a module; None where nothing is."""
         return next((module.action for module in self.modules if module.name == name), None)
 
+    def coded(self, name: str) -> bool:
+        """Whether coded neurons will drive a module: it keeps its function, and is not part of a spiking branch."""
+        return any(m.name == name and m.action == "spiking" and not m.becomes for m in self.modules)
+
 
 def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
     """Plan the conversion of ``model`` for images of ``input_size`` ``(C, H, W)``; neither weights nor data are needed.
@@ -64,33 +75,89 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
     """
     if any(neurons(model)):
         raise ModelError(f"{type(model).__name__} is a spiking network already", "convert the ANN it came from, or train it")
-    modules = dict(model.named_modules())
-    operations: dict[str, list[Operation]] = {}
-    for operation in record(model, input_size):
-        operations.setdefault(operation.module, []).append(operation)
-    planned, missing = [], []
-    for name, done in operations.items():
-        handler = handler_for(modules[name])
-        if all(operation.kind == "scale" for operation in done):
-            handler = keep_analog
-        if any(fnmatchcase(name, pattern) for pattern in recipe.ignore):
-            action: Action = "ignored"
-        elif handler is None:
-            missing.append((name, modules[name], done))
-            continue
-        else:
-            action = "analog" if handler is keep_analog else "spiking"
-        macs = 0 if action == "analog" else sum(operation.macs for operation in done)
-        functions = tuple(operation.function for operation in done)
-        planned.append(PlannedModule(name, type(modules[name]).__name__, functions, macs, action))
+    if recipe.spike_driven:
+        return _spike_driven_plan(model, recipe, input_size)
+    planned, missing = _planned(model, recipe, record(model, input_size))
     if missing:
         raise _unsupported(model, missing)
+    blocks = () if recipe.attention == "softmax" and recipe.mlp == "mlp" else block_plans(model, recipe)
     if not any(module.action == "spiking" for module in planned):
         raise NothingConvertedError(
             f"nothing in {type(model).__name__} would be converted",
             "see what a plan covers with: vit2snn inspect MODEL",
         )
-    return Plan(tuple(planned))
+    return Plan(tuple(planned), blocks)
+
+
+def block_plans(model: nn.Module, recipe: Recipe) -> tuple[BlockPlan, ...]:
+    """What the recipe makes of each block of a ViT.
+
+    Raises:
+        UnsupportedModuleError: the model is no ViT.
+        RecipeError: the recipe names blocks that are not there, or no block would mix tokens.
+    """
+    names = list(transformer_blocks(model))
+    kinds = (kinds_by_block(field, getattr(recipe, field), names) for field in ("attention", "mlp"))
+    plans = tuple(BlockPlan(*row) for row in zip(names, *kinds, strict=True))
+    check_mixing(plans)
+    return plans
+
+
+def _spike_driven_plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
+    """The restructured network's modules: each spiking branch is one, under the name of what it takes the place of."""
+    blocks = block_plans(model, recipe)
+    network: Any = copy.deepcopy(model)
+    restructure(network, blocks, recipe)
+    planned, missing = _planned(network, recipe, record(network, input_size))
+    if missing:
+        raise _unsupported(model, missing)
+    types = {name: type(module).__name__ for name, module in model.named_modules()}
+    first = next(module.name for module in planned if module.macs)
+    rows = []
+    for module in planned:
+        action = "analog" if module.name == first else module.action
+        kind, becomes = types.get(module.name, module.type), module.becomes
+        if module.name == "head":
+            becomes = module.type  # fed by the spikes of the last norm
+        rows.append(PlannedModule(module.name, kind, module.operations, module.macs, action, becomes))
+    return Plan(tuple(rows), blocks)
+
+
+def _planned(
+    model: nn.Module, recipe: Recipe, operations: Sequence[Operation]
+) -> tuple[list[PlannedModule], list[tuple[str, nn.Module, list[Operation]]]]:
+    """The modules that do something to the signal, and those of them that no rule covers."""
+    modules = dict(model.named_modules())
+    branches = {name: module for name, module in modules.items() if isinstance(module, (TokenBranch, SpikingNorm))}
+    done: dict[str, list[Operation]] = {}
+    for operation in operations:
+        owner = next((name for name in branches if operation.module.startswith(f"{name}.")), operation.module)
+        done.setdefault(owner, []).append(operation)
+    planned, missing = [], []
+    for name, own in done.items():
+        handler = handler_for(modules[name])
+        if all(operation.kind == "scale" for operation in own):
+            handler = keep_analog
+        if any(fnmatchcase(name, pattern) for pattern in recipe.ignore):
+            action: Action = "ignored"
+        elif name in branches:
+            action = "spiking"
+        elif handler is None:
+            missing.append((name, modules[name], own))
+            continue
+        else:
+            action = "analog" if handler is keep_analog else "spiking"
+        macs = 0 if action == "analog" else sum(operation.macs for operation in own)
+        functions = tuple(operation.function for operation in own)
+        becomes = _class_of(branches[name]) if name in branches else ""
+        planned.append(PlannedModule(name, type(modules[name]).__name__, functions, macs, action, becomes))
+    return planned, missing
+
+
+def _class_of(module: nn.Module) -> str:
+    if isinstance(module, SpikingNorm):
+        return f"{type(module.norm).__name__} + {type(module.neuron).__name__}"
+    return type(module.branch).__name__
 
 
 def _unsupported(model: nn.Module, missing: list[tuple[str, nn.Module, list[Operation]]]) -> UnsupportedModuleError:

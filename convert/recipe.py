@@ -9,19 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from ..calibration import Prior, ThresholdRule
+from ..calibration import Balance, Prior, ThresholdRule
 from ..errors import RecipeError
 from ..spiking import Alphabet, CodedNeuron, Coding
+from .blocks import AUTO, Choice, any_spiking, check_choice
 
 VERSION = 1
+Norm = Literal["layernorm", "shift-layernorm", "batchnorm"]
+Refit = Literal["none", "ridge", "blocks"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network is converted. Frozen; `to_json` and `from_json` keep it on disk.
 
+    The fields from ``coding`` to ``bias`` are of the coded neurons, which drive the operations that keep the ANN's function;
+    those from ``norm`` to ``rate`` are of the spiking branches that ``attention`` and ``mlp`` may put in place of the ANN's own.
+
     Args:
         timesteps: T that thresholds are calibrated for, and the default T of a run.
+        attention: of each block (see `vit2snn.convert.blocks`): ``softmax`` or ``shift-softmax`` on decoded values, or of
+            spikes: ``ssa``, ``qk-token``, ``qk-channel``, ``sdsa``, ``emsa``, each of these also with ``+tim``. ``auto``
+            measures them on the calibration images.
+        mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values, or of spikes: ``spiking``, ``emsp``.
         coding: ``differential`` (spikes carry changes) or ``rate`` (the decoded value is the mean of the spikes).
         levels: size of the spike alphabet {θ ρ^-k, k < levels}; 1 is binary or ternary, 0 means exact (analog) neurons.
         ratio: ρ of the alphabet.
@@ -35,6 +45,18 @@ class Recipe:
         granularity: one threshold for each ``tensor`` or each ``channel``.
         prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
         bias: whether each timestep has a calibrated bias for each channel.
+        norm: in front of spiking branches: ``batchnorm``, calibrated, which folds; ``layernorm``; or ``shift-layernorm``, which
+            takes the place of every LayerNorm.
+        neuron: of spiking branches, by its name in `vit2snn.spiking.NEURONS`.
+        shortcut: around spiking branches: ``membrane`` adds currents to a real-valued stream, ``sew`` adds spikes.
+        readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.
+        refit: of spiking branches on the calibration images: ``none``, ``ridge`` regression of their weights, or gradient
+            descent on their ``blocks`` after that.
+        balance: thresholds of membrane neurons for the least ``error`` of their firing rates, or for a given firing ``rate``.
+        rate: spikes in a timestep that ``balance`` aims at, 0..1.
+        max_error: of ``auto``: the relative error that a branch may be left with, in the mean over branches; the cheapest such
+            plan is taken.
+        max_energy: of ``auto``: the energy of the replaced branches, relative to the ANN's; the plan of least error is taken.
         ignore: patterns (``fnmatch``) of module names that stay analog.
         version: of this schema.
 
@@ -43,6 +65,8 @@ class Recipe:
     """
 
     timesteps: int = 4
+    attention: Choice = "softmax"
+    mlp: Choice = "mlp"
     coding: Literal["differential", "rate"] = "differential"
     levels: int = 16
     ratio: float = math.sqrt(2)
@@ -56,13 +80,25 @@ class Recipe:
     granularity: Literal["tensor", "channel"] = "tensor"
     prior: Prior = "mean"
     bias: bool = True
+    norm: Norm = "layernorm"
+    neuron: Literal["lif", "if", "plif", "integer-lif", "ternary"] = "lif"
+    shortcut: Literal["membrane", "sew"] = "membrane"
+    readout: Literal["model", "class-token", "mean"] = "model"
+    refit: Refit = "ridge"
+    balance: Balance = "error"
+    rate: float = 0.25
+    max_error: float | None = None
+    max_energy: float | None = None
     ignore: tuple[str, ...] = ()
     version: int = VERSION
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
+            if field.name in ("attention", "mlp"):
+                check_choice(field.name, getattr(self, field.name))
+            else:
+                _check_type(field.name, getattr(self, field.name), hints[field.name])
         bounds = {
             "timesteps": self.timesteps >= 1,
             "levels": self.levels >= 0,
@@ -71,12 +107,45 @@ class Recipe:
             "input_spikes": self.input_spikes >= 1,
             "percentile": 0 < self.percentile <= 100,
             "headroom": math.isfinite(self.headroom) and self.headroom > 0,
+            "rate": 0 < self.rate < 1,
+            "max_error": self.max_error is None or self.max_error > 0,
+            "max_energy": self.max_energy is None or self.max_energy > 0,
         }
         for name, holds in bounds.items():
             if not holds:
                 raise RecipeError(f"recipe field {name!r} is out of range: {getattr(self, name)}", f"set another {name}")
         if self.version != VERSION:
             raise RecipeError(f"recipe has version {self.version}, this vit2snn reads version {VERSION}")
+        self._check_branches()
+
+    def _check_branches(self) -> None:
+        """Refuse fields of spiking branches that contradict each other."""
+        if not self.spike_driven:
+            for name, given in {"norm": self.norm == "batchnorm", "readout": self.readout != "model"}.items():
+                if given:
+                    raise RecipeError(
+                        f"recipe field {name!r} is {getattr(self, name)!r}, and no branch is a spiking one",
+                        "choose a spiking attention or mlp, such as attention ssa and mlp spiking",
+                    )
+        budgets = [name for name in ("max_error", "max_energy") if getattr(self, name) is not None]
+        if budgets and AUTO not in (self.attention, self.mlp):
+            raise RecipeError(f"recipe field {budgets[0]!r} is given, and neither attention nor mlp is 'auto'")
+        if len(budgets) == 2:
+            raise RecipeError("recipe fields 'max_error' and 'max_energy' are both given", "choose one of the budgets")
+        if self.shortcut == "sew" and self.refit == "blocks":
+            raise RecipeError(
+                "a stream of spikes (shortcut 'sew') cannot be fitted to the ANN's block by block", "choose refit 'ridge'"
+            )
+
+    @property
+    def spike_driven(self) -> bool:
+        """Whether some block gets a branch of spikes in place of its own."""
+        return any_spiking(self.attention) or any_spiking(self.mlp)
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether the network with analog neurons computes what the ANN computes."""
+        return self.attention == "softmax" and self.mlp == "mlp" and self.norm == "layernorm"
 
     @property
     def alphabet(self) -> Alphabet | None:
@@ -88,7 +157,7 @@ class Recipe:
         """The part of the recipe that calibration needs for thresholds."""
         return ThresholdRule(self.observer, self.percentile, self.headroom, self.schedule == "closed-loop")
 
-    def neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
+    def coded_neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
         """A new neuron for an input whose channels lie along the negative ``axes``."""
         per_channel, burst = self.granularity == "channel", self.input_spikes if sees_image else self.spikes_per_step
         return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst)
@@ -139,6 +208,8 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     if isinstance(hint, type) and hint in (int, float, bool):
         right = type(value) is hint or (hint is float and type(value) is int)
         expected = hint.__name__
+    elif hint == float | None:
+        right, expected = value is None or type(value) in (int, float), "a number or null"
     elif hint == tuple[str, ...]:
         right = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
         expected = "a list of strings"
@@ -163,5 +234,11 @@ RECIPES: dict[str, Recipe] = {
         prior="minimum",
     ),
     "exact": Recipe(timesteps=1, levels=0),
+    "qkformer": Recipe(
+        attention={"first half": "qk-token", "second half": "ssa"}, mlp="spiking", norm="batchnorm", readout="mean"
+    ),
+    "experts": Recipe(attention="emsa", mlp="emsp", norm="batchnorm", readout="mean"),
+    "spike-driven": Recipe(attention="ssa", mlp="spiking", norm="batchnorm", readout="mean"),
+    "shift": Recipe(attention="shift-softmax", mlp="shift-mlp", norm="shift-layernorm", levels=8, ratio=2.0),
 }
 """Recipes by name; ``exact`` has analog neurons, for checking that a conversion computes what the ANN computes."""

@@ -110,6 +110,9 @@ class _Recorder(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self.stack.pop()
+        # A custom autograd function, such as that of a neuron, is not seen by this mode.
+        if any(id(tensor) in self.signals for tensor in _tensors(inputs)):
+            self.mark(output)
 
     def mark(self, value: Any) -> None:
         """Note tensors as depending on the image."""

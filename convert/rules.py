@@ -5,7 +5,7 @@ from __future__ import annotations
 import timm.layers as tl
 from torch import nn
 
-from ..spiking import SpikingConv2d, SpikingLinear, driven
+from ..spiking import ShiftGELU, ShiftLayerNorm, SpikingConv2d, SpikingLinear, driven
 from .products import rewrite_products
 from .registry import NeuronFactory, converts, keep_analog
 
@@ -27,5 +27,5 @@ converts(tl.Attention, tl.AttentionPoolLatent, tl.AttentionPoolPrr, tl.GluMlp, t
 converts(
     nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.RmsNorm, nn.RMSNorm,
     nn.GELU, tl.GELU, tl.GELUTanh, tl.QuickGELU, nn.SiLU, nn.ReLU, nn.Sigmoid, nn.Tanh,
-    nn.Softmax, tl.LayerScale,
+    nn.Softmax, tl.LayerScale, ShiftLayerNorm, ShiftGELU,
 )(keep_analog)  # fmt: skip

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..errors import DataError
-from ..spiking import Event, probing
 from .diagnosis import ModuleError, diagnose
+from .spikes import SpikeCount, counting_spikes
 
 DIAGNOSED = 8  # images of the first batch on which the error of every neuron is measured
 
@@ -53,23 +53,6 @@ class Evaluation:
             "snn": [asdict(point) for point in self.points],
             "modules": [asdict(module) for module in self.modules],
         }
-
-
-class _Spikes:
-    """Spikes of all neurons by timestep: a probe for every neuron."""
-
-    def __init__(self, timesteps: int) -> None:
-        self.spikes = torch.zeros(timesteps, dtype=torch.float64)
-        self.neurons = 0
-
-    def __call__(self, event: Event) -> None:
-        self.spikes[event.t] += sum(int(spike.count_nonzero()) for spike in event.spikes)
-        if event.t == 0:
-            self.neurons += event.target.numel()
-
-    def per_neuron(self) -> Tensor:
-        """Mean over neurons and images of the spikes sent so far, by timestep."""
-        return self.spikes.cumsum(0) / max(self.neurons, 1)
 
 
 class _Logits:
@@ -124,7 +107,7 @@ def evaluate(
         raise ValueError(f"timesteps must be at least 1, got {timesteps}")
     last = reported[-1]
     device = next(snn.network.parameters()).device
-    spikes, logits = _Spikes(last), _Logits(last)
+    spikes, logits = SpikeCount(), _Logits(last)
     modules: list[ModuleError] = []
     for x, y in batches:
         x, y = x.to(device), y.to(device)
@@ -132,7 +115,7 @@ def evaluate(
         if int(y.min()) < 0 or int(y.max()) >= ann.shape[1]:
             raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {ann.shape[1]} classes")
         modules = modules or diagnose(snn, x[:DIAGNOSED], last)
-        with probing(snn.network, dict.fromkeys(snn.neurons(), spikes)):
+        with counting_spikes(snn.network, spikes):
             logits.add(snn(x, last, chunk=1), ann, y)
     if not logits.images:
         raise DataError("there are no images to score")

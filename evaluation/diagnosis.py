@@ -1,8 +1,9 @@
-"""Which module broke it: the error of every neuron's decoded value against the ANN's activation."""
+"""Which module broke it: the error of every coded neuron, or of every block of a spike-driven network, against the ANN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..convert import SpikingModel
-from ..spiking import Event, probing
+from ..spiking import Event, analog, outputs_of, probing, simulate
+from .spikes import SpikeCount, counting_spikes
 
 
 @dataclass(frozen=True)
 class ModuleError:
-    """One neuron: relative error of its decoded value after each timestep, and its spikes in all timesteps together."""
+    """One neuron, or one block: relative error after each timestep, and spikes for each neuron in all timesteps together."""
 
     name: str
     module: str
@@ -28,7 +30,8 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
     """Compare every neuron with the ANN on the same images, worst first by the error at the last timestep.
 
     The relative error is ‖m[t] - x‖ / ‖x‖ over all images and positions, where x is the ANN's activation: it includes what
-    the neuron inherits from those before it.
+    the neuron inherits from those before it. The blocks of a spike-driven network are compared instead of its neurons: the mean
+    over time of what a block has put out so far with what the ANN's block puts out.
 
     Args:
         snn: the converted network.
@@ -36,6 +39,8 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
         timesteps: T; the recipe's unless given.
     """
     timesteps = snn.recipe.timesteps if timesteps is None else timesteps
+    if snn.recipe.spike_driven:
+        return sorted(_blocks(snn, images, timesteps), key=lambda row: -row.relative_error[-1])
     names = snn.neurons()
     reference: dict[str, Tensor] = {}
     errors: dict[str, list[float]] = {name: [] for name in names}
@@ -49,8 +54,8 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
         errors[name].append(float((event.decoded - x).norm() / x.norm().clamp(min=torch.finfo(x.dtype).tiny)))
         spikes[name] += sum(int(spike.count_nonzero()) for spike in event.spikes) / x.numel()
 
-    with probing(snn.network, _bind(names, remember)):
-        snn.ann(images)
+    with probing(snn.network, _bind(names, remember)), analog(snn.network):
+        simulate(snn.network, snn.clock, images, 1)
     with probing(snn.network, _bind(names, compare)):
         snn(images, timesteps, chunk=1)
     rows = [ModuleError(name, snn.owner(name), errors[name], spikes[name]) for name in names]
@@ -59,3 +64,22 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
 
 def _bind(names: Iterable[str], see: Callable[[str, Event], None]) -> dict[str, Callable[[Event], None]]:
     return {name: partial(see, name) for name in names}
+
+
+def _blocks(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[ModuleError]:
+    """The blocks of a spike-driven network beside those of its ANN."""
+    assert snn.teacher is not None
+    names = [plan.name for plan in snn.plan.blocks]
+    with outputs_of(snn.teacher, names) as wanted:
+        snn.teacher(images)
+    counts = {name: SpikeCount() for name in names}
+    with ExitStack() as stack:
+        found = stack.enter_context(outputs_of(snn.network, names))
+        for name in names:
+            stack.enter_context(counting_spikes(snn.network.get_submodule(name), counts[name]))
+        snn(images, timesteps)
+    for name in names:
+        steps = found[name].unflatten(0, (timesteps, -1)).cumsum(0)
+        x = wanted[name]
+        errors = [float((total / t - x).norm() / x.norm()) for t, total in enumerate(steps, start=1)]
+        yield ModuleError(name, name, errors, float(counts[name].per_neuron()[-1]))

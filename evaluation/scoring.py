@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import DataError
-from ..spiking import Neuron, neurons
 from ..zoo import SpikingTransformer
+from .spikes import counting_spikes
 
 
 @dataclass(frozen=True)
@@ -42,28 +41,6 @@ class Scores:
         return {"images": self.images, "snn": [asdict(point) for point in self.points]}
 
 
-@contextmanager
-def counting_spikes(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this context, the list holds the spikes sent and the number of neurons, ``[T]`` each, that grow as it runs."""
-    totals = [torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)]
-
-    def note(neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(neuron, Neuron)
-        start, steps = neuron.clock.elapsed, neuron.clock.timesteps
-        if len(totals[0]) < start + steps:
-            totals[:] = [torch.cat([total, total.new_zeros(start + steps - len(total))]) for total in totals]
-        folded = output.detach().unflatten(0, (steps, -1)).flatten(1)
-        totals[0][start : start + steps] += folded.sum(1, dtype=torch.float64).cpu()
-        totals[1][start : start + steps] += folded.shape[1]
-
-    handles = [neuron.register_forward_hook(note) for _, neuron in neurons(model)]
-    try:
-        yield totals
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def score(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]], timesteps: int | None = None) -> Scores:
     """Score a zoo model at every timestep, in one pass over the images.
@@ -78,7 +55,7 @@ def score(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]], t
     """
     device = next(model.parameters()).device
     images, right = 0, torch.zeros(0)
-    with counting_spikes(model) as totals:
+    with counting_spikes(model) as count:
         for x, y in batches:
             if int(y.min()) < 0 or int(y.max()) >= model.num_classes:
                 raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {model.num_classes} classes")
@@ -86,6 +63,6 @@ def score(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]], t
             images, right = images + len(y), hits + (right if len(right) else 0)
     if not images:
         raise DataError("there are no images to score")
-    spikes = (totals[0] / totals[1]).cumsum(0)
+    spikes = count.per_neuron()
     points = (Score(t + 1, 100 * float(right[t]) / images, float(spikes[t])) for t in range(len(right)))
     return Scores(images, tuple(points))

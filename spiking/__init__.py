@@ -14,6 +14,7 @@ from .experts import (
     ExpertMixtureAttention as ExpertMixtureAttention,
     ExpertMixturePerceptron as ExpertMixturePerceptron,
 )
+from .hooks import catching as catching, outputs_of as outputs_of
 from .interaction import TemporalInteraction as TemporalInteraction
 from .layers import (
     SpikingConv2d as SpikingConv2d,
@@ -28,12 +29,29 @@ from .membrane import (
     PLIF as PLIF,
     IntegerLIF as IntegerLIF,
     NeuronFactory as NeuronFactory,
+    TernaryLIF as TernaryLIF,
     binary_spikes as binary_spikes,
 )
 from .mlp import SpikingMLP as SpikingMLP
 from .neuron import CodedNeuron as CodedNeuron, Event as Event, analog as analog, probing as probing
 from .patches import SPEDS as SPEDS, DeformedShortcut as DeformedShortcut, SpikingPatchSplitting as SpikingPatchSplitting
 from .projection import ConvBN as ConvBN, SpikingProjection as SpikingProjection
+from .shift import ShiftGELU as ShiftGELU, ShiftLayerNorm as ShiftLayerNorm, ShiftSoftmax as ShiftSoftmax
 from .shortcut import MembraneShortcut as MembraneShortcut, SEWShortcut as SEWShortcut
 from .surrogate import Surrogate as Surrogate
-from .time import Clock as Clock, Neuron as Neuron, neurons as neurons, share_clock as share_clock, simulate as simulate
+from .time import (
+    Clock as Clock,
+    Neuron as Neuron,
+    neurons as neurons,
+    over_time as over_time,
+    share_clock as share_clock,
+    simulate as simulate,
+)
+from .tokens import (
+    Balanced as Balanced,
+    GridConv2d as GridConv2d,
+    SpikingNorm as SpikingNorm,
+    TokenBranch as TokenBranch,
+    to_map as to_map,
+    to_tokens as to_tokens,
+)

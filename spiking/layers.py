@@ -45,12 +45,14 @@ class SpikingDotProductAttention(nn.Module):
     arguments, of `torch.nn.functional.scaled_dot_product_attention`.
 
     Both products are synaptic operations on spikes: S[t] = S[t-1] + Δq k[t-1]ᵀ + q[t] Δkᵀ. The softmax is evaluated on the
-    decoded scores and stays analog. Shapes: q ``[T * B, h, N, d]``, k ``[T * B, h, M, d]``, v ``[T * B, h, M, e]``.
+    decoded scores and stays analog; ``softmax`` may be set to another module over the last axis.
+    Shapes: q ``[T * B, h, N, d]``, k ``[T * B, h, M, d]``, v ``[T * B, h, M, e]``.
     """
 
     def __init__(self, query: Neuron, key: Neuron, weights: Neuron, value: Neuron) -> None:
         super().__init__()
         self.query, self.key, self.weights, self.value = query, key, weights, value
+        self.softmax: nn.Module = nn.Softmax(-1)
 
     def forward(
         self,
@@ -72,5 +74,5 @@ class SpikingDotProductAttention(nn.Module):
             scores = scores.masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             scores = scores + attn_mask
-        attended: Tensor = self.weights(scores.softmax(-1)) @ self.value(value)
+        attended: Tensor = self.weights(self.softmax(scores)) @ self.value(value)
         return attended

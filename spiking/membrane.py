@@ -66,15 +66,19 @@ class IF(Neuron):
         """h of the input and the membrane before."""
         return torch.add(v, x, out=out)
 
+    def fire(self, h: Tensor) -> Tensor:
+        """The spikes of the membrane."""
+        return spike(h - self.threshold, self.surrogate)
+
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
         h = self.charge(x, torch.zeros_like(x) if state is None else state)
-        s = spike(h - self.threshold, self.surrogate)
+        s = self.fire(h)
         return s, reset(h, s.detach() if self.detach_reset else s, self.threshold, self.v_reset)
 
     def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
-        """As in `Neuron`; without gradients, a timestep passes over memory three times and not ten."""
-        if torch.is_grad_enabled() or self.v_reset:
+        """As in `Neuron`; without gradients, binary spikes pass over memory three times a timestep and not ten."""
+        if torch.is_grad_enabled() or self.v_reset or type(self).fire is not IF.fire:
             return super().run(frames, t, state)
         spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)
         v = torch.zeros_like(frames[0]) if state is None else state
@@ -149,6 +153,23 @@ class PLIF(LIF):
         return self.w.sigmoid()
 
 
+class TernaryLIF(LIF):
+    """LIF with spikes of both signs: s[t] = 1 where h[t] >= θ, -1 where h[t] <= -θ, and a soft reset by s θ. Output ternary.
+
+    Guo et al., "Ternary Spike: Learning Ternary Spikes for Spiking Neural Networks", AAAI 2024.
+
+    Args:
+        constants: of `LIF`.
+    """
+
+    def __init__(self, **constants: Any) -> None:
+        super().__init__(v_reset=None, **constants)
+
+    def fire(self, h: Tensor) -> Tensor:
+        """The spikes of the membrane."""
+        return spike(h - self.threshold, self.surrogate) - spike(-h - self.threshold, self.surrogate)
+
+
 class _Round(torch.autograd.Function):
     """round(clip(u, 0, levels)), with gradient 1 within the range and 0 beyond."""
 
@@ -209,4 +230,6 @@ def binary_spikes(s: Tensor, levels: int) -> Tensor:
     return (s > order).to(s.dtype)
 
 
-NEURONS: dict[str, NeuronFactory] = {"if": IF, "lif": LIF, "plif": PLIF, "integer-lif": IntegerLIF}
+NEURONS: dict[str, NeuronFactory] = {
+    "if": IF, "lif": LIF, "plif": PLIF, "integer-lif": IntegerLIF, "ternary": TernaryLIF,
+}  # fmt: skip

@@ -59,12 +59,14 @@ class Neuron(nn.Module):
         return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs), state
 
     def unfold(self, x: Tensor) -> Tensor:
-        """The input of the present chunk as ``[T, B, ...]``.
+        """The input of the present chunk as ``[T, B, ...]``; half precision becomes float32, in which neurons keep their state.
 
         Raises:
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
         clock = self.clock
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
         if x.shape[0] == clock.still:
             return x.expand(clock.timesteps, *x.shape)
         if x.shape[0] % clock.timesteps:
@@ -98,6 +100,19 @@ def share_clock(network: nn.Module) -> Clock:
     for _, neuron in neurons(network):
         neuron.clock = clock
     return clock
+
+
+def over_time(module: Callable[[Tensor], Tensor], clock: Clock, x: Tensor) -> Tensor:
+    """Run a part of a network, whose neurons share ``clock``, from rest on a signal of all timesteps.
+
+    ``[T, B, ...]`` to ``[T, B, ...]``.
+    """
+    try:
+        clock.elapsed, clock.timesteps, clock.still = 0, len(x), None
+        return module(x.flatten(0, 1)).unflatten(0, (len(x), -1))
+    finally:
+        clock.elapsed, clock.timesteps = 0, 1
+        clock.states.clear()
 
 
 def simulate(

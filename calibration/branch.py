@@ -1,0 +1,281 @@
+"""Calibration of one spiking branch on the stream that reaches it, so that it does what the ANN's branch does.
+
+A branch is a spiking norm and what follows it (see `vit2snn.spiking.tokens`). Its parts are settled in the order in which
+signals pass them, each on the spikes that the settled parts before it really send: normalisations get the statistics of the
+spiking network and the mean and spread of the ANN, neurons are balanced, and with ``ridge`` the weights are regressed too: those
+of projections on the ANN's pre-activations, those of the output on what the stream still lacks to the ANN's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..spiking import (
+    Balanced,
+    Clock,
+    ConvBN,
+    ExpertMixtureAttention,
+    ExpertMixturePerceptron,
+    SpikingNorm,
+    SpikingProjection,
+    TokenBranch,
+    catching,
+    over_time,
+    to_tokens,
+)
+from .balance import Balance, at_rate, least_error
+from .regression import Moments, NormalEquations
+
+RIDGE = 1e-3
+SAMPLED = 4096  # positions on which neurons are balanced
+OPEN = 0.8  # firing rate of the gates that have no counterpart in the ANN: experts are heard before training shuts some out
+HALF = 0.5  # firing rate of masks
+
+
+@dataclass
+class Passage:
+    """A batch of images at a branch.
+
+    Attributes:
+        stream: of the spiking network, ``[T, B, N, C]``.
+        before: the ANN's stream, ``[B, N, C]``.
+        normed: what the ANN's branch reads, norm(before).
+        inner: what the ANN's output projection reads, ``[B, N, hidden]``.
+        after: the ANN's stream behind the branch.
+    """
+
+    stream: Tensor
+    before: Tensor
+    normed: Tensor
+    inner: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """The ANN's linear map that a projection stands for, and the function that the ANN applies to its output."""
+
+    weight: Tensor
+    bias: Tensor
+    reads: Callable[[Tensor], Tensor] = field(default=lambda z: z)
+
+
+@dataclass
+class Settling:
+    """How the parts of a branch are settled.
+
+    Args:
+        norm: of the branch; None if the stream consists of spikes already.
+        branch: behind it.
+        clock: of all neurons in both.
+        inherited: the maps of projections, by name within the branch.
+        balance: rule of thresholds.
+        rate: that the rule ``rate`` aims at.
+        ridge: whether weights are regressed.
+    """
+
+    norm: SpikingNorm | None
+    branch: TokenBranch
+    clock: Clock
+    inherited: dict[str, Inherited]
+    balance: Balance = "error"
+    rate: float = 0.25
+    ridge: bool = True
+
+    @torch.no_grad()
+    def settle(self, passages: list[Passage]) -> None:
+        """Set all weights, statistics and thresholds of the branch."""
+        if self.norm is not None:
+            self.settle_norm(passages)
+        for name, inherited in self.inherited.items():
+            projection = self.branch.branch.get_submodule(name)
+            assert isinstance(projection, SpikingProjection)
+            self._settle_projection(projection, inherited, passages)
+        for gate in _gates(self.branch.branch):
+            self._settle_gate(gate, passages)
+        for neuron in (module for module in self.branch.modules() if isinstance(module, Balanced)):
+            self._settle_neuron(neuron, passages)
+        self._settle_output(_output(self.branch.branch), passages)
+
+    def spikes(self, passage: Passage) -> Tensor:
+        """What the branch reads, ``[T, B, N, C]``."""
+        return passage.stream if self.norm is None else self._run(self.norm, passage.stream)
+
+    def run(self, passage: Passage) -> Tensor:
+        """What the branch adds to the stream, ``[T, B, N, C]``."""
+        return self._run(self.branch, self.spikes(passage))
+
+    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
+        return over_time(module, self.clock, x)
+
+    def _inputs(self, module: nn.Module, passage: Passage) -> Tensor:
+        """What ``module``, deep in the branch, gets: ``[T, B, ...]``."""
+        with catching(module) as caught:
+            self.run(passage)
+        return caught[0].unflatten(0, (len(passage.stream), -1))
+
+    @torch.no_grad()
+    def settle_norm(self, passages: list[Passage]) -> None:
+        """The spiking stream's statistics; gain and offset so that spikes tell most of what the ANN's norm gives."""
+        norm = self.norm
+        assert norm is not None
+        if isinstance(norm.norm, nn.BatchNorm2d):
+            set_statistics(norm.norm, _moments(passage.stream for passage in passages))
+        norm.norm.weight.data.fill_(1.0)
+        norm.norm.bias.data.fill_(0.0)
+        sampled = _sample(passages)
+        with catching(norm.neuron) as caught:
+            self._run(norm, sampled.stream)
+        currents = caught[0].unflatten(0, (len(sampled.stream), -1)).flatten(1, 2)
+        mean, std = _mean_and_spread(currents)
+        gain, offset = self._balanced(norm.neuron, (currents - mean) / std, sampled.normed.flatten(0, 1))
+        norm.norm.weight.data.copy_(gain / std)
+        norm.norm.bias.data.copy_(offset - gain * mean / std)
+
+    def _settle_projection(self, projection: SpikingProjection, inherited: Inherited, passages: list[Passage]) -> None:
+        """Weights from the ANN, or regressed on its pre-activations; statistics; thresholds."""
+        conv, bn = projection.project.conv, projection.project.bn
+        if conv.bias is not None:
+            conv.bias.data.zero_()
+        equations = NormalEquations()
+        for passage in passages:
+            spikes = self.spikes(passage)
+            target = passage.normed @ inherited.weight.T + inherited.bias
+            equations.update(spikes.flatten(0, 2), target.expand(len(spikes), *target.shape).flatten(0, 2))
+        weight = equations.solve(RIDGE)[0] if self.ridge else inherited.weight
+        conv.weight.data.copy_(weight[:, :, None, None])
+        set_statistics(bn, equations.through(weight))
+        sampled = _sample(passages)
+        currents = (self.spikes(sampled) @ weight.T).flatten(1, 2)
+        standardised = (currents - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
+        target = inherited.reads(sampled.normed @ inherited.weight.T + inherited.bias).flatten(0, 1)
+        gain, offset = self._balanced(projection.neuron, standardised, target)
+        bn.weight.data.copy_(gain)
+        bn.bias.data.copy_(offset)
+
+    def _settle_gate(self, gate: SpikingProjection, passages: list[Passage]) -> None:
+        """A projection that the ANN does not have: open."""
+        conv, bn = gate.project.conv, gate.project.bn
+
+        def currents_of(passage: Passage) -> Tensor:
+            return to_tokens(conv(self._inputs(conv, passage).flatten(0, 1)))
+
+        set_statistics(bn, _moments(map(currents_of, passages)))
+        sampled = _sample(passages)
+        currents = currents_of(sampled)
+        standardised = (currents - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
+        gain, offset = at_rate(gate.neuron, standardised.unflatten(0, (len(sampled.stream), -1)).flatten(1, 2), OPEN)
+        bn.weight.data.copy_(gain)
+        bn.bias.data.copy_(offset)
+
+    def _settle_neuron(self, neuron: Balanced, passages: list[Passage]) -> None:
+        """The neuron behind a product of spikes: for the ANN's attention where it gives as many channels, else a mask."""
+        neuron.gain.data.fill_(1.0)
+        neuron.offset.data.fill_(0.0)
+        sampled = _sample(passages)
+        products = self._inputs(neuron, sampled)  # [T, B, *shape, N or 1]
+        shape = neuron.gain.shape
+        currents = products.movedim(-1, 2).flatten(3).flatten(1, 2)  # heads and their channels together, last
+        mean, std = _mean_and_spread(currents)
+        standardised = (currents - mean) / std
+        target = sampled.inner.flatten(0, 1)
+        if products.shape[-1] == sampled.inner.shape[1] and neuron.gain.numel() % target.shape[1] == 0:
+            repeats = neuron.gain.numel() // target.shape[1]
+            gain, offset = self._balanced(neuron.neuron, standardised, target.repeat(1, repeats))
+        else:
+            gain, offset = at_rate(neuron.neuron, standardised, HALF)
+        neuron.gain.data.copy_((gain / std).reshape(shape))
+        neuron.offset.data.copy_((offset - gain * mean / std).reshape(shape))
+
+    def _settle_output(self, out: ConvBN, passages: list[Passage]) -> None:
+        """The currents: with the ANN's mean and spread, or regressed on what each timestep's stream lacks to the ANN's."""
+        conv, bn = out.conv, out.bn
+        if conv.bias is not None:
+            conv.bias.data.zero_()
+        equations, wanted = NormalEquations(), Moments()
+        for passage in passages:
+            spikes = to_tokens(self._inputs(conv, passage).flatten(0, 1)).flatten(0, 1)
+            added = passage.after - passage.before
+            lacking = passage.after - passage.stream if self.norm is not None else added.expand_as(passage.stream)
+            equations.update(spikes, lacking.flatten(0, 2))
+            wanted.update(added.flatten(0, 1))
+        mean, spread = wanted.mean, wanted.variance.sqrt()
+        if self.ridge:
+            weight, bias = equations.solve(RIDGE)
+            conv.weight.data.copy_(weight[:, :, None, None])
+        moments = equations.through(conv.weight.flatten(1))
+        set_statistics(bn, moments)
+        if self.ridge:
+            mean, spread = moments.mean + bias, moments.variance.sqrt()
+        scale = moments.variance.add(bn.eps).sqrt() / moments.variance.sqrt().clamp(min=1e-9)
+        bn.weight.data.copy_(spread * scale)
+        bn.bias.data.copy_(mean)
+        if not isinstance(self.branch.neuron, nn.Identity):
+            self._settle_added(passages)
+
+    def _settle_added(self, passages: list[Passage]) -> None:
+        """The neuron of a SEW shortcut: its spikes tell most of what the ANN's branch adds."""
+        out, neuron, sampled = _output(self.branch.branch), self.branch.neuron, _sample(passages)
+        with catching(neuron) as caught:
+            self.run(sampled)
+        currents = to_tokens(caught[0]).unflatten(0, (len(sampled.stream), -1)).flatten(1, 2)
+        mean, std = _mean_and_spread(currents)
+        gain, offset = self._balanced(neuron, (currents - mean) / std, (sampled.after - sampled.before).flatten(0, 1))
+        out.bn.weight.data.mul_(gain / std)
+        out.bn.bias.data.copy_((out.bn.bias - mean) * gain / std + offset)
+
+    def _balanced(self, neuron: nn.Module, standardised: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if self.balance == "rate":
+            return at_rate(neuron, standardised, self.rate)
+        return least_error(neuron, standardised, target)
+
+
+def set_statistics(bn: nn.BatchNorm2d, moments: Moments) -> None:
+    """Let a batch normalisation divide by the spread that ``moments`` tell."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    bn.running_mean.copy_(moments.mean)
+    bn.running_var.copy_(moments.variance)
+
+
+def _moments(streams: Iterable[Tensor]) -> Moments:
+    """Of each channel, the last axis."""
+    moments = Moments()
+    for stream in streams:
+        moments.update(stream.flatten(0, -2))
+    return moments
+
+
+def _mean_and_spread(currents: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel, the last axis; a channel that never varies has a spread of 1."""
+    mean, std = currents.flatten(0, -2).mean(0), currents.flatten(0, -2).std(0)
+    return mean, torch.where(std > 1e-6, std, 1.0)
+
+
+def _sample(passages: list[Passage]) -> Passage:
+    """The first images, as many as have `SAMPLED` positions."""
+    taken, positions = [], 0
+    for passage in passages:
+        taken.append(passage)
+        positions += passage.before.shape[0] * passage.before.shape[1]
+        if positions >= SAMPLED:
+            break
+    images = max(SAMPLED // passages[0].before.shape[1], 1)
+    stream = torch.cat([passage.stream for passage in taken], 1)[:, :images]
+    rest = (torch.cat([getattr(p, name) for p in taken])[:images] for name in ("before", "normed", "inner", "after"))
+    return Passage(stream, *rest)
+
+
+def _gates(branch: nn.Module) -> list[SpikingProjection]:
+    """The projections that gate experts."""
+    return [branch.router] if isinstance(branch, (ExpertMixtureAttention, ExpertMixturePerceptron)) else []
+
+
+def _output(branch: nn.Module) -> ConvBN:
+    """The projection that ends a branch."""
+    out = branch.reduce if hasattr(branch, "reduce") else branch.out
+    assert isinstance(out, ConvBN)
+    return out

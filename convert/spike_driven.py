@@ -1,0 +1,173 @@
+"""Spike-driven conversion: spiking branches in place of a ViT's own, fitted block by block on the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ..calibration import Inherited, NormalEquations, Passage, Settling, reconstruct
+from ..errors import UnsupportedModuleError
+from ..spiking import Clock, SpikingNorm, analog, catching, over_time
+from .blocks import BlockPlan, is_spiking
+from .branches import (
+    as_branch,
+    inherited_attention,
+    inherited_mlp,
+    neuron_of,
+    spiking_attention,
+    spiking_mlp,
+    spiking_norm,
+)
+from .recipe import Recipe
+
+HEAD_RIDGE = 0.02
+
+
+def restructure(network: VisionTransformer, plans: Sequence[BlockPlan], recipe: Recipe) -> None:
+    """Put untrained spiking branches in place of those that ``plans`` name, in place.
+
+    With the membrane shortcut, timm's own block x + attn(norm(x)) is the spiking one: its norm ends in a neuron. With the SEW
+    shortcut the embedding and the branches end in neurons instead.
+    """
+    neuron, channels, sew = neuron_of(recipe.neuron), network.embed_dim, recipe.shortcut == "sew"
+    for plan, block in zip(plans, network.blocks, strict=True):
+        if is_spiking(plan.attention):
+            attention = spiking_attention(plan.attention, network, block, neuron)
+            block.attn = as_branch(attention, neuron() if sew else None)
+            block.norm1 = nn.Identity() if sew else spiking_norm(block.norm1, recipe.norm, channels, neuron())
+            block.ls1 = nn.Identity()
+        if is_spiking(plan.mlp):
+            block.mlp = as_branch(spiking_mlp(plan.mlp, network, block, neuron), neuron() if sew else None)
+            block.norm2 = nn.Identity() if sew else spiking_norm(block.norm2, recipe.norm, channels, neuron())
+            block.ls2 = nn.Identity()
+    if sew:
+        network.norm_pre = nn.Sequential(network.norm_pre, SpikingNorm(nn.BatchNorm2d(channels), neuron()))
+        network.norm = nn.Identity()
+    else:
+        network.norm = spiking_norm(_final_norm(network), recipe.norm, channels, neuron())
+    network.fc_norm = nn.Identity()
+    if recipe.readout != "model":
+        network.attn_pool = None
+        network.global_pool = "avg" if recipe.readout == "mean" else "token"
+    elif network.attn_pool is not None:
+        raise UnsupportedModuleError(
+            "the model reads its tokens by attention pooling, which has no spiking form here",
+            "choose the recipe's readout 'mean'",
+        )
+
+
+def fit(
+    network: VisionTransformer, clock: Clock, ann: VisionTransformer, plans: Sequence[BlockPlan], recipe: Recipe,
+    batches: Iterable[Tensor],
+) -> None:  # fmt: skip
+    """Let a restructured network inherit from its ANN, in order of execution, on images ``[B, C, H, W]``.
+
+    At each block the streams of both networks are held in memory, ``(T + 1) * N * C`` floats for each image, and what the ANN's
+    branch reads and gives; all sums stream.
+    """
+    with analog(network), torch.no_grad():
+        streams, logits = _embedded(network, clock, ann, recipe, batches)
+        for plan, block, original in zip(plans, network.blocks, ann.blocks, strict=True):
+            before = streams
+            for kind, part in ((plan.attention, "attention"), (plan.mlp, "mlp")):
+                streams = _fit_branch(block, original, part, kind, clock, recipe, streams)
+            if recipe.refit == "blocks" and (is_spiking(plan.attention) or is_spiking(plan.mlp)):
+                with torch.enable_grad():
+                    reconstruct(block, clock, [stream for stream, _ in before], [after for _, after in streams])
+                streams = [
+                    (over_time(block, clock, stream), after) for (stream, _), (_, after) in zip(before, streams, strict=True)
+                ]
+        _fit_head(network, clock, ann, recipe, streams, logits)
+
+
+def _embedded(
+    network: VisionTransformer, clock: Clock, ann: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor]
+) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """The streams of both networks in front of the first block, and the ANN's logits."""
+    streams, logits = [], []
+    for images in batches:
+        with catching(ann.blocks[0]) as caught:
+            logits.append(ann(images))
+        streams.append((caught[0].expand(recipe.timesteps, *caught[0].shape), caught[0]))
+    if recipe.shortcut == "sew":
+        embedding = network.norm_pre[1]
+        passages = [Passage(stream, ann_stream, ann_stream, ann_stream, ann_stream) for stream, ann_stream in streams]
+        _settling(recipe, clock, embedding).settle_norm(passages)
+        streams = [(over_time(embedding, clock, stream), ann_stream) for stream, ann_stream in streams]
+    return streams, logits
+
+
+def _settling(
+    recipe: Recipe,
+    clock: Clock,
+    norm: nn.Module,
+    branch: nn.Module | None = None,
+    inherited: dict[str, Inherited] | None = None,
+) -> Settling:
+    return Settling(
+        norm if isinstance(norm, SpikingNorm) else None, branch or as_branch(nn.Identity()), clock, inherited or {},
+        recipe.balance, recipe.rate, recipe.refit != "none",
+    )  # fmt: skip
+
+
+def _fit_branch(
+    block: Block, original: Block, part: str, kind: str, clock: Clock, recipe: Recipe, streams: list[tuple[Tensor, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Settle one branch; the streams behind it."""
+    if part == "attention":
+        norm, branch, scale = block.norm1, block.attn, block.ls1
+        own, output, own_norm, own_scale = original.attn, original.attn.proj, original.norm1, original.ls1
+    else:
+        norm, branch, scale = block.norm2, block.mlp, block.ls2
+        own, output, own_norm, own_scale = original.mlp, original.mlp.fc2, original.norm2, original.ls2
+    passages = []
+    for stream, before in streams:
+        normed = own_norm(before)
+        with catching(output) as caught:
+            added = own_scale(own(normed))
+        passages.append(Passage(stream, before, normed, caught[0], before + added))
+    if not is_spiking(kind):
+        return [(p.stream + over_time(lambda x: scale(branch(norm(x))), clock, p.stream), p.after) for p in passages]
+    inherited = inherited_attention(kind, own) if part == "attention" else inherited_mlp(kind, own)
+    output_map = branch.branch.out if part == "attention" else branch.branch.reduce
+    output_map.conv.weight.data.copy_(output.weight[:, :, None, None])
+    settling = _settling(recipe, clock, norm, branch, inherited)
+    settling.settle(passages)
+    return [(p.stream + settling.run(p), p.after) for p in passages]
+
+
+def _fit_head(
+    network: VisionTransformer, clock: Clock, ann: VisionTransformer, recipe: Recipe, streams: list[tuple[Tensor, Tensor]],
+    logits: list[Tensor],
+) -> None:  # fmt: skip
+    """The last norm, and a head that gives the ANN's logits from the mean of the spikes over time."""
+    final = _final_norm(ann)
+    if isinstance(network.norm, SpikingNorm):
+        passages = [Passage(stream, before, final(before), before, before) for stream, before in streams]
+        _settling(recipe, clock, network.norm).settle_norm(passages)
+    read = [
+        over_time(lambda x: network.forward_head(network.norm(x), pre_logits=True), clock, stream).mean(0)
+        for stream, _ in streams
+    ]
+    if recipe.refit == "none":
+        features = torch.cat(read)
+        wanted = torch.cat([ann.forward_head(ann.norm(before), pre_logits=True) for _, before in streams])
+        ratio = wanted.std(0) / features.std(0).clamp(min=1e-6)
+        network.head.weight.data.copy_(ann.head.weight * ratio)
+        network.head.bias.data.copy_(ann.head.bias + ann.head.weight @ (wanted.mean(0) - ratio * features.mean(0)))
+        return
+    equations = NormalEquations()
+    for features, target in zip(read, logits, strict=True):
+        equations.update(features, target)
+    weight, bias = equations.solve(HEAD_RIDGE)
+    network.head.weight.data.copy_(weight)
+    network.head.bias.data.copy_(bias)
+
+
+def _final_norm(model: VisionTransformer) -> nn.Module:
+    """The norm behind the last block, in front of the pooling or behind it."""
+    norm: nn.Module = model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm
+    return norm
