@@ -2,8 +2,8 @@
 
 A branch is a spiking norm and what follows it (see `vit2snn.spiking.tokens`). Its parts are settled in the order in which
 signals pass them, each on the spikes that the settled parts before it really send: normalisations get the statistics of the
-spiking network and the mean and spread of the ANN, neurons are balanced, and with ``ridge`` the weights are regressed too: those
-of projections on the ANN's pre-activations, those of the output on what the stream still lacks to the ANN's.
+spiking network and the mean and spread of the ANN, neurons are balanced, and with ``ridge`` the weights are regressed too,
+those of projections on the ANN's pre-activations and those of the output on what the stream still lacks to the ANN's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..spiking import (
 from .balance import Balance, at_rate, least_error
 from .regression import Moments, NormalEquations
 
-RIDGE = 1e-3
+RIDGE = 0.1  # weights of more than that cancel each other, and learn badly afterwards
 SAMPLED = 4096  # positions on which neurons are balanced
 OPEN = 0.8  # firing rate of the gates that have no counterpart in the ANN: experts are heard before training shuts some out
 HALF = 0.5  # firing rate of masks

@@ -24,6 +24,7 @@ DEMO_TIMESTEPS = 8
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the converted model.")
 @click.option("--recipe", default="faithful", show_default=True, metavar="NAME|FILE", help="A recipe, or its JSON file.")
 @click.option("--timesteps", type=click.IntRange(min=1), help="T to calibrate for, instead of the recipe's.")
+@click.option("--refit", type=click.Choice(["none", "ridge", "blocks"]), help="Of spiking branches, instead of the recipe's.")
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration images.")
 @click.option("--split", default="train", show_default=True, help="Split of the data to calibrate on.")
 @click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False), help="Weights: .safetensors or .pth.")
@@ -31,8 +32,8 @@ DEMO_TIMESTEPS = 8
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
 @data_options
 def convert(
-    model: str, out: Path, recipe: str, timesteps: int | None, checkpoint: str | None, num_classes: int | None,
-    overwrite: bool, as_json: bool, **images: Any,
+    model: str, out: Path, recipe: str, timesteps: int | None, refit: str | None, checkpoint: str | None,
+    num_classes: int | None, overwrite: bool, as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL and write the spiking network to OUT.
 
@@ -41,8 +42,11 @@ def convert(
     \b
     vit2snn convert demo -o demo-snn
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
+    vit2snn convert demo --recipe qkformer -o demo-qk
     """
-    summary = _convert(model, out, find_recipe(recipe, timesteps), checkpoint, num_classes, overwrite, images)
+    summary = _convert(
+        model, out, find_recipe(recipe, timesteps=timesteps, refit=refit), checkpoint, num_classes, overwrite, images
+    )
     emit(as_json, summary, f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}")
     data = "" if model == DEMO else " --data DATA"
     click.echo(f"score it with: vit2snn evaluate {out}{data}", err=True)
@@ -53,30 +57,36 @@ def convert(
 @click.option("--recipe", default="faithful", show_default=True, metavar="NAME|FILE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(model: str, recipe: str, as_json: bool) -> None:
-    """Show what a conversion of MODEL would do, without weights or data.
+    """Show what a conversion of MODEL would do and what it costs, without weights or data, or the plan of a converted model.
 
     \b
-    vit2snn inspect vit_base_patch16_224
+    vit2snn inspect vit_base_patch16_224 --recipe qkformer
+    vit2snn inspect demo-snn
     """
     from dataclasses import asdict
 
     from timm.data import resolve_model_data_config
 
+    from vit2snn import load
     from vit2snn.convert import Recipe, load_model, plan
-    from vit2snn.evaluation.text import table
+    from vit2snn.convert.artifact import is_artifact
+    from vit2snn.evaluation.text import plan_table
 
-    ann = load_model(model, pretrained=False)
-    planned = plan(ann, Recipe.find(recipe), resolve_model_data_config(ann)["input_size"])
-    rows = [
-        [m.name, m.type, m.action, "+".join(m.operations).replace("scaled_dot_product_", ""), f"{m.macs / 1e6:.2f}"]
-        for m in planned.modules
-    ]
-    text = table(["module", "type", "action", "operations", "MMAC"], rows)
-    emit(
-        as_json,
-        {"model": model, "macs": planned.macs, "modules": [asdict(module) for module in planned.modules]},
-        f"{text}\n{planned.macs / 1e9:.3f} GMAC for one image",
-    )
+    if is_artifact(Path(model)):
+        snn = load(model)
+        planned, chosen = snn.plan, snn.recipe
+    else:
+        ann = load_model(model, pretrained=False)
+        chosen = Recipe.find(recipe)
+        planned = plan(ann, chosen, resolve_model_data_config(ann)["input_size"])
+    document = {
+        "model": model,
+        "macs": planned.macs,
+        "modules": [asdict(module) for module in planned.modules],
+        "blocks": [asdict(block) for block in planned.blocks],
+        "recipe": chosen.to_json(),
+    }
+    emit(as_json, document, plan_table(planned, chosen.timesteps))
 
 
 @click.command()
@@ -89,7 +99,7 @@ def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
 
     folder = out or Path("vit2snn-demo")
     images = {"seed": 0, "batch_size": 32, "device": "auto", "samples": 128, "split": "train"}
-    _convert(DEMO, folder, find_recipe("faithful", DEMO_TIMESTEPS), None, None, overwrite or out is None, images)
+    _convert(DEMO, folder, find_recipe("faithful", timesteps=DEMO_TIMESTEPS), None, None, overwrite or out is None, images)
     result = evaluate_artifact(folder, None, images | {"samples": None, "split": "validation"})
     emit(as_json, result.to_json(), curve_table(result))
     click.echo(f"the converted model, the curve and its data are in {folder}", err=True)

@@ -78,14 +78,13 @@ def event_source(model: nn.Module, images: dict[str, Any]) -> EventSource | None
     return open_events(images["data"], images["split"], classes=int(model.num_classes), root=images["data_dir"])  # type: ignore[arg-type]
 
 
-def find_recipe(name: str, timesteps: int | None) -> Recipe:
-    """A recipe by name or file, for another number of timesteps if that is given."""
+def find_recipe(name: str, **changes: Any) -> Recipe:
+    """A recipe by name or file, with those of its fields changed that are not None."""
     import dataclasses
 
     from vit2snn.convert import Recipe
 
-    recipe = Recipe.find(name)
-    return recipe if timesteps is None else dataclasses.replace(recipe, timesteps=timesteps)
+    return dataclasses.replace(Recipe.find(name), **{field: value for field, value in changes.items() if value is not None})
 
 
 def find_device(name: str) -> Any:

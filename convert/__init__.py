@@ -2,6 +2,7 @@
 
 from .artifact import load as load, save as save
 from .folder import is_model_folder as is_model_folder, save_model as save_model
+from .folding import fold as fold
 from .model import SpikingModel as SpikingModel, to_spiking as to_spiking
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .products import rewrite_products as rewrite_products

@@ -2,8 +2,8 @@
 
 ``config.json`` is the one that timm writes for the ANN (architecture, its arguments, pretrained configuration), with a section
 ``vit2snn``: schema version, recipe, input size and source. ``model.safetensors`` has weights, thresholds, priors and biases,
-``ann.safetensors`` the ANN's weights where the network does not compute what the ANN computes; ``conversion.json`` a row for each
-module; ``calibration.json`` the digests of the calibration images. Further JSON files (``records``) go beside them as they are.
+``ann.safetensors`` the ANN's weights where the network does not compute what the ANN computes; ``conversion.json`` a row for
+each module; ``calibration.json`` the digests of the calibration images. Further JSON files (``records``) go beside them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from timm.models._hub import save_config_for_hf
 from ..errors import ArtifactError
 from .card import model_card
 from .files import check_output, whole_folder
+from .folding import fold
 from .model import SpikingModel, structure
 from .recipe import Recipe
 
@@ -75,6 +76,7 @@ def save(
                 "source": source,
                 "recipe": snn.recipe.to_json(),
                 "input_size": list(snn.input_size),
+                "folded": snn.folded,
                 "versions": versions(),
             }
         }
@@ -163,6 +165,8 @@ def load(folder: str | Path) -> SpikingModel:
     try:
         recipe = Recipe.from_json(config["vit2snn"]["recipe"])
         snn = structure(_create(config), recipe, tuple(config["vit2snn"]["input_size"]))
+        if config["vit2snn"]["folded"]:
+            snn = fold(snn)
         snn.network.load_state_dict(load_file(Path(folder) / WEIGHTS))
         if (Path(folder) / TEACHER).is_file():
             snn.teacher = _create(config).eval().requires_grad_(False)

@@ -59,8 +59,8 @@ def transformer_blocks(model: nn.Module) -> dict[str, Block]:
         if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
             parts = " and ".join(type(getattr(block, part, None)).__name__ for part in ("attn", "mlp"))
             raise UnsupportedModuleError(
-                f"{name} is a {type(block).__name__} of {parts}; spiking branches take the places of timm's Attention and Mlp in a "
-                "pre-norm Block",
+                f"{name} is a {type(block).__name__} of {parts}; spiking branches take the places of timm's Attention and Mlp "
+                "in a pre-norm Block",
                 "choose a recipe that keeps attention and mlp, such as faithful",
             )
         if block.attn.attn_dim != model.embed_dim:
@@ -134,8 +134,8 @@ def inherited_attention(kind: str, attention: Attention) -> dict[str, Inherited]
 def shared_key(query: Tensor, key: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Queries of all heads ``[C, C]`` for one key ``[C / heads, C]``, in place of a key for each head.
 
-    The scores of head i are xᵀ M_i x with M_i = Q_iᵀ K_i. The shared key consists of the leading right singular vectors V of all
-    M_i stacked, the best such subspace in least squares, and the queries are Q_i' = (M_i V)ᵀ.
+    The scores of head i are xᵀ M_i x with M_i = Q_iᵀ K_i. The shared key consists of the leading right singular vectors V of
+    all M_i stacked, the best such subspace in least squares, and the queries are Q_i' = (M_i V)ᵀ.
 
     Args:
         query: Q of all heads, ``[C, C]``.

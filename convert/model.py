@@ -15,6 +15,8 @@ from ..calibration import calibrate
 from ..data import digest
 from ..errors import DataError, ModelError
 from ..spiking import CodedNeuron, analog, neurons, share_clock, simulate
+from .auto import candidates, choose
+from .blocks import AUTO
 from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
 from .recipe import Recipe
@@ -52,6 +54,7 @@ class SpikingModel(nn.Module):
         plan: what became of each module.
         input_size: of one image, ``(C, H, W)``.
         teacher: the ANN, where the network with analog neurons does not compute it (any more); None where it does.
+        folded: whether batch normalisations have been folded away (see `vit2snn.convert.fold`).
         calibrated_on: digests of the calibration images (see `vit2snn.data.digest`), which must not be scored.
     """
 
@@ -62,6 +65,7 @@ class SpikingModel(nn.Module):
         self.plan = plan
         self.input_size = input_size
         self.teacher: nn.Module | None = None
+        self.folded = False
         self.calibrated_on: tuple[str, ...] = ()
         self.clock = share_clock(network)
 
@@ -160,6 +164,8 @@ def to_spiking(
     first = next(iter(batches), None)
     if first is None or not len(first):
         raise DataError("there are no calibration images", "pass at least one batch of images")
+    if AUTO in (recipe.attention, recipe.mlp):
+        recipe = choose(recipe, candidates(model.eval(), recipe, batches))
     snn = structure(model, recipe, tuple(first.shape[1:]))
     if not recipe.keeps_function:
         snn.teacher = copy.deepcopy(model).eval().requires_grad_(False)

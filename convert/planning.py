@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..errors import ModelError, NothingConvertedError, UnsupportedModuleError
+from ..errors import ModelError, NothingConvertedError, RecipeError, UnsupportedModuleError
 from ..spiking import SpikingNorm, TokenBranch, neurons
 from . import rules  # noqa: F401  (registers the built-in rules)
-from .blocks import BlockPlan, check_mixing, kinds_by_block
+from .blocks import AUTO, BlockPlan, check_mixing, kinds_by_block
 from .branches import transformer_blocks
 from .recipe import Recipe
 from .record import Operation, record
@@ -97,6 +97,11 @@ def block_plans(model: nn.Module, recipe: Recipe) -> tuple[BlockPlan, ...]:
         RecipeError: the recipe names blocks that are not there, or no block would mix tokens.
     """
     names = list(transformer_blocks(model))
+    if AUTO in (recipe.attention, recipe.mlp):
+        raise RecipeError(
+            "'auto' chooses the branches on calibration images, so there is no plan without them",
+            "convert the model, and look at the result: vit2snn inspect OUT",
+        )
     kinds = (kinds_by_block(field, getattr(recipe, field), names) for field in ("attention", "mlp"))
     plans = tuple(BlockPlan(*row) for row in zip(names, *kinds, strict=True))
     check_mixing(plans)

@@ -24,7 +24,7 @@ class Recipe:
     """How a network is converted. Frozen; `to_json` and `from_json` keep it on disk.
 
     The fields from ``coding`` to ``bias`` are of the coded neurons, which drive the operations that keep the ANN's function;
-    those from ``norm`` to ``rate`` are of the spiking branches that ``attention`` and ``mlp`` may put in place of the ANN's own.
+    those from ``norm`` to ``rate`` are of the spiking branches that ``attention`` and ``mlp`` put in place of the ANN's own.
 
     Args:
         timesteps: T that thresholds are calibrated for, and the default T of a run.

@@ -73,7 +73,7 @@ def fit(
         for plan, block, original in zip(plans, network.blocks, ann.blocks, strict=True):
             before = streams
             for kind, part in ((plan.attention, "attention"), (plan.mlp, "mlp")):
-                streams = _fit_branch(block, original, part, kind, clock, recipe, streams)
+                streams = fit_branch(block, original, part, kind, clock, recipe, streams)
             if recipe.refit == "blocks" and (is_spiking(plan.attention) or is_spiking(plan.mlp)):
                 with torch.enable_grad():
                     reconstruct(block, clock, [stream for stream, _ in before], [after for _, after in streams])
@@ -113,10 +113,10 @@ def _settling(
     )  # fmt: skip
 
 
-def _fit_branch(
+def fit_branch(
     block: Block, original: Block, part: str, kind: str, clock: Clock, recipe: Recipe, streams: list[tuple[Tensor, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Settle one branch; the streams behind it."""
+    """Settle one branch on the streams of the spiking network ``[T, B, N, C]`` and the ANN ``[B, N, C]``; those behind it."""
     if part == "attention":
         norm, branch, scale = block.norm1, block.attn, block.ls1
         own, output, own_norm, own_scale = original.attn, original.attn.proj, original.norm1, original.ls1

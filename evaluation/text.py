@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..convert import Plan
 from .accuracy import Evaluation
 from .scoring import Scores
 
@@ -40,3 +41,26 @@ def score_table(result: Scores) -> str:
     """The scores of a zoo model for the terminal, a row for each timestep."""
     rows = [[str(p.timestep), f"{p.top1:.1f}", f"{p.spikes_per_neuron:.2f}"] for p in result.points]
     return f"{table(['T', 'top-1 %', 'spikes/neuron'], rows)}\non {result.images} images"
+
+
+def plan_table(plan: Plan, timesteps: int) -> str:
+    """A plan for the terminal: a row for each module, and what they cost together."""
+    rows = [
+        [
+            m.name,
+            m.type,
+            m.action,
+            m.becomes or "+".join(m.operations).replace("scaled_dot_product_", ""),
+            f"{m.macs / 1e6:.2f}",
+        ]
+        for m in plan.modules
+    ]
+    analog = sum(module.macs for module in plan.modules if module.action != "spiking")
+    cost = f"{plan.macs / 1e6:.2f} MMAC for one image and timestep"
+    if analog:
+        cost += f", of which {analog / 1e6:.2f} analog (the layer that sees the image, and what the recipe ignores)"
+    driven = plan.macs - analog
+    bound = (
+        f"at most {driven * timesteps / 1e6:.1f} M synaptic operations in {timesteps} timesteps, if every neuron always fired"
+    )
+    return f"{table(['module', 'type', 'action', 'operations, or what takes its place', 'MMAC'], rows)}\n{cost}\n{bound}"

@@ -1,0 +1,170 @@
+"""Choosing spiking branches by what they cost and by the error that they leave in each block."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from scipy.optimize import LinearConstraint, milp
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import RecipeError
+from ..spiking import Clock, catching, over_time, share_clock
+from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan
+from .branches import transformer_blocks
+from .recipe import Recipe
+from .record import record
+from .spike_driven import fit_branch, restructure
+
+IMAGES = 64  # on which candidates are measured
+AC, MAC = 0.9, 4.6  # pJ, 32-bit float at 45 nm (Horowitz, "Computing's energy problem", ISSCC 2014)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kind of branch in one block.
+
+    Attributes:
+        block: its index.
+        field: ``attention`` or ``mlp``.
+        kind: of the branch.
+        error: ‖mean over time of what it adds - what the ANN's adds‖ / ‖what the ANN's adds‖, when the ANN's stream reaches it.
+        energy: pJ for an image, in all timesteps: additions for each spike that arrives at a weight, and products of spikes by
+            their size times the rate of firing.
+        ann_energy: pJ of the branch that it replaces.
+    """
+
+    block: int
+    field: str
+    kind: str
+    error: float
+    energy: float
+    ann_energy: float
+
+
+def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor]) -> list[Candidate]:
+    """Measure every kind of branch in every block, for the fields that are ``auto``.
+
+    Each is fitted by itself to the ANN's own stream, so that blocks can be judged one by one.
+
+    Args:
+        model: the ANN.
+        recipe: with ``auto`` in one field or both.
+        batches: images ``[B, C, H, W]``; the first `IMAGES` are used.
+    """
+    images = torch.cat([*islice(batches, IMAGES)])[:IMAGES]
+    with ExitStack() as stack:
+        norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
+        with torch.no_grad():
+            model(images)
+    own = record(model, tuple(images.shape[1:]))
+    found = []
+    for field in ("attention", "mlp"):
+        for kind in SPIKING[field] if getattr(recipe, field) == AUTO else ():
+            other = {"attention": "softmax", "mlp": "mlp"} | {field: kind}
+            trial = dataclasses.replace(recipe, **other, max_error=None, max_energy=None)
+            network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
+            restructure(network, plans, trial)
+            products = record(network, tuple(images.shape[1:]))
+            clock = share_clock(network.eval())
+            for index, name in enumerate(plan.name for plan in plans):
+                part = f"{name}.{'attn' if field == 'attention' else 'mlp'}"
+                stream = norms[index][field == "mlp"][0]
+                error, additions = _measure(network.blocks[index], model.blocks[index], field, kind, clock, trial, stream)
+                graded = sum(o.macs for o in products if o.kind == "product" and o.module.startswith(part))
+                macs = sum(o.macs for o in own if o.module.startswith(part))
+                energy = AC * additions(graded) * recipe.timesteps
+                found.append(Candidate(index, field, kind, error, energy, MAC * macs))
+    return found
+
+
+def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
+    """The recipe with the best plan of the candidates in place of ``auto``.
+
+    It is the cheapest plan within ``max_error``, or the one of least error within ``max_energy``, or of least error; exact, by
+    integer linear programming. Some block mixes tokens.
+
+    Raises:
+        RecipeError: no plan keeps the budget; the message tells the best figure there is.
+    """
+    error = np.array([candidate.error for candidate in found])
+    energy = np.array([candidate.energy for candidate in found])
+    places = sorted({(c.block, c.field) for c in found})
+    one_each = np.array([[(c.block, c.field) == place for c in found] for place in places], dtype=float)
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    if recipe.attention == AUTO:
+        mixes = np.array([[c.field == "attention" and c.kind != MIXES_NO_TOKENS for c in found]], dtype=float)
+        constraints.append(LinearConstraint(mixes, 1, np.inf))
+    objective = error
+    if recipe.max_error is not None:
+        constraints.append(LinearConstraint(error[None] / len(places), -np.inf, recipe.max_error))
+        objective = energy
+    elif recipe.max_energy is not None:
+        ann = sum({(c.block, c.field): c.ann_energy for c in found}.values())
+        constraints.append(LinearConstraint(energy[None] / ann, -np.inf, recipe.max_energy))
+    solution = milp(objective, integrality=np.ones(len(found)), bounds=(0, 1), constraints=constraints)
+    if solution.x is None:
+        raise _out_of_reach(recipe, found, len(places))
+    chosen = [candidate for candidate, taken in zip(found, solution.x, strict=True) if taken > 0.5]
+    fields = {
+        field: {str(c.block): c.kind for c in chosen if c.field == field}
+        for field in ("attention", "mlp")
+        if getattr(recipe, field) == AUTO
+    }
+    return dataclasses.replace(recipe, **fields, max_error=None, max_energy=None)
+
+
+def _measure(
+    block: Block, original: Block, field: str, kind: str, clock: Clock, recipe: Recipe, stream: Tensor
+) -> tuple[float, Callable[[int], float]]:
+    """Fit one candidate to the ANN's stream ``[B, N, C]``.
+
+    Returns:
+        Its error, and a function from the multiplications in its products of spikes to its additions for an image and timestep.
+    """
+    frames = stream.expand(recipe.timesteps, *stream.shape)
+    with torch.no_grad():
+        ((fitted, after),) = fit_branch(block, original, field, kind, clock, recipe, [(frames, stream)])
+        wanted = after - stream
+        error = float((fitted.mean(0) - after).norm() / wanted.norm())
+        norm, branch = (block.norm1, block.attn) if field == "attention" else (block.norm2, block.mlp)
+        events: list[tuple[float, float]] = []
+
+        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(module, nn.Conv2d)
+            fan_out = module.out_channels // module.groups * module.weight[0, 0].numel()
+            events.append((float(inputs[0].count_nonzero()) * fan_out, float((inputs[0] != 0).float().mean())))
+
+        handles = [m.register_forward_pre_hook(count) for m in branch.modules() if isinstance(m, nn.Conv2d)]
+        over_time(lambda x: branch(norm(x)), clock, frames)
+        for handle in handles:
+            handle.remove()
+    synaptic = sum(additions for additions, _ in events) / (len(stream) * recipe.timesteps)
+    rate = events[0][1]
+    return error, lambda products: synaptic + rate * products
+
+
+def _out_of_reach(recipe: Recipe, found: Sequence[Candidate], places: int) -> RecipeError:
+    """What the budget would have to be."""
+    best: dict[tuple[int, str], float] = {}
+    for candidate in found:
+        figure = candidate.error if recipe.max_error is not None else candidate.energy
+        place = candidate.block, candidate.field
+        best[place] = min(best.get(place, np.inf), figure)
+    if recipe.max_error is not None:
+        return RecipeError(
+            f"no plan leaves a mean error of at most {recipe.max_error}: the best one leaves {sum(best.values()) / places:.3f}",
+            "raise the recipe's max_error",
+        )
+    ann = sum({(c.block, c.field): c.ann_energy for c in found}.values())
+    return RecipeError(
+        f"no plan needs at most {recipe.max_energy} of the ANN's energy: the cheapest needs {sum(best.values()) / ann:.3f}",
+        "raise the recipe's max_energy",
+    )
