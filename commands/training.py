@@ -1,11 +1,12 @@
-"""Training a zoo model from scratch."""
+"""Training a zoo model from scratch, and what all commands that train share."""
 
 from __future__ import annotations
 
 import json
-import random
+import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,123 @@ from vit2snn.commands.shared import bar, data_options, emit, event_source, find_
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:
-    from vit2snn.finetune import Step
+    from vit2snn.finetune import Step, Summary
+
+SETTINGS = (
+    "epochs", "max_steps", "lr", "opt", "sched", "warmup_epochs", "weight_decay", "accumulate", "precision", "ema", "seed",
+)  # fmt: skip
+
+
+def training_options(epochs: int, lr: float) -> Callable[[Any], Any]:
+    """Add the options of the training loop (see `vit2snn.finetune.Settings` and `Workspace`), with these defaults."""
+    positive, share = click.FloatRange(min=0, min_open=True), click.FloatRange(0, 1, min_open=True, max_open=True)
+    schedules, precisions = click.Choice(["cosine", "tanh", "poly", "wsd", "constant"]), click.Choice(["no", "bf16", "fp16"])
+    options = [
+        click.option("--epochs", default=epochs, show_default=True, type=click.IntRange(min=1)),
+        click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Updates to make, in place of --epochs."),
+        click.option("--lr", default=lr, show_default=True, type=positive, help="Peak learning rate."),
+        click.option("--opt", default="adamw", show_default=True, help="Optimizer, by its name in timm."),
+        click.option("--sched", default="cosine", show_default=True, type=schedules, help="Schedule of the learning rate."),
+        click.option("--warmup-epochs", default=1.0, show_default=True, type=click.FloatRange(min=0)),
+        click.option("--weight-decay", default=0.05, show_default=True, type=click.FloatRange(min=0)),
+        click.option("--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Batches to an update."),
+        click.option("--precision", default="no", show_default=True, type=precisions, help="Mixed precision."),
+        click.option("--ema", type=share, metavar="DECAY", help="Give the moving average of the weights."),
+        click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that read images."),
+        click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Updates; an epoch unless given."),
+        click.option("--resume", is_flag=True, help="Continue a training that was interrupted."),
+        click.option("--overwrite", is_flag=True, help="Replace an earlier model at the output, and its training."),
+        click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard."),
+    ]
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def check_training(out: Path, options: Mapping[str, Any], replaceable: Any) -> None:
+    """Refuse outputs that must not be written, before anything is read. Processes beside the main one have no output."""
+    from vit2snn.convert.files import check_output
+    from vit2snn.finetune import check_folder
+
+    if is_main():
+        check_output(out, options["overwrite"], replaceable)
+        check_folder(out, options["resume"], options["overwrite"])
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes: the only one, or the first that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def training_device(name: str) -> Any:
+    """The device by name; among several processes on GPUs, the one that the launcher has given to this process."""
+    device = find_device(name)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        return find_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    return device
+
+
+def run_training(
+    model: Any, batches: Any, out: Path, options: Mapping[str, Any], identity: Mapping[str, Any], **more: Any
+) -> Summary:
+    """Train ``model`` with the settings among ``options``; checkpoints and metrics go beside ``out``."""
+    from vit2snn.finetune import Settings, Workspace, drop_folder, folder_of, open_folder, train
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # As the same images are seen by two processes with half the batch size, a training may go on with other processes.
+    given = {**identity, "data": options["data"], "batch_size of all processes": options["batch_size"] * processes}
+    folder = open_folder(out, options["resume"]) if is_main() else folder_of(out)
+    settings = Settings(**{name: options[name] for name in SETTINGS})
+    workspace = Workspace(folder, options["checkpoint_every"], options["resume"], given, options["tensorboard"])
+    try:
+        return train(model, batches, settings, workspace=workspace, report=Progress(), **more)
+    except BaseException:
+        if is_main():
+            drop_folder(out)
+        raise
+
+
+def finish_training(out: Path) -> None:
+    """Clear the folder of the training away once ``out`` is written, and leave the process group."""
+    import torch.distributed as dist
+
+    from vit2snn.finetune import close_folder
+
+    if is_main():
+        close_folder(out)
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Progress:
+    """A bar on a terminal, and a line for each epoch elsewhere, with the time that is left."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self.loss, self.started, self.done = 0.0, time.time(), 0
+        self.bar = tqdm(desc="training", file=sys.stderr, disable=None, leave=False, unit="step")
+
+    def __call__(self, step: Step) -> None:
+        """Show an update."""
+        if not self.done:
+            self.bar.total, self.bar.initial = step.updates, step.update
+        self.bar.n = step.update
+        self.bar.update()
+        self.done += 1
+        self.loss = step.loss if self.done == 1 or step.step == 0 else 0.98 * self.loss + 0.02 * step.loss
+        last = step.update + 1 == step.updates
+        if step.step == step.steps - 1 or last:
+            seconds = time.time() - self.started
+            left = seconds / self.done * (step.updates - step.update - 1)
+            epochs = -(-step.updates // step.steps)
+            click.echo(f"epoch {step.epoch + 1}/{epochs}: loss {self.loss:.3f}, {seconds:.0f} s, {left:.0f} s left", err=True)
+        if last:
+            self.bar.close()
 
 
 def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -35,19 +152,18 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option("-a", "--argument", "arguments", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="Of the model.")
 @click.option("--img-size", type=click.IntRange(min=1), help="Height and width to resize to, if not the model's.")
 @click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head, if not the model's.")
-@click.option("--epochs", default=10, show_default=True, type=click.IntRange(min=1))
-@click.option("--lr", default=2e-3, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
 @click.option("--samples", type=click.IntRange(min=1), help="Images to score at the end; all unless given.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier model at OUT.")
+@training_options(epochs=10, lr=2e-3)
 @data_options
 def train(
-    model: str, out: Path, arguments: dict[str, str], img_size: int | None, num_classes: int | None, epochs: int, lr: float,
-    overwrite: bool, as_json: bool, **images: Any,
+    model: str, out: Path, arguments: dict[str, str], img_size: int | None, num_classes: int | None, as_json: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Train the zoo model MODEL from scratch, score it at every timestep, and write it to OUT.
 
-    Without --data, on the images of the demo. Event recordings are read as frames.
+    Without --data, on the images of the demo. Event recordings are read as frames. An interrupted training goes on with
+    --resume.
 
     \b
     vit2snn train qkformer_4_384_cifar10 -a dims=[32,64,128] --data cifar10 -o qk
@@ -56,24 +172,25 @@ def train(
 
     from vit2snn.convert import is_model_folder, save_model
     from vit2snn.convert.artifact import versions
-    from vit2snn.convert.files import check_output
     from vit2snn.evaluation import score
     from vit2snn.evaluation.text import score_table
-    from vit2snn.finetune import train as fit
 
     started = time.time()
-    check_output(out, overwrite, is_model_folder)
-    random.seed(images["seed"])
-    torch.manual_seed(images["seed"])
-    device = find_device(images["device"])
-    network = _create(model, arguments, img_size, num_classes).to(device)
-    fit(network, _training_batches(network, images), epochs, lr=lr, report=_Progress(epochs))
-    scores = score(network, bar(scored_batches(network, network.timesteps, images), "scoring"))
+    check_training(out, options, is_model_folder)
+    torch.manual_seed(options["seed"])
+    network = _create(model, arguments, img_size, num_classes).to(training_device(options["device"]))
+    identity = {"model": model, "arguments": arguments, "img_size": img_size, "num_classes": num_classes}
+    batches = _training_batches(network, options)
+    if not run_training(network, batches, out, options, identity).main:
+        return finish_training(out)
+    scores = score(network, bar(scored_batches(network, network.timesteps, options), "scoring"))
     run = {
-        "command": sys.argv, "data": images["data"], "seed": images["seed"], "epochs": epochs, "lr": lr, "versions": versions(),
+        "command": sys.argv, "data": options["data"], **{name: options[name] for name in SETTINGS}, "versions": versions(),
         "seconds": round(time.time() - started, 1),
     }  # fmt: skip
-    save_model(network, out, overwrite=overwrite, records={"run.json": run, "evaluation.json": scores.to_json()})
+    records = {"run.json": run, "evaluation.json": scores.to_json()}
+    save_model(network, out, overwrite=options["overwrite"], records=records)
+    finish_training(out)
     parameters = sum(p.numel() for p in network.parameters())
     document = {"out": str(out), "parameters": parameters, "seconds": run["seconds"], **scores.to_json()}
     emit(as_json, document, f"{parameters:,} parameters, {run['seconds']:.0f} s\n{score_table(scores)}")
@@ -119,25 +236,5 @@ def _training_batches(network: Any, images: dict[str, Any]) -> Any:
     size = network.pretrained_cfg["input_size"][1:]
     events = event_source(network, trained)
     if events is not None:
-        return training_events(events, network.timesteps, size, images["batch_size"], images["seed"])
-    return training_images(network, image_source(network, trained), images["batch_size"], images["seed"])
-
-
-class _Progress:
-    """A bar on a terminal, and a line for each epoch elsewhere."""
-
-    def __init__(self, epochs: int) -> None:
-        from tqdm import tqdm
-
-        self.epochs, self.loss, self.started = epochs, 0.0, time.time()
-        self.bar = tqdm(desc="training", file=sys.stderr, disable=None, leave=False, unit="step")
-
-    def __call__(self, step: Step) -> None:
-        self.bar.total = self.epochs * step.steps
-        self.bar.update()
-        self.loss = step.loss if step.step == 0 else 0.98 * self.loss + 0.02 * step.loss
-        if step.step == step.steps - 1:
-            seconds = time.time() - self.started
-            click.echo(f"epoch {step.epoch + 1}/{self.epochs}: loss {self.loss:.3f}, {seconds:.0f} s", err=True)
-        if step.epoch + 1 == self.epochs and step.step == step.steps - 1:
-            self.bar.close()
+        return training_events(events, network.timesteps, size, images["batch_size"], images["seed"], images["workers"])
+    return training_images(network, image_source(network, trained), images["batch_size"], images["seed"], images["workers"])

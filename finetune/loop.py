@@ -1,113 +1,298 @@
-"""The one training loop: from scratch, and for whatever objective is given to it."""
+"""The one training loop: from scratch or from a converted model, in one process or many, for any objective."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from accelerate.utils import DistributedType
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from ..data import TrainingLoader, seed_of
 from ..errors import DataError, ModelError
+from .checkpoint import Workspace, load_checkpoint, save_checkpoint
+from .diagnosis import first_non_finite
+from .distributed import gather, make_accelerator, scatter, synchronised
+from .metrics import Metrics, Step
+from .objectives import Objective, classification
+from .optimisation import Scale, make_optimizer, make_schedule, uniform
+from .settings import Settings
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""Model, inputs and labels to the loss, a scalar."""
 STATISTICS_BATCHES = 100
 """Batches at the end from which the statistics of batch normalisation are taken."""
+GRADIENT_NORM = 1.0
+"""What gradients are clipped to."""
+Batch = tuple[Tensor, Tensor]
 
 
-class Batches(Sized, Iterable[tuple[Tensor, Tensor]], Protocol):
-    """Inputs and labels ``[B]``, a pass at a time, such as a DataLoader. Event frames are ``[T, B, C, H, W]``."""
+class Batches(Sized, Iterable[Batch], Protocol):
+    """Inputs and labels ``[B]``, a pass at a time: a `TrainingLoader`, or a list. Event frames are ``[T, B, C, H, W]``."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of the optimizer that has been taken.
+class Summary:
+    """What a training was.
 
     Attributes:
-        epoch: from 0.
-        step: within the epoch, from 0.
-        steps: in an epoch.
-        loss: before the step.
-        lr: learning rate of the step.
+        updates: of the weights, those before a resume included.
+        loss: mean over the last epoch of this run; None if it had no updates left to make.
+        seconds: of this run.
+        main: whether this process is the one that writes results.
     """
 
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    lr: float
-
-
-def classification(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the logits after all timesteps."""
-    return nn.functional.cross_entropy(model(x), labels)
+    updates: int
+    loss: float | None
+    seconds: float
+    main: bool
 
 
 def train(
     model: nn.Module,
     batches: Batches,
-    epochs: int,
+    settings: Settings,
     *,
-    lr: float = 2e-3,
-    weight_decay: float = 0.05,
     objective: Objective = classification,
+    lr_scale: Scale = uniform,
+    workspace: Workspace | None = None,
     report: Callable[[Step], None] = lambda step: None,
-) -> None:
-    """Train in place by AdamW with one epoch of warm-up and a cosine to zero; gradients are clipped to a norm of 1.
+) -> Summary:
+    """Train in place, gradients clipped to a norm of 1.
 
     Gradients flow through the spikes by the neurons' surrogates, and through time by their membranes. At the end the statistics
     of batch normalisation are taken anew with the final weights.
 
+    One process needs nothing. Started by ``accelerate launch`` or ``torchrun``, each process calls this function with the same
+    arguments and a `TrainingLoader`; batch normalisation then sees the batches of all processes. All random numbers are drawn
+    from the seed, the update and the process, so that a resumed training ends in the very weights of one that was not
+    interrupted.
+
+    FSDP, which accelerate offers, is provided for (sharded weights and optimizer states are gathered into the checkpoint and,
+    at the end, into ``model``), but has never been run, for want of a machine with two GPUs; nor has ``fp16``. FSDP excludes
+    ``ema``.
+
     Args:
-        model: on the device to train on; left in evaluation mode.
-        batches: gone through once each epoch.
-        epochs: passes.
-        lr: learning rate at its peak.
-        weight_decay: of weights; biases and normalisations have none.
-        objective: the loss.
-        report: called after each step.
+        model: on a device of the kind to train on; left in evaluation mode.
+        batches: gone through once each epoch. Any but a `TrainingLoader` must give the same batches every time.
+        settings: see `Settings`.
+        objective: the terms of the loss.
+        lr_scale: factor on the learning rate of a parameter, by its name in ``model``.
+        workspace: where checkpoints and metrics go; None for none.
+        report: called after each update, in the main process.
 
     Raises:
-        DataError: there are no batches.
-        ModelError: the loss is not finite.
+        DataError: there are no batches, or fewer than one update needs.
+        ModelError: a loss or a gradient is not finite (the message names the module), no parameter can be trained, or the
+            optimizer, schedule or precision cannot be had.
+        ArtifactError: the checkpoint cannot be written or read, or is one of other settings.
     """
-    if not len(batches):
-        raise DataError("there are no batches to train on", "give more images, or a smaller batch size")
-    device = next(model.parameters()).device
-    steps = len(batches)
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
-    scheduler = _cosine(optimizer, epochs, steps, lr)
-    model.train()
+    started = time.time()
     try:
-        for epoch in range(epochs):
-            for step, (x, labels) in enumerate(batches):
-                scheduler.step_update(epoch * steps + step)
-                loss = objective(model, x.to(device), labels.to(device))
-                if not torch.isfinite(loss):
-                    raise ModelError(
-                        f"the loss is {loss.item()} at step {step} of epoch {epoch + 1}", "lower the learning rate (--lr)"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                report(Step(epoch, step, steps, loss.item(), optimizer.param_groups[0]["lr"]))
-        # Running averages still remember their start after few steps, and sparse spikes have variances far below it.
-        update_bn(islice(batches, STATISTICS_BATCHES), model, device)
+        trainer = Trainer(model, batches, settings, objective, lr_scale, workspace)
+        loss = trainer.run(report)
     finally:
         model.eval()
+    return Summary(trainer.updates, loss, time.time() - started, trainer.accelerator.is_main_process)
 
 
-def _cosine(optimizer: torch.optim.Optimizer, epochs: int, steps: int, lr: float) -> CosineLRScheduler:
-    """An epoch of warm-up, where there are more, and a cosine to zero over the rest; counted in steps."""
-    warmup = steps if epochs > 1 else 0
-    return CosineLRScheduler(
-        optimizer, t_initial=epochs * steps - warmup, warmup_t=warmup, warmup_lr_init=lr / 100, warmup_prefix=True,
-        t_in_epochs=False,
-    )  # fmt: skip
+class _Task(nn.Module):
+    """Model and objective in one: mixed precision covers both, and what gets no gradient is known from the losses."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return dict(self.objective(self.model, x, labels))
+
+
+class Trainer:
+    """The state of a training; see `train`."""
+
+    def __init__(
+        self, model: nn.Module, batches: Batches, settings: Settings, objective: Objective, lr_scale: Scale,
+        workspace: Workspace | None,
+    ) -> None:  # fmt: skip
+        self.settings, self.batches, self.workspace, self.result = settings, batches, workspace, model
+        self.context = ExitStack()
+        self.accelerator = make_accelerator(next(model.parameters()).device, settings.precision)
+        self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if isinstance(batches, TrainingLoader):
+            batches.share(self.accelerator.process_index, self.accelerator.num_processes)
+        self.steps = len(batches) // settings.accumulate
+        if not self.steps:
+            raise DataError(
+                f"there are no batches to train on: {len(batches)}, and an update takes {settings.accumulate}",
+                "give more images, or a smaller batch size",
+            )
+        self.updates, self.update = settings.updates(self.steps), 0
+        self.model = copy.deepcopy(model) if self.sharded else model
+        optimizer = make_optimizer(self.model, settings, lr_scale)
+        self.ema = self._average()
+        self.model.train()
+        self.task, self.optimizer = self.accelerator.prepare(_Task(self.model, objective), optimizer)
+        self.scheduler = make_schedule(self.optimizer, settings, self.steps)
+        self.identity = asdict(settings) | (dict(workspace.identity) if workspace else {})
+
+    def run(self, report: Callable[[Step], None]) -> float | None:
+        """Make all updates; the mean loss of the last epoch."""
+        listeners = [report] if self.accelerator.is_main_process else []
+        with self.context:
+            self.context.enter_context(synchronised(self.model))
+            self._resume()
+            if self.workspace and self.accelerator.is_main_process:
+                listeners.insert(0, self.context.enter_context(Metrics(self.workspace, self.update)))
+            losses: list[float] = []
+            while self.update < self.updates:
+                losses = self._epoch(listeners)
+            self._finish()
+        return sum(losses) / len(losses) if losses else None
+
+    def _epoch(self, listeners: Sequence[Callable[[Step], None]]) -> list[float]:
+        """What is left of an epoch."""
+        epoch, first = divmod(self.update, self.steps)
+        losses = []
+        accumulate = self.settings.accumulate
+        batches = self._batches(epoch, first * accumulate)
+        for step in range(first, min(self.steps, self.updates - epoch * self.steps)):
+            started = time.perf_counter()
+            update = [(x.to(self.accelerator.device), y.to(self.accelerator.device)) for x, y in islice(batches, accumulate)]
+            self.scheduler.step_update(self.update)
+            terms = self._step(epoch, step, update)
+            images = sum(x.shape[-4] for x, _ in update) * self.accelerator.num_processes
+            losses.append(sum(terms.values()))
+            record = Step(
+                epoch, step, self.steps, self.update, self.updates, losses[-1], self._lr(), terms,
+                images / (time.perf_counter() - started),
+            )  # fmt: skip
+            self.update += 1
+            for listener in listeners:
+                listener(record)
+            self._checkpoint(step == self.steps - 1)
+        return losses
+
+    def _batches(self, epoch: int, start: int, mixed: bool = True) -> Iterator[Batch]:
+        if isinstance(self.batches, TrainingLoader):
+            self.batches.set_epoch(epoch, start, mixed)
+            return iter(self.batches)
+        return islice(self.batches, start, None)
+
+    def _step(self, epoch: int, step: int, update: Sequence[Batch]) -> dict[str, float]:
+        """One update; the terms of its loss, averaged over batches and processes."""
+        self.optimizer.zero_grad()
+        names: list[str] = []
+        values = []
+        for number, (x, labels) in enumerate(update):
+            self._seed(number)
+            # Gradients travel between the processes once, with the last batch.
+            last = number == len(update) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.task):
+                terms = self.task(x, labels)
+                names, stacked = list(terms), torch.stack(list(terms.values()))
+                self.accelerator.backward(stacked.sum() / len(update))
+            values.append(stacked.detach())
+        means: Any = self.accelerator.reduce(torch.stack(values).mean(0), "mean")
+        found = dict(zip(names, means.tolist(), strict=True))
+        self._check("loss", sum(found.values()), epoch, step, update)
+        norm = self.accelerator.clip_grad_norm_(self.task.parameters(), GRADIENT_NORM)
+        if self.accelerator.scaler is None:  # which skips such updates
+            self._check("norm of the gradients", float(norm), epoch, step, update)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.update + 1)
+        return found
+
+    def _lr(self) -> float:
+        """What the schedule gives to parameters of scale 1."""
+        rates = (group["lr"] / group["lr_scale"] for group in self.optimizer.param_groups if group["lr_scale"])
+        return max(rates, default=0.0)
+
+    def _seed(self, number: int) -> None:
+        """Random numbers of a batch, the ``number``-th of an update, are its own: there is no state of generators to keep."""
+        torch.manual_seed(seed_of("update", self.settings.seed, self.update, number, self.accelerator.process_index))
+
+    def _check(self, what: str, value: float, epoch: int, step: int, update: Sequence[Batch]) -> None:
+        if math.isfinite(value):
+            return
+        task = self.accelerator.unwrap_model(self.task)
+        # Each process looks by itself: batch normalisations would wait for those that have found it already.
+        self.context.close()
+
+        def losses() -> Iterator[Tensor]:
+            for number, (x, labels) in enumerate(update):
+                self._seed(number)
+                yield torch.stack(list(task(x, labels).values())).sum()
+
+        where = first_non_finite(self.model, losses, torch.cat([x.flatten() for x, _ in update]))
+        raise ModelError(
+            f"the {what} is {value} at step {step} of epoch {epoch + 1}: {where}",
+            "lower the learning rate (--lr); the last checkpoint, if there is one, is from before this step",
+        )
+
+    def _finish(self) -> None:
+        """The final weights and their statistics, in the model that was given."""
+        device = self.accelerator.device
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        if self.sharded:
+            weights, _ = gather(self.task, self.optimizer.optimizer)
+            self.result.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+            self.result.to(device)
+        # Running averages still remember their start after few steps, and sparse spikes have variances far below it.
+        batches = self._batches(-(-self.updates // self.steps), 0, mixed=False)
+        self._seed(0)
+        with synchronised(self.result):
+            update_bn(islice(batches, STATISTICS_BATCHES), self.result.train(), device)
+
+    def _average(self) -> Any:
+        if self.settings.ema is None:
+            return None
+        if self.sharded:
+            raise ModelError("an average of weights (--ema) cannot be kept of weights that FSDP shards", "use DDP, or no --ema")
+        # Buffers are thresholds and statistics: the former do not change, and the latter are taken anew.
+        model = self.model.to(self.accelerator.device)
+        return ModelEmaV3(model, self.settings.ema, use_warmup=True, exclude_buffers=True)
+
+    def _checkpoint(self, epoch_ends: bool) -> None:
+        if self.workspace is None:
+            return
+        every = self.workspace.every
+        if self.update < self.updates and (self.update % every if every else not epoch_ends):
+            return
+        scaler = self.accelerator.scaler
+        weights, moments = self._states()
+        state = {
+            "update": self.update, "model": weights, "optimizer": moments,
+            "ema": self.ema.module.state_dict() if self.ema else None, "scaler": scaler.state_dict() if scaler else None,
+        }  # fmt: skip
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.workspace.folder, state, self.identity)
+
+    def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.sharded:
+            return gather(self.task, self.optimizer.optimizer)
+        return self.model.state_dict(), self.optimizer.state_dict()
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.workspace.folder, self.identity) if self.workspace and self.workspace.resume else None
+        if state is None:
+            return
+        self.update = state["update"]
+        if self.sharded:
+            scatter(self.task, self.optimizer.optimizer, state["model"], state["optimizer"])
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])

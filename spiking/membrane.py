@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .surrogate import Surrogate, spike
 from .time import Neuron
+from .unrolled import Dynamics, unrolled
 
 NeuronFactory = Callable[..., Neuron]
 """Makes a neuron; takes at least the keyword ``threshold``."""
@@ -76,19 +77,28 @@ class IF(Neuron):
         s = self.fire(h)
         return s, reset(h, s.detach() if self.detach_reset else s, self.threshold, self.v_reset)
 
+    def dynamics(self) -> Dynamics | None:
+        """The constants, if this neuron is one that `unrolled` knows: binary, reset to 0 or softly, with a constant leak."""
+        if self.v_reset:
+            return None
+        return Dynamics(1.0, 1.0, self.threshold, self.v_reset is not None, self.detach_reset, self.surrogate)
+
     def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
-        """As in `Neuron`; without gradients, binary spikes pass over memory three times a timestep and not ten."""
-        if torch.is_grad_enabled() or self.v_reset or type(self).fire is not IF.fire:
+        """As in `Neuron`, with fewer passes over memory where `dynamics` are known."""
+        dynamics = self.dynamics()
+        if dynamics is None:
             return super().run(frames, t, state)
-        spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)
         v = torch.zeros_like(frames[0]) if state is None else state
+        if torch.is_grad_enabled():
+            return unrolled(frames, v, dynamics)
+        spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)
         for x, s in zip(frames, spikes, strict=True):
             self.charge(x, v, out=v)
             torch.ge(v, self.threshold, out=s)
-            if self.v_reset is None:
-                v.sub_(s, alpha=self.threshold)
-            else:
+            if dynamics.hard:
                 v.addcmul_(v, s, value=-1)
+            else:
+                v.sub_(s, alpha=self.threshold)
         return spikes, v
 
     def extra_repr(self) -> str:
@@ -122,6 +132,12 @@ class LIF(IF):
         """1 / τ."""
         return 1 / self.tau
 
+    def dynamics(self) -> Dynamics | None:
+        """As in `IF`, with the leak."""
+        of_if = super().dynamics()
+        leak = 1 / self.tau
+        return of_if and of_if._replace(keep=1 - leak, gain=leak if self.decay_input else 1.0)
+
     def charge(self, x: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
         """h of the input and the membrane before."""
         return charge(x, v, self.leak, self.decay_input, out)
@@ -152,6 +168,9 @@ class PLIF(LIF):
         """σ(w)."""
         return self.w.sigmoid()
 
+    def dynamics(self) -> None:
+        """None: the leak is learned, by automatic differentiation."""
+
 
 class TernaryLIF(LIF):
     """LIF with spikes of both signs: s[t] = 1 where h[t] >= θ, -1 where h[t] <= -θ, and a soft reset by s θ. Output ternary.
@@ -164,6 +183,9 @@ class TernaryLIF(LIF):
 
     def __init__(self, **constants: Any) -> None:
         super().__init__(v_reset=None, **constants)
+
+    def dynamics(self) -> None:
+        """None: spikes of two signs."""
 
     def fire(self, h: Tensor) -> Tensor:
         """The spikes of the membrane."""

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from test_zoo import SMALL as SIZES, small
 from torch import Tensor, nn
 
+import vit2snn.evaluation
 from vit2snn.cli import cli
 from vit2snn.errors import DataError, ModelError
 from vit2snn.evaluation import score
-from vit2snn.finetune import Step, train
+from vit2snn.finetune import Settings, Step, train
 
 SMALL = [
     "-a", "dim=32", "-a", "depth=1", "-a", "expert_dim=8", "-a", "pools=1010", "--img-size", "28", "--samples", "200",
@@ -37,7 +38,7 @@ def stripes(count: int) -> list[tuple[Tensor, Tensor]]:
 def test_a_spiking_transformer_learns(name: str) -> None:
     model: Any = timm.create_model(name, **{**SIZES[name], "num_classes": 2})
     steps: list[Step] = []
-    train(model, stripes(64), epochs=5, lr=5e-3, report=steps.append)
+    train(model, stripes(64), Settings(epochs=5, lr=5e-3), report=steps.append)
     assert not model.training
     assert len(steps) == 40
     assert (steps[-1].epoch, steps[-1].step, steps[-1].steps) == (4, 7, 8)
@@ -56,20 +57,26 @@ def test_any_objective_can_be_trained() -> None:
     model, x = small("spikformer_4_384_cifar10")
     target = torch.randn(4, 7)
 
-    def regression(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.mse_loss(network(images), target)
+    def regression(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"error": nn.functional.mse_loss(network(images), target)}
 
     steps: list[Step] = []
-    train(model, [(x, torch.zeros(4))] * 10, epochs=2, lr=1e-2, objective=regression, report=steps.append)
+    batches = [(x, torch.zeros(4))] * 10
+    train(model, batches, Settings(epochs=2, lr=1e-2), objective=regression, report=steps.append)
     assert steps[-1].loss < steps[0].loss
 
 
 def test_training_that_cannot_go_on_says_why() -> None:
     model, x = small("spikformer_4_384_cifar10")
     with pytest.raises(DataError, match="no batches to train on"):
-        train(model, [], epochs=1)
+        train(model, [], Settings(epochs=1))
     with pytest.raises(ModelError, match="the loss is nan at step 0 of epoch 1") as caught:
-        train(model, [(x, torch.zeros(4))], epochs=1, objective=lambda network, images, y: network(images).sum() * float("nan"))
+        train(
+            model,
+            [(x, torch.zeros(4))],
+            Settings(),
+            objective=lambda network, images, y: {"nan": network(images).sum() * float("nan")},
+        )
     assert "--lr" in caught.value.hint
     assert not model.training
     with pytest.raises(DataError, match="labels from 0 to 9 for a model of 7 classes"):
@@ -109,6 +116,23 @@ def test_the_command_trains_on_the_embedded_images_and_writes_a_timm_model(tmp_p
     gate = CliRunner().invoke(cli, ["evaluate", str(out), "--max-drop", "1"])
     assert gate.exit_code == 2
     assert "a zoo model has none" in gate.stderr
+
+
+def test_an_interrupted_training_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = ["train", "spikformer_4_384_cifar10", "-a", "dim=24", "-a", "depth=1", "--img-size", "28", "--batch-size", "64"]
+    command += ["--epochs", "2", "--accumulate", "2", "--samples", "16"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert CliRunner().invoke(cli, [*command, "-o", str(whole)]).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(vit2snn.evaluation, "score", interrupt)
+        assert CliRunner().invoke(cli, [*command, "-o", str(stopped)]).exit_code == 130
+    resumed = CliRunner().invoke(cli, [*command, "-o", str(stopped), "--resume"])
+    assert resumed.exit_code == 0, resumed.output
+    assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,188 @@
+"""Fine-tuning a converted model."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vit2snn.commands.shared import check_data, data_options, emit, image_source
+from vit2snn.commands.training import (
+    SETTINGS,
+    check_training,
+    finish_training,
+    run_training,
+    training_device,
+    training_options,
+)
+from vit2snn.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vit2snn.convert import SpikingModel
+    from vit2snn.data import ImageSource
+    from vit2snn.finetune import Distillation
+
+AUGMENTATION = ("scale", "hflip", "aa", "reprob", "mixup", "cutmix", "no_aug")
+IDENTITY = ("loss", "temperature", "label_smoothing", "timesteps", "teacher", "new_lr", "layer_decay", *AUGMENTATION)
+
+
+def _weights(context: click.Context, parameter: click.Parameter, value: str) -> dict[str, float]:
+    """``labels=0.5,soft=0.5`` as names and weights."""
+    weights = {}
+    for part in value.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            raise click.BadParameter(f"{part!r} is not NAME=WEIGHT, as in labels=0.5,soft=0.5") from None
+    return weights
+
+
+def _augmentation_options(command: Any) -> Any:
+    """Add timm's augmentations."""
+    probability, alpha = click.FloatRange(0, 1), click.FloatRange(min=0)
+    options = [
+        click.option("--scale", nargs=2, default=(0.7, 1.0), show_default=True, type=probability, help="Area of crops."),
+        click.option("--hflip", default=0.5, show_default=True, type=probability, help="Probability of mirroring."),
+        click.option("--aa", metavar="POLICY", help="timm's AutoAugment, such as rand-m9-mstd0.5."),
+        click.option("--reprob", default=0.0, show_default=True, type=probability, help="Probability of erasing a part."),
+        click.option("--mixup", default=0.0, show_default=True, type=alpha, help="Alpha of mixup."),
+        click.option("--cutmix", default=0.0, show_default=True, type=alpha, help="Alpha of cutmix."),
+        click.option("--no-aug", is_flag=True, help="Neither crop at random nor mirror."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("-o", "--out", metavar="OUT2", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
+@click.option(
+    "--loss", default="labels=0.5,soft=0.5", show_default=True, callback=_weights, metavar="NAME=WEIGHT,...",
+    help="Of labels, soft (class probabilities of the ANN) and features (outputs of its blocks).",
+)  # fmt: skip
+@click.option("--temperature", default=2.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Of soft.")
+@click.option("--label-smoothing", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True))
+@click.option("--teacher", metavar="NAME|FOLDER", help="Another teacher than the ANN that was converted: as for convert.")
+@click.option("--timesteps", type=click.IntRange(min=1), help="T to train, instead of the recipe's.")
+@click.option("--new-lr", default=1.0, show_default=True, type=click.FloatRange(min=0), help="Factor for new parameters.")
+@click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Factor on the lr from layer to layer.")
+@training_options(epochs=5, lr=5e-4)
+@_augmentation_options
+@data_options
+def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Train the converted model in OUT further, with its ANN as the teacher, and write it to OUT2.
+
+    Several processes: accelerate launch -m vit2snn finetune ... (or torchrun). An interrupted training goes on with --resume.
+
+    \b
+    vit2snn finetune demo-snn -o demo-tuned
+    vit2snn finetune deit-snn --data imagenet --loss soft=1,features=0.5 --epochs 3 -o deit-tuned
+    """
+    from vit2snn import load
+    from vit2snn.convert.artifact import is_artifact, read_config, versions
+    from vit2snn.data import training_images
+
+    check_training(out, options, is_artifact)
+    source = read_config(model)["vit2snn"]["source"]
+    check_data(source, options)
+    device = training_device(options["device"])
+    snn = load(model).to(device)
+    if options["timesteps"]:
+        snn.recipe = dataclasses.replace(snn.recipe, timesteps=options["timesteps"])
+    original = snn.original()
+    objective = _objective(snn, original, options)
+    images = _images(snn.network, options)
+    batches = training_images(
+        snn.network, images, options["batch_size"], options["seed"], options["workers"], _augmentation(options)
+    )
+    # The ANN is no part of what is trained; afterwards it is what the network no longer computes.
+    snn.teacher = None
+    identity = {"model": str(model.resolve()), **{name: options[name] for name in IDENTITY}}
+    summary = run_training(snn, batches, out, options, identity, objective=objective, lr_scale=_lr_scale(snn, options))
+    snn.teacher = original
+    if summary.main:
+        document = {"updates": summary.updates, "loss": summary.loss, "seconds": round(summary.seconds, 1)}
+        settings = {name: options[name] for name in (*SETTINGS, *IDENTITY)}
+        run = {
+            "command": sys.argv, "model": str(model), "data": options["data"], **settings, **document, "versions": versions(),
+        }  # fmt: skip
+        snn.save(out, source=source, overwrite=options["overwrite"], records={"run.json": run})
+        loss = "" if summary.loss is None else f", loss {summary.loss:.4g}"
+        emit(as_json, {"out": str(out), **document}, f"{summary.updates} updates{loss}, {summary.seconds:.0f} s, in {out}")
+        data = f" --data {options['data']}" if options["data"] else ""
+        click.echo(f"score it with: vit2snn evaluate {out}{data}", err=True)
+    finish_training(out)
+
+
+def _objective(snn: SpikingModel, original: nn.Module, options: Mapping[str, Any]) -> Distillation:
+    from vit2snn.finetune import Distillation
+
+    teacher = original if options["teacher"] is None else _teacher(snn, options["teacher"])
+    teacher.to(next(snn.parameters()).device)
+    try:
+        return Distillation(options["loss"], teacher, options["temperature"], options["label_smoothing"])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _teacher(snn: SpikingModel, name: str) -> nn.Module:
+    """Another ANN, which must take the very inputs of the converted one, and tell the same classes apart."""
+    from timm.data import resolve_model_data_config
+
+    from vit2snn.convert import load_model
+
+    teacher = load_model(f"local-dir:{name}" if Path(name).is_dir() else name).requires_grad_(False)
+    classes, wanted = int(teacher.num_classes), int(snn.network.num_classes)  # type: ignore[arg-type]
+    if classes != wanted:
+        raise ModelError(
+            f"the teacher {name!r} has {classes} classes, the model {wanted}",
+            "take a teacher that was trained on the same data",
+        )
+    theirs, ours = resolve_model_data_config(teacher), resolve_model_data_config(snn.network)
+    for key in ("input_size", "mean", "std"):
+        if tuple(theirs[key]) != tuple(ours[key]):
+            raise ModelError(
+                f"the teacher {name!r} takes images of {key} {tuple(theirs[key])}, the model of {tuple(ours[key])}",
+                "take a teacher with the model's preprocessing, or the ANN that was converted (no --teacher)",
+            )
+    return teacher
+
+
+def _images(network: nn.Module, options: Mapping[str, Any]) -> ImageSource:
+    """The images of --data; from a folder without looking at classes, where the loss does not."""
+    from vit2snn.data import unlabelled_images
+
+    folder = Path(options["data"] or "")
+    if "labels" in options["loss"] or not options["data"] or not folder.is_dir():
+        return image_source(network, {**options, "split": "train"})
+    folder = folder / "train" if (folder / "train").is_dir() else folder
+    return unlabelled_images(folder, "L" if int(getattr(network, "in_chans", 3)) == 1 else "RGB")
+
+
+def _augmentation(options: Mapping[str, Any]) -> Any:
+    from vit2snn.data import Augmentation
+
+    scale, hflip, aa, reprob, mixup, cutmix, off = (options[name] for name in AUGMENTATION)
+    return Augmentation(scale, hflip, aa, reprob, mixup, cutmix, off)
+
+
+def _lr_scale(snn: SpikingModel, options: Mapping[str, Any]) -> Callable[[str], float]:
+    """Factors on the learning rate: by layer, and for parameters that the ANN did not have."""
+    from vit2snn.finetune import layer_scale
+
+    is_new = getattr(snn, "is_new", lambda name: False)
+    by_layer = layer_scale(snn.network, options["layer_decay"]) if options["layer_decay"] else lambda name: 1.0
+
+    def scale(name: str) -> float:
+        name = name.removeprefix("network.")
+        return by_layer(name) * (options["new_lr"] if is_new(name) else 1.0)
+
+    return scale

@@ -1,0 +1,184 @@
+"""The folder of an unfinished training: a checkpoint that is always whole, and the metrics so far."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ArtifactError, OutputExistsError
+
+CHECKPOINT = "checkpoint"
+PARTIAL = "checkpoint.partial"
+METRICS = ("metrics.csv", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where an unfinished training is kept, and how often.
+
+    Attributes:
+        folder: made by `open_folder`.
+        every: updates between checkpoints; None for one at the end of each epoch. There is always one after the last update.
+        resume: continue from the checkpoint in the folder, if there is one already.
+        identity: what else, beside the settings, must be the same when a training is resumed: data, batch size, objective.
+            Values that JSON can hold.
+        tensorboard: also write the metrics for TensorBoard, in a folder ``tensorboard`` of this folder.
+    """
+
+    folder: Path
+    every: int | None = None
+    resume: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    tensorboard: bool = False
+
+
+def folder_of(out: Path) -> Path:
+    """Where the training whose result is to be ``out`` is kept: ``OUT.training`` beside it."""
+    return out.with_name(f"{out.name}.training")
+
+
+def check_folder(out: Path, resume: bool = False, overwrite: bool = False) -> None:
+    """Refuse a training that would overwrite another one, or that has nothing to resume. Changes nothing.
+
+    Raises:
+        OutputExistsError: there is an unfinished training, and it shall neither be resumed nor overwritten.
+        ArtifactError: there is none to resume.
+    """
+    folder = folder_of(out)
+    if resume and not folder.is_dir():
+        raise ArtifactError(f"there is no unfinished training {str(folder)!r} to resume", "begin one without --resume")
+    if (folder / CHECKPOINT).exists() and not (resume or overwrite):
+        raise OutputExistsError(
+            f"{str(folder)!r} exists already: it holds an unfinished training",
+            "continue it with --resume, or start anew with --overwrite",
+        )
+
+
+def open_folder(out: Path, resume: bool = False) -> Path:
+    """The folder of a training: made, and emptied of an earlier one unless that is resumed.
+
+    Raises:
+        ArtifactError: it cannot be made.
+    """
+    folder = folder_of(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            _empty(folder)
+    except OSError as error:
+        raise ArtifactError(f"{str(folder)!r} cannot be made: {error.strerror or error}") from error
+    return folder
+
+
+def drop_folder(out: Path) -> None:
+    """Remove the folder of a training that failed, unless it has a checkpoint to go on from."""
+    folder = folder_of(out)
+    if not (folder / CHECKPOINT).exists():
+        _remove(folder)
+
+
+def close_folder(out: Path) -> None:
+    """Move the metrics into the finished ``out`` and remove the folder of its training.
+
+    Raises:
+        ArtifactError: that cannot be done; ``out`` is whole nevertheless.
+    """
+    folder = folder_of(out)
+    try:
+        for name in METRICS:
+            if (folder / name).exists():
+                shutil.move(folder / name, out / name)
+        _remove(folder)
+    except OSError as error:
+        raise ArtifactError(
+            f"{str(folder)!r} cannot be cleared away: {error.strerror or error}", f"{str(out)!r} is complete without it"
+        ) from error
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a training has written, and nothing else."""
+    for name in (CHECKPOINT, PARTIAL, *METRICS):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    _empty(folder)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Replace the checkpoint in a folder. Whatever happens meanwhile, the old one or the new one is there, whole.
+
+    Args:
+        folder: of the training.
+        state: tensors and plain values, nested.
+        identity: what `load_checkpoint` compares.
+
+    Raises:
+        ArtifactError: it cannot be written; the earlier checkpoint is still there.
+    """
+    partial = folder / PARTIAL
+    try:
+        with partial.open("wb") as file:
+            torch.save({"identity": json.dumps(identity), "state": dict(state)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, folder / CHECKPOINT)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch turns some errors of the file into RuntimeErrors
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        kept = "the one before it is whole" if (folder / CHECKPOINT).exists() else "there is none before it"
+        raise ArtifactError(
+            f"the checkpoint in {str(folder)!r} cannot be written: {reason}; {kept}", "make room, and continue with --resume"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming last; there are systems (Windows) on which folders cannot be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state in a folder, tensors on the CPU; None if no checkpoint has been written yet.
+
+    Raises:
+        ArtifactError: the file is damaged, or the training was begun with another ``identity``; the message names the setting.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+        begun, state = json.loads(document["identity"]), document["state"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"the checkpoint {str(path)!r} cannot be read: {str(error).splitlines()[0]}", "start anew with --overwrite"
+        ) from error
+    now = json.loads(json.dumps(identity))
+    for name in sorted(begun.keys() | now.keys()):
+        if begun.get(name) != now.get(name):
+            raise ArtifactError(
+                f"the training in {str(folder)!r} was begun with {name} {begun.get(name)!r}, and would be resumed with "
+                f"{now.get(name)!r}",
+                "resume it with the settings it was begun with, or start anew with --overwrite",
+            )
+    resumed: dict[str, Any] = state
+    return resumed
