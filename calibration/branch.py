@@ -30,7 +30,7 @@ from ..spiking import (
 from .balance import Balance, at_rate, least_error
 from .regression import Moments, NormalEquations
 
-RIDGE = 0.1  # weights of more than that cancel each other, and learn badly afterwards
+RIDGE = 0.01  # relative to the mean variance of an input
 SAMPLED = 4096  # positions on which neurons are balanced
 OPEN = 0.8  # firing rate of the gates that have no counterpart in the ANN: experts are heard before training shuts some out
 HALF = 0.5  # firing rate of masks

@@ -77,6 +77,7 @@ def save(
                 "recipe": snn.recipe.to_json(),
                 "input_size": list(snn.input_size),
                 "folded": snn.folded,
+                "teacher": snn.teacher is not None,
                 "versions": versions(),
             }
         }
@@ -168,7 +169,7 @@ def load(folder: str | Path) -> SpikingModel:
         if config["vit2snn"]["folded"]:
             snn = fold(snn)
         snn.network.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        if (Path(folder) / TEACHER).is_file():
+        if config["vit2snn"]["teacher"]:
             snn.teacher = _create(config).eval().requires_grad_(False)
             snn.teacher.load_state_dict(load_file(Path(folder) / TEACHER))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -31,6 +31,7 @@ from ..spiking import (
     TemporalInteraction,
     TokenBranch,
 )
+from ..spiking.attention import ATTENTION_THRESHOLD
 from .blocks import INTERACTION
 
 ATTENTION: dict[str, type[SpikingAttention]] = {
@@ -72,8 +73,8 @@ def transformer_blocks(model: nn.Module) -> dict[str, Block]:
 
 
 def neuron_of(name: str) -> NeuronFactory:
-    """The membrane neuron of a recipe; IF is reset softly, so that its firing rate is linear in its input."""
-    return partial(IF, v_reset=None) if name == "if" else NEURONS[name]
+    """The membrane neuron of a recipe; IF is reset softly and starts half-way, so that its firing rate is linear in its input."""
+    return partial(IF, v_reset=None, v_start=0.5) if name == "if" else NEURONS[name]
 
 
 def spiking_norm(norm: nn.Module, kind: str, channels: int, neuron: Neuron) -> SpikingNorm:
@@ -94,6 +95,7 @@ def spiking_attention(kind: str, model: VisionTransformer, block: Block, neuron:
         attention = ATTENTION[kind](dim, heads, neuron, interaction=interaction)
         shape = (heads, 1 if kind == "qk-token" else dim // heads, 1)
     attention.neuron = Balanced(neuron(), shape)
+    nn.init.constant_(attention.neuron.gain, 1 / ATTENTION_THRESHOLD)
     return attention
 
 

@@ -235,10 +235,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "exact": Recipe(timesteps=1, levels=0),
     "qkformer": Recipe(
-        attention={"first half": "qk-token", "second half": "ssa"}, mlp="spiking", norm="batchnorm", readout="mean"
+        attention={"first half": "qk-token", "second half": "ssa"}, mlp="spiking", norm="batchnorm", neuron="if", readout="mean"
     ),
-    "experts": Recipe(attention="emsa", mlp="emsp", norm="batchnorm", readout="mean"),
-    "spike-driven": Recipe(attention="ssa", mlp="spiking", norm="batchnorm", readout="mean"),
+    "experts": Recipe(attention="emsa", mlp="emsp", norm="batchnorm", neuron="if", readout="mean"),
+    "spike-driven": Recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean"),
     "shift": Recipe(attention="shift-softmax", mlp="shift-mlp", norm="shift-layernorm", levels=8, ratio=2.0),
 }
 """Recipes by name; ``exact`` has analog neurons, for checking that a conversion computes what the ANN computes."""

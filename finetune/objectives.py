@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DataError, ModelError
+from ..spiking import outputs_of
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
 """Model, inputs and labels to the terms of the loss, scalars, by name. A term is a mean over images."""
@@ -77,12 +76,12 @@ class Distillation:
         inner = getattr(model, "network", None)  # a converted model's, whose blocks bear the names of the teacher's
         network = inner if isinstance(inner, nn.Module) else model
         blocks = self._blocks(network) if "features" in self.weights else []
-        with _outputs(network, blocks) as found:
+        with outputs_of(network, blocks) as found:
             logits = _final(model(x))
         if "labels" in self.weights:
             terms["labels"] = _label_loss(logits, labels, self.label_smoothing)
         if self.teacher is not None and len(self.weights) > len(terms):
-            with torch.no_grad(), _outputs(self.teacher, blocks) as wanted:
+            with torch.no_grad(), outputs_of(self.teacher, blocks) as wanted:
                 target = self.teacher(x)
             if "soft" in self.weights:
                 terms["soft"] = _soft_loss(logits, target, self.temperature)
@@ -137,19 +136,3 @@ def _feature_loss(name: str, found: Tensor, wanted: Tensor, images: int) -> Tens
     # Relative image by image, so that it does not matter how images are spread over batches and processes.
     error, scale = (x.flatten(1).square().mean(1) for x in (mean - wanted, wanted.float()))
     return (error / scale.clamp(min=torch.finfo(scale.dtype).tiny)).mean()
-
-
-@contextmanager
-def _outputs(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """Within this context, the dictionary holds what the modules of these names put out last."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
-        outputs[name] = output
-
-    handles = [network.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

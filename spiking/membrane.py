@@ -48,6 +48,8 @@ class IF(Neuron):
         v_reset: where a spike leaves the membrane (hard reset); None lowers it by θ (soft reset).
         detach_reset: gradients do not pass through the spike in the reset.
         surrogate: the derivative of the spike.
+        v_start: the membrane potential at rest. Half a threshold makes the firing rate of a softly reset neuron the nearest one to
+            its input, and not the next lower one (Bu et al., "Optimized Potential Initialization", AAAI 2022).
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class IF(Neuron):
         v_reset: float | None = 0.0,
         detach_reset: bool = True,
         surrogate: Surrogate | None = None,
+        v_start: float = 0.0,
     ) -> None:
         super().__init__()
+        self.v_start = v_start
         self.threshold = threshold
         self.v_reset = v_reset
         self.detach_reset = detach_reset
@@ -73,7 +77,7 @@ class IF(Neuron):
 
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
-        h = self.charge(x, torch.zeros_like(x) if state is None else state)
+        h = self.charge(x, torch.full_like(x, self.v_start) if state is None else state)
         s = self.fire(h)
         return s, reset(h, s.detach() if self.detach_reset else s, self.threshold, self.v_reset)
 
@@ -88,7 +92,7 @@ class IF(Neuron):
         dynamics = self.dynamics()
         if dynamics is None:
             return super().run(frames, t, state)
-        v = torch.zeros_like(frames[0]) if state is None else state
+        v = torch.full_like(frames[0], self.v_start) if state is None else state
         if torch.is_grad_enabled():
             return unrolled(frames, v, dynamics)
         spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)

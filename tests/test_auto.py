@@ -1,0 +1,100 @@
+"""The choice of branches within a budget."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor, nn
+
+from vit2snn.convert import Recipe, to_spiking
+from vit2snn.convert.auto import Candidate, candidates, choose
+from vit2snn.convert.blocks import SPIKING
+from vit2snn.errors import RecipeError
+
+KINDS = ("ssa", "qk-token", "sdsa")
+BLOCKS = 3
+
+
+def auto(**fields: Any) -> Recipe:
+    return Recipe(attention="auto", **fields)
+
+
+def random_candidates(seed: int) -> list[Candidate]:
+    generator = np.random.default_rng(seed)
+    return [
+        Candidate(block, "attention", kind, error=generator.uniform(), energy=generator.uniform(), ann_energy=1.0)
+        for block in range(BLOCKS)
+        for kind in KINDS
+    ]
+
+
+def figures(plan: tuple[str, ...], found: list[Candidate]) -> tuple[float, float]:
+    """Mean error and relative energy of a plan."""
+    chosen = [candidate for candidate in found if plan[candidate.block] == candidate.kind]
+    return sum(c.error for c in chosen) / BLOCKS, sum(c.energy for c in chosen) / BLOCKS
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("budget", [{}, {"max_error": 0.4}, {"max_energy": 0.4}])
+def test_the_choice_is_the_best_of_all_plans(seed: int, budget: dict[str, float]) -> None:
+    found = random_candidates(seed)
+    allowed = {
+        plan: figures(plan, found)
+        for plan in itertools.product(KINDS, repeat=BLOCKS)
+        if plan != ("qk-token",) * BLOCKS
+        and figures(plan, found)[0] <= budget.get("max_error", np.inf)
+        and figures(plan, found)[1] <= budget.get("max_energy", np.inf)
+    }
+    if not allowed:
+        with pytest.raises(RecipeError, match="no plan"):
+            choose(auto(**budget), found)
+        return
+    best = min(allowed, key=lambda plan: allowed[plan]["max_error" in budget])
+    chosen = choose(auto(**budget), found)
+    assert chosen.attention == {str(block): kind for block, kind in enumerate(best)}
+    assert (chosen.max_error, chosen.max_energy) == (None, None)
+
+
+def test_some_block_mixes_tokens_even_where_it_costs() -> None:
+    found = [Candidate(b, "attention", kind, float(kind == "ssa"), 1.0, 1.0) for b in range(2) for kind in ("ssa", "qk-token")]
+    chosen = choose(auto(), found).attention
+    assert isinstance(chosen, dict)
+    assert sorted(chosen.values()) == ["qk-token", "ssa"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"max_error": 0.01}, r"no plan leaves a mean error of at most 0\.01: the best one leaves 0\.\d+"),
+        ({"max_energy": 0.01}, r"no plan needs at most 0\.01 of the ANN's energy: the cheapest needs 0\.\d+"),
+    ],
+)
+def test_a_budget_out_of_reach_is_told_with_the_best_figure(budget: dict[str, float], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        choose(auto(**budget), random_candidates(0))
+    assert f"raise the recipe's {next(iter(budget))}" in caught.value.hint
+
+
+def test_candidates_are_measured_on_images(vit: nn.Module, images: Tensor) -> None:
+    recipe = Recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean", neuron="if")
+    found = candidates(vit, recipe, images.split(5))
+    assert len(found) == 2 * (len(SPIKING["attention"]) + len(SPIKING["mlp"]))
+    by_kind = {(c.block, c.kind): c for c in found}
+    assert by_kind[0, "qk-token"].energy < by_kind[0, "ssa"].energy < by_kind[0, "emsa"].energy * 1.5
+    assert by_kind[0, "spiking"].energy < by_kind[0, "emsp"].energy
+    tokens, width, hidden = 17, 32, 128
+    assert by_kind[1, "emsp"].ann_energy == pytest.approx(4.6 * 2 * tokens * width * hidden)
+    assert all(0 < c.error < 1.2 for c in found)
+    # A spike at each weight, in each timestep, is the most that there can be.
+    assert 0 < by_kind[0, "spiking"].energy < 0.9 * recipe.timesteps * 2 * tokens * width * hidden
+
+
+def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, Recipe(attention="auto", norm="batchnorm", readout="mean", neuron="if", max_energy=0.9), images)
+    assert isinstance(snn.recipe.attention, dict)
+    assert set(snn.recipe.attention) == {"0", "1"}
+    assert [plan.attention for plan in snn.plan.blocks] == list(snn.recipe.attention.values())
+    assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe

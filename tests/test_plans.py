@@ -1,0 +1,144 @@
+"""The block-by-block fields of a recipe, and the plans that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+from conftest import make_vit
+from torch import nn
+
+from vit2snn.cli import cli
+from vit2snn.convert import RECIPES, Recipe, plan
+from vit2snn.convert.blocks import kinds_by_block
+from vit2snn.errors import ModelError, RecipeError, UnsupportedModuleError
+
+BLOCKS = [f"blocks.{index}" for index in range(6)]
+SIZE = (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("choice", "kinds"),
+    [
+        ("ssa", ["ssa"] * 6),
+        ({"0-3": "qk-token", "4-5": "ssa"}, ["qk-token"] * 4 + ["ssa"] * 2),
+        ({"first half": "qk-token", "second half": "emsa"}, ["qk-token"] * 3 + ["emsa"] * 3),
+        ({"*": "ssa", "2": "sdsa+tim"}, ["ssa", "ssa", "sdsa+tim", "ssa", "ssa", "ssa"]),
+        ({"blocks.[45]": "qk-channel"}, ["softmax"] * 4 + ["qk-channel"] * 2),
+    ],
+)
+def test_a_choice_names_a_kind_for_each_block(choice: Any, kinds: list[str]) -> None:
+    assert kinds_by_block("attention", choice, BLOCKS) == kinds
+
+
+@pytest.mark.parametrize("key", ["6", "4-6", "5-4", "blocks.7", "last", "-1"])
+def test_a_block_that_is_not_there_is_named(key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"'attention' names block '{key}', and the model has the blocks 0-5") as caught:
+        kinds_by_block("attention", {key: "ssa"}, BLOCKS)
+    assert "first half" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention": "linear"}, "'attention' has the unknown kind 'linear'"),
+        ({"attention": {"0": "auto"}}, "'attention' has the unknown kind 'auto'"),
+        ({"attention": "softmax+tim"}, "'attention' has the unknown kind"),
+        ({"mlp": 3}, "'mlp' has the unknown kind 3"),
+        ({"mlp": "emsp+tim"}, "'mlp' has the unknown kind"),
+        ({"norm": "batchnorm"}, "'norm' is 'batchnorm', and no branch is a spiking one"),
+        ({"readout": "mean"}, "'readout' is 'mean', and no branch is a spiking one"),
+        ({"attention": "ssa", "max_error": 0.5}, "'max_error' is given, and neither attention nor mlp is 'auto'"),
+        ({"attention": "auto", "max_error": 0.5, "max_energy": 0.5}, "'max_error' and 'max_energy' are both given"),
+        ({"attention": "auto", "max_error": 0}, "'max_error' is out of range: 0"),
+        ({"attention": "auto", "max_energy": "low"}, "'max_energy' must be a number or null"),
+        ({"attention": "ssa", "shortcut": "sew", "refit": "blocks"}, "cannot be fitted to the ANN's block by block"),
+        ({"attention": "ssa", "rate": 1.0}, "'rate' is out of range"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_json(fields)
+
+
+def test_a_plan_that_mixes_no_tokens_is_refused_with_the_reason(vit: nn.Module) -> None:
+    with pytest.raises(RecipeError, match="no block of this plan mixes tokens: Q-K token attention masks each token") as caught:
+        plan(vit, Recipe(attention="qk-token", mlp="spiking"), SIZE)
+    assert '"second half": "ssa"' in caught.value.hint
+    assert plan(vit, Recipe(attention={"0": "qk-token", "1": "softmax"}, mlp="spiking"), SIZE).blocks[1].attention == "softmax"
+
+
+@pytest.mark.parametrize("preset", ["qkformer", "experts", "spike-driven"])
+def test_the_plan_has_a_row_for_each_branch_and_its_cost(preset: str, vit: nn.Module) -> None:
+    planned = plan(vit, RECIPES[preset], SIZE)
+    rows = {module.name: module for module in planned.modules}
+    assert rows["patch_embed.proj"].action == "analog"
+    assert rows["blocks.0.norm1"].becomes == "BatchNorm2d + IF"
+    assert rows["blocks.1.attn"].type == "Attention"
+    expected = {"qkformer": "SpikingSelfAttention", "experts": "ExpertMixtureAttention", "spike-driven": "SpikingSelfAttention"}
+    assert rows["blocks.1.attn"].becomes == expected[preset]
+    tokens, width, hidden = 17, 32, 128
+    if preset == "spike-driven":  # q, k, v and output; k v and q (k v), heads of 16 channels
+        assert rows["blocks.0.attn"].macs == tokens * (4 * width * width + 2 * width * 16)
+        assert rows["blocks.0.mlp"].macs == 2 * tokens * width * hidden
+    assert all(module.action == "spiking" for name, module in rows.items() if name != "patch_embed.proj")
+    assert not planned.coded("blocks.0.attn")
+    assert not planned.coded("head")
+
+
+def test_auto_needs_images(vit: nn.Module) -> None:
+    with pytest.raises(RecipeError, match="'auto' chooses the branches on calibration images"):
+        plan(vit, Recipe(attention="auto"), SIZE)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet18"])
+def test_only_a_vit_has_blocks_to_replace(name: str) -> None:
+    with pytest.raises(UnsupportedModuleError, match=r"blocks of timm's VisionTransformer, got (SwinTransformer|ResNet)"):
+        plan(timm.create_model(name), RECIPES["spike-driven"], (3, 224, 224))
+
+
+def test_blocks_of_another_kind_are_refused_by_name() -> None:
+    model = make_vit()
+    model.blocks[1].mlp = nn.Identity()
+    with pytest.raises(UnsupportedModuleError, match=r"blocks\.1 is a Block of Attention and Identity"):
+        plan(model, RECIPES["spike-driven"], SIZE)
+
+
+def test_attention_pooling_has_no_spiking_form() -> None:
+    pooled = make_vit(global_pool="map", class_token=False)
+    with pytest.raises(UnsupportedModuleError, match="reads its tokens by attention pooling"):
+        plan(pooled, dataclasses.replace(RECIPES["spike-driven"], readout="model"), SIZE)
+    assert plan(pooled, RECIPES["spike-driven"], SIZE).blocks
+
+
+def test_a_spiking_network_is_not_converted_again() -> None:
+    with pytest.raises(ModelError, match="is a spiking network already"):
+        plan(timm.create_model("spikformer_4_384_cifar10", dim=32, depth=1, num_heads=2), RECIPES["spike-driven"], (3, 32, 32))
+
+
+def test_the_command_shows_the_plan_and_what_it_costs(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "qkformer"])
+    assert shown.exit_code == 0, shown.output
+    assert "QKTokenAttention" in shown.stdout
+    assert "BatchNorm2d + IF" in shown.stdout
+    assert "M synaptic operations in 4 timesteps, if every neuron always fired" in shown.stdout
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"attention": {"0-7": "qk-token", "8-11": "ssa"}, "mlp": "spiking"}))
+    refused = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", str(recipe)])
+    assert refused.exit_code == 2
+    assert "names block '0-7', and the model has the blocks 0-3" in refused.stderr
+    document = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "experts", "--json"])
+    assert [block["attention"] for block in json.loads(document.stdout)["blocks"]] == ["emsa"] * 4
+
+
+def test_plans_need_neither_weights_nor_their_memory() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224")
+    planned = plan(model, RECIPES["spike-driven"], (3, 224, 224))
+    assert len(planned.blocks) == 12
