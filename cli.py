@@ -68,7 +68,8 @@ def env(as_json: bool) -> None:
 
 
 for command in (
-    conversion.convert, evaluation.evaluate, finetuning.finetune, conversion.inspect, conversion.demo, training.train, zoo.zoo,
+    conversion.convert, evaluation.evaluate, finetuning.finetune, conversion.fold, conversion.inspect, conversion.demo,
+    training.train, zoo.zoo,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -1,11 +1,11 @@
 """Spike-driven conversion of the embedded model: presets by stage by timestep, beside the same networks trained from scratch.
 
-    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --data DIR --stage statistics --stage ridge --stage blocks
-    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --data DIR --preset qkformer --stage converted --stage scratch --passes 10000
+    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --stage statistics --stage ridge --stage blocks
+    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --data DIR --stage converted --stage scratch --passes 10000
 
-``DIR`` holds Fashion-MNIST as torchvision lays it out (``FashionMNIST/raw``). Calibration: the 256 embedded images; scores: the 1000
-embedded scoring images. Training from scratch has the same loss (labels and the ANN's soft labels), batches and schedule as
-fine-tuning. Each result is added to ``benchmarks/results/spike_driven_demo.json`` when it is there; ``--table`` prints all.
+``DIR`` holds Fashion-MNIST as torchvision lays it out (``FashionMNIST/raw``). Calibration: the 256 embedded images; scores: the
+1000 embedded scoring images. Training from scratch has the same loss (labels and the ANN's soft labels), batches and schedule
+as fine-tuning. Each result is added to ``benchmarks/results/spike_driven_demo.json`` as it comes; ``--table`` prints all.
 """
 
 from __future__ import annotations
@@ -69,10 +69,8 @@ def tune(snn: SpikingModel, ann: nn.Module, passes: int, data: str) -> None:
 def measure(preset: str, stage: str, passes: int, data: str) -> dict[str, Any]:
     started = time.time()
     ann = load_model("demo").requires_grad_(False)
-    if stage == "scratch":
-        snn = from_scratch(ann, preset)
-    else:
-        snn = converted(ann, preset, REFIT.get(stage, RECIPES[preset].refit))
+    refit = REFIT.get(stage, RECIPES[preset].refit)
+    snn = from_scratch(ann, preset) if stage == "scratch" else converted(ann, preset, refit)
     if stage not in REFIT:
         tune(snn, ann, passes, data)
     scored = prepared(ann, array_source(*demo_images("val"), "L"))

@@ -11,7 +11,7 @@ import click
 
 from vit2snn.commands.evaluation import evaluate_artifact
 from vit2snn.commands.shared import DEMO, Pass, bar, check_data, data_options, emit, find_device, find_recipe, image_source
-from vit2snn.errors import DataError
+from vit2snn.errors import DataError, NothingConvertedError
 
 if TYPE_CHECKING:
     from vit2snn.convert import Recipe
@@ -90,6 +90,35 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("model", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("-o", "--out", metavar="OUT2", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT2.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def fold(model: Path, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Fold the batch normalisations of the spike-driven network in OUT into weights and thresholds, and write it to OUT2.
+
+    The logits are the same; a folded network has nothing but weights and neurons, for export, and is not trained further.
+
+    \b
+    vit2snn fold demo-qk -o demo-qk-folded
+    """
+    from torch import nn
+
+    from vit2snn import load
+    from vit2snn.convert import fold as folded
+    from vit2snn.convert.artifact import is_artifact, read_config
+    from vit2snn.convert.files import check_output
+
+    check_output(out, overwrite, is_artifact)
+    snn = load(model)
+    count = sum(isinstance(module, nn.BatchNorm2d) for module in snn.network.modules())
+    if not count:
+        raise NothingConvertedError(f"the network in {str(model)!r} has no batch normalisation", "only spike-driven ones have")
+    folded(snn).save(out, source=read_config(model)["vit2snn"]["source"], overwrite=overwrite)
+    emit(as_json, {"out": str(out), "folded": count}, f"{count} batch normalisations folded, in {out}")
+
+
+@click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; vit2snn-demo unless given.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -113,7 +142,7 @@ def _convert(
     import torch
     from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import load_model, plan, to_spiking
+    from vit2snn.convert import load_model, plan, provisional, to_spiking
     from vit2snn.convert.artifact import is_artifact, versions
     from vit2snn.convert.files import check_output
     from vit2snn.data import prepared
@@ -124,7 +153,8 @@ def _convert(
     check_data(name, images)
     device = find_device(images["device"])
     ann = load_model(name, checkpoint, num_classes)
-    plan(ann, recipe, resolve_model_data_config(ann)["input_size"])  # refuses what it cannot convert before images are read
+    # Refuses what it cannot convert before images are read.
+    plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
     source = image_source(ann, images)
     samples = list(bar(prepared(ann, source, count=images["samples"], seed=images["seed"]), "reading images"))
     if not samples:

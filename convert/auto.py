@@ -85,6 +85,12 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
     return found
 
 
+def provisional(recipe: Recipe) -> Recipe:
+    """The recipe with the first spiking kind wherever it says ``auto``: what can be converted does not depend on the choice."""
+    kinds = {field: kinds[0] for field, kinds in SPIKING.items() if getattr(recipe, field) == AUTO}
+    return dataclasses.replace(recipe, **kinds, max_error=None, max_energy=None) if kinds else recipe
+
+
 def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
     """The recipe with the best plan of the candidates in place of ``auto``.
 

@@ -73,7 +73,7 @@ def transformer_blocks(model: nn.Module) -> dict[str, Block]:
 
 
 def neuron_of(name: str) -> NeuronFactory:
-    """The membrane neuron of a recipe; IF is reset softly and starts half-way, so that its firing rate is linear in its input."""
+    """The membrane neuron of a recipe; IF is reset softly and starts half-way, so that its rate is linear in its input."""
     return partial(IF, v_reset=None, v_start=0.5) if name == "if" else NEURONS[name]
 
 

@@ -55,12 +55,12 @@ def plan_table(plan: Plan, timesteps: int) -> str:
         ]
         for m in plan.modules
     ]
+    # Of a spiking branch, what takes the module's place is told in the column of its operations.
     analog = sum(module.macs for module in plan.modules if module.action != "spiking")
     cost = f"{plan.macs / 1e6:.2f} MMAC for one image and timestep"
     if analog:
-        cost += f", of which {analog / 1e6:.2f} analog (the layer that sees the image, and what the recipe ignores)"
+        cost += f", {analog / 1e6:.2f} of them not driven by spikes"
     driven = plan.macs - analog
-    bound = (
-        f"at most {driven * timesteps / 1e6:.1f} M synaptic operations in {timesteps} timesteps, if every neuron always fired"
-    )
-    return f"{table(['module', 'type', 'action', 'operations, or what takes its place', 'MMAC'], rows)}\n{cost}\n{bound}"
+    most = f"{driven * timesteps / 1e6:.1f} M synaptic operations in {timesteps} timesteps"
+    bound = f"at most {most}, if every neuron always fired"
+    return f"{table(['module', 'type', 'action', 'operations', 'MMAC'], rows)}\n{cost}\n{bound}"

@@ -48,8 +48,8 @@ class IF(Neuron):
         v_reset: where a spike leaves the membrane (hard reset); None lowers it by θ (soft reset).
         detach_reset: gradients do not pass through the spike in the reset.
         surrogate: the derivative of the spike.
-        v_start: the membrane potential at rest. Half a threshold makes the firing rate of a softly reset neuron the nearest one to
-            its input, and not the next lower one (Bu et al., "Optimized Potential Initialization", AAAI 2022).
+        v_start: the membrane potential at rest. Half a threshold makes the firing rate of a softly reset neuron the nearest one
+            to its input, and not the next lower one (Bu et al., "Optimized Potential Initialization", AAAI 2022).
     """
 
     def __init__(
