@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..spiking import Clock, CodedNeuron, Event, analog, probing, simulate
+from ..spiking.shards import largest, smallest, total
 from .channels import from_channels, to_channels
 
 
@@ -17,7 +18,7 @@ class Activity:
 
     def __init__(self, name: str, axes: tuple[int, ...]) -> None:
         self.name, self.axes = name, axes
-        self.images = 0
+        self.images = torch.zeros((), dtype=torch.int64)
 
     def __call__(self, event: Event) -> None:
         """Take in one batch.
@@ -26,7 +27,7 @@ class Activity:
             ModelError: it has values that are not finite.
         """
         x = event.target
-        total, minimum = x.sum(0, dtype=torch.float64), from_channels(to_channels(x, self.axes).amin(1), x, self.axes)
+        summed, minimum = x.sum(0, dtype=torch.float64), from_channels(to_channels(x, self.axes).amin(1), x, self.axes)
         scale = x.abs().amax()
         if not torch.isfinite(scale):
             raise ModelError(
@@ -34,12 +35,17 @@ class Activity:
                 "check the weights just before this module and the preprocessing of the images",
             )
         if self.images == 0:
-            self.total, self.minimum, self.scale = total, minimum, scale
+            self.total, self.minimum, self.scale = summed, minimum, scale
         else:
-            self.total = self.total + total
+            self.total = self.total + summed
             self.minimum = torch.minimum(self.minimum, minimum)
             self.scale = torch.maximum(self.scale, scale)
         self.images += len(x)
+
+    def join(self) -> None:
+        """Take in what the other processes of the group saw."""
+        self.total, self.images = total(self.total), total(self.images)
+        self.minimum, self.scale = smallest(self.minimum), largest(self.scale)
 
     @property
     def mean(self) -> Tensor:
@@ -50,9 +56,11 @@ class Activity:
 def observe(
     network: nn.Module, clock: Clock, batches: Iterable[Tensor], neurons: dict[str, CodedNeuron]
 ) -> dict[str, Activity]:
-    """The activity of each of ``neurons`` over all images, with the whole network analog."""
+    """The activity of each of ``neurons`` over the images of all processes, with the whole network analog."""
     activity = {name: Activity(name, neuron.axes) for name, neuron in neurons.items()}
     with probing(network, activity), analog(network), torch.no_grad():
         for batch in batches:
             simulate(network, clock, batch, 1)
+    for seen in activity.values():
+        seen.join()
     return activity

@@ -4,6 +4,9 @@ A branch is a spiking norm and what follows it (see `vit2snn.spiking.tokens`). I
 signals pass them, each on the spikes that the settled parts before it really send: normalisations get the statistics of the
 spiking network and the mean and spread of the ANN, neurons are balanced, and with ``ridge`` the weights are regressed too,
 those of projections on the ANN's pre-activations and those of the output on what the stream still lacks to the ANN's.
+
+The processes of a group settle a branch together: statistics and regressions are over the images of all of them, and neurons
+are balanced on the same sample.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ..spiking import (
     ConvBN,
     ExpertMixtureAttention,
     ExpertMixturePerceptron,
+    Neuron,
     SpikingNorm,
     SpikingProjection,
     TokenBranch,
@@ -27,6 +31,7 @@ from ..spiking import (
     over_time,
     to_tokens,
 )
+from ..spiking.shards import joined, processes, smallest
 from .balance import Balance, at_rate, least_error
 from .regression import Moments, NormalEquations
 
@@ -116,7 +121,8 @@ class Settling:
         """What ``module``, deep in the branch, gets: ``[T, B, ...]``."""
         with catching(module) as caught:
             self.run(passage)
-        return caught[0].unflatten(0, (len(passage.stream), -1))
+        unfolded: Tensor = caught[0].unflatten(0, (len(passage.stream), -1))
+        return unfolded
 
     @torch.no_grad()
     def settle_norm(self, passages: list[Passage]) -> None:
@@ -125,16 +131,18 @@ class Settling:
         assert norm is not None
         if isinstance(norm.norm, nn.BatchNorm2d):
             set_statistics(norm.norm, _moments(passage.stream for passage in passages))
-        norm.norm.weight.data.fill_(1.0)
-        norm.norm.bias.data.fill_(0.0)
+        affine = norm.norm
+        assert isinstance(affine.weight, Tensor) and isinstance(affine.bias, Tensor)
+        affine.weight.data.fill_(1.0)
+        affine.bias.data.fill_(0.0)
         sampled = _sample(passages)
         with catching(norm.neuron) as caught:
             self._run(norm, sampled.stream)
         currents = caught[0].unflatten(0, (len(sampled.stream), -1)).flatten(1, 2)
         mean, std = _mean_and_spread(currents)
         gain, offset = self._balanced(norm.neuron, (currents - mean) / std, sampled.normed.flatten(0, 1))
-        norm.norm.weight.data.copy_(gain / std)
-        norm.norm.bias.data.copy_(offset - gain * mean / std)
+        affine.weight.data.copy_(gain / std)
+        affine.bias.data.copy_(offset - gain * mean / std)
 
     def _settle_projection(self, projection: SpikingProjection, inherited: Inherited, passages: list[Passage]) -> None:
         """Weights from the ANN, or regressed on its pre-activations; statistics; thresholds."""
@@ -151,7 +159,7 @@ class Settling:
         set_statistics(bn, equations.through(weight))
         sampled = _sample(passages)
         currents = (self.spikes(sampled) @ weight.T).flatten(1, 2)
-        standardised = (currents - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
+        standardised = _standardised(bn, currents)
         target = inherited.reads(sampled.normed @ inherited.weight.T + inherited.bias).flatten(0, 1)
         gain, offset = self._balanced(projection.neuron, standardised, target)
         bn.weight.data.copy_(gain)
@@ -162,12 +170,13 @@ class Settling:
         conv, bn = gate.project.conv, gate.project.bn
 
         def currents_of(passage: Passage) -> Tensor:
-            return to_tokens(conv(self._inputs(conv, passage).flatten(0, 1)))
+            currents: Tensor = conv(self._inputs(conv, passage).flatten(0, 1))
+            return to_tokens(currents)
 
         set_statistics(bn, _moments(map(currents_of, passages)))
         sampled = _sample(passages)
         currents = currents_of(sampled)
-        standardised = (currents - bn.running_mean) / (bn.running_var + bn.eps).sqrt()
+        standardised = _standardised(bn, currents)
         gain, offset = at_rate(gate.neuron, standardised.unflatten(0, (len(sampled.stream), -1)).flatten(1, 2), OPEN)
         bn.weight.data.copy_(gain)
         bn.bias.data.copy_(offset)
@@ -220,6 +229,7 @@ class Settling:
     def _settle_added(self, passages: list[Passage]) -> None:
         """The neuron of a SEW shortcut: its spikes tell most of what the ANN's branch adds."""
         out, neuron, sampled = _output(self.branch.branch), self.branch.neuron, _sample(passages)
+        assert isinstance(neuron, Neuron)
         with catching(neuron) as caught:
             self.run(sampled)
         currents = to_tokens(caught[0]).unflatten(0, (len(sampled.stream), -1)).flatten(1, 2)
@@ -228,7 +238,7 @@ class Settling:
         out.bn.weight.data.mul_(gain / std)
         out.bn.bias.data.copy_((out.bn.bias - mean) * gain / std + offset)
 
-    def _balanced(self, neuron: nn.Module, standardised: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _balanced(self, neuron: Neuron, standardised: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if self.balance == "rate":
             return at_rate(neuron, standardised, self.rate)
         return least_error(neuron, standardised, target)
@@ -239,6 +249,13 @@ def set_statistics(bn: nn.BatchNorm2d, moments: Moments) -> None:
     assert bn.running_mean is not None and bn.running_var is not None
     bn.running_mean.copy_(moments.mean)
     bn.running_var.copy_(moments.variance)
+
+
+def _standardised(bn: nn.BatchNorm2d, currents: Tensor) -> Tensor:
+    """Currents ``[..., C]`` without their mean and spread."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    standardised: Tensor = (currents - bn.running_mean) / torch.sqrt(bn.running_var + bn.eps)
+    return standardised
 
 
 def _moments(streams: Iterable[Tensor]) -> Moments:
@@ -256,16 +273,17 @@ def _mean_and_spread(currents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sample(passages: list[Passage]) -> Passage:
-    """The first images, as many as have `SAMPLED` positions."""
-    taken, positions = [], 0
-    for passage in passages:
-        taken.append(passage)
-        positions += passage.before.shape[0] * passage.before.shape[1]
-        if positions >= SAMPLED:
-            break
+    """The first images of all processes of the group together, as many as have `SAMPLED` positions."""
     images = max(SAMPLED // passages[0].before.shape[1], 1)
-    stream = torch.cat([passage.stream for passage in taken], 1)[:, :images]
-    rest = (torch.cat([getattr(p, name) for p in taken])[:images] for name in ("before", "normed", "inner", "after"))
+    there = torch.tensor(sum(len(passage.before) for passage in passages))
+    own = min(-(-images // processes()), int(smallest(there)))
+    taken: list[Passage] = []
+    while sum(len(passage.before) for passage in taken) < own:
+        taken.append(passages[len(taken)])
+    stream = joined(torch.cat([p.stream for p in taken], 1)[:, :own], 1)[:, :images]
+    rest = (
+        joined(torch.cat([getattr(p, name) for p in taken])[:own])[:images] for name in ("before", "normed", "inner", "after")
+    )
     return Passage(stream, *rest)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Neuron
 from ..spiking.coding import emit, innovation, integrate
+from ..spiking.shards import total
 from .activity import Activity
 from .channels import from_channels, to_channels
 from .observers import Observer
@@ -25,6 +26,8 @@ class ClosedLoop(Neuron):
 
     The bias makes up for what the decoded value lacks to the ANN's on the same images, in the mean of each channel. So every
     batch is shown twice: without an aim the neuron passes its input through, as the ANN does, and takes its mean as the aim.
+
+    Thresholds and biases are those of all processes of the group, which go through their batches in step.
     """
 
     def __init__(self, neuron: CodedNeuron, seen: Activity, rule: ThresholdRule, bias: bool) -> None:
@@ -34,7 +37,7 @@ class ClosedLoop(Neuron):
         self.observers: list[Observer] = []
         self.thresholds: list[Tensor] = []
         self.lacks: list[Tensor] = []  # [channels], summed over images
-        self.images: list[int] = []
+        self.images: list[Tensor] = []  # their number
         self.aim: Tensor | None = None
 
     def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -66,14 +69,17 @@ class ClosedLoop(Neuron):
         return threshold
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
-        """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far."""
+        """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far, of all processes."""
         lack = (aim - to_channels(decoded, self.neuron.axes).mean(1)) * len(decoded)
         if t == len(self.lacks):
             self.lacks.append(torch.zeros_like(lack))
-            self.images.append(0)
+            self.images.append(torch.zeros((), dtype=torch.int64))
         self.lacks[t] = self.lacks[t] + lack
         self.images[t] += len(decoded)
-        return self.lacks[t] / self.images[t]
+        return self._lack(t)
+
+    def _lack(self, t: int) -> Tensor:
+        return total(self.lacks[t]) / total(self.images[t])
 
     def finish(self) -> None:
         """Hand the tables over to the neuron."""
@@ -83,8 +89,8 @@ class ClosedLoop(Neuron):
             like = self.seen.mean.unsqueeze(0)
             self.neuron.bias = torch.stack(
                 [
-                    from_channels(lack / images / self.neuron.coding.coefficients(t)[1], like, self.neuron.axes)
-                    for t, (lack, images) in enumerate(zip(self.lacks, self.images, strict=True))
+                    from_channels(self._lack(t) / self.neuron.coding.coefficients(t)[1], like, self.neuron.axes)
+                    for t in range(len(self.lacks))
                 ]
             )
 

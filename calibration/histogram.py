@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..spiking.shards import total
+
 PER_OCTAVE = 8
 LOWEST, HIGHEST = (
     -24,
@@ -42,6 +44,12 @@ class Histogram:
             self.counts = other.counts.clone()
         elif len(other.counts):
             self.counts = self.counts + other.counts
+
+    def over_processes(self) -> Histogram:
+        """The histogram of what all processes of the group counted."""
+        whole = Histogram()
+        whole.counts = total(self.counts)
+        return whole
 
     def percentile(self, q: float) -> Tensor:
         """The q-th percentile (0..100) of each channel, ``[channels]``, linear within a bin."""

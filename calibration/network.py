@@ -6,6 +6,9 @@ ones, one for each timestep, come from a pass that runs the spiking network itse
 passes anything on, so the threshold of step t fits the innovations x[t] - m[t-1] of a network whose earlier neurons and earlier
 steps are calibrated already, and the bias of step t is what the decoded value then lacks in the mean. Statistics accumulate
 over batches, so that any number of images streams through in constant memory; later batches refine what the first one set.
+
+The processes of a group (see `vit2snn.spiking.shards`) calibrate together, each on its share of the images: all end with the
+same network, and a batch in each of them counts as one large batch.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def calibrate(
     Args:
         network: in evaluation mode.
         clock: the clock of its neurons.
-        batches: images ``[B, C, H, W]``; iterated two or three times.
+        batches: images ``[B, C, H, W]``; iterated two or three times. All processes of a group have equally many.
         timesteps: how many steps are calibrated for.
         rule: where thresholds come from.
         prior: the ``mean`` activation at each position, the ``minimum`` of each channel, or ``none``.

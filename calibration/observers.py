@@ -1,7 +1,8 @@
 """Observers: the statistic of a stream of magnitudes that becomes a threshold.
 
 An observer sees magnitudes ``[channels, samples]`` in any number of batches, keeps a state of constant size, and gives one
-threshold for each channel. Observers of two shards of the data merge into the observer of the whole.
+threshold for each channel. Observers of two shards of the data merge into the observer of the whole, and the value of those of
+several processes is that of the whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spiking.shards import largest
 from .histogram import BINS, PER_OCTAVE, Histogram, edges
 
 POINTS = 5
@@ -46,13 +48,13 @@ class MaxObserver(Observer):
 
     def update(self, magnitudes: Tensor) -> None:
         """See ``[channels, samples]``."""
-        largest = magnitudes.amax(1).double().cpu()
-        self.maximum = largest if self.maximum is None else torch.maximum(self.maximum, largest)
+        maximum = magnitudes.amax(1).double().cpu()
+        self.maximum = maximum if self.maximum is None else torch.maximum(self.maximum, maximum)
 
     def value(self) -> Tensor:
         """The maximum so far."""
         assert self.maximum is not None, "value() before any update()"
-        return self.maximum
+        return largest(self.maximum)
 
     def merge(self, other: MaxObserver) -> None:
         """The larger of both maxima."""
@@ -84,7 +86,7 @@ class PercentileObserver(HistogramObserver):
 
     def value(self) -> Tensor:
         """The percentile so far."""
-        return self.histogram.percentile(self.percentile)
+        return self.histogram.over_processes().percentile(self.percentile)
 
 
 def _candidates(histogram: Histogram) -> range:
@@ -102,15 +104,15 @@ class MseObserver(HistogramObserver):
 
     def value(self) -> Tensor:
         """The best of the candidate thresholds for each channel, by exhaustive search on the histogram."""
-        edge = edges()
-        lower = edge[_candidates(self.histogram)]
+        edge, histogram = edges(), self.histogram.over_processes()
+        lower = edge[_candidates(histogram)]
         thresholds = torch.cat([lower, (lower[1:] + lower[:-1]) / 2])
         # Several points in each bin, because the decoded values may lie closer together than its edges.
         within = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
         points = edge[:-1, None] + within * edge.diff()[:, None]
         points[0] = 0.0
         error = (self.decode(points, thresholds[:, None, None]) - points).square().mean(2)
-        return thresholds[(self.histogram.counts.double() @ error.T).argmin(1)]
+        return thresholds[(histogram.counts.double() @ error.T).argmin(1)]
 
 
 class EntropyObserver(HistogramObserver):
@@ -127,14 +129,13 @@ class EntropyObserver(HistogramObserver):
 
     def value(self) -> Tensor:
         """The best of the candidate thresholds for each channel, by exhaustive search on the histogram."""
-        edge = edges()
-        candidates = _candidates(self.histogram)
-        divergence = torch.stack([self._divergence(edge[: end + 1]) for end in candidates])
+        edge, histogram = edges(), self.histogram.over_processes()
+        candidates, counts = _candidates(histogram), histogram.counts.double()
+        divergence = torch.stack([self._divergence(edge[: end + 1], counts) for end in candidates])
         return edge[candidates][divergence.argmin(0)]
 
-    def _divergence(self, edge: Tensor) -> Tensor:
+    def _divergence(self, edge: Tensor, counts: Tensor) -> Tensor:
         """For each channel, with the last of the edges as threshold."""
-        counts = self.histogram.counts.double()
         inside, end = counts[:, : len(edge) - 1], len(edge) - 1
         centre = (edge[1:] + edge[:-1]) / 2
         centre[0] = 0.0

@@ -1,6 +1,6 @@
 """Sums over samples from which means, variances and linear maps follow, without holding the samples.
 
-All are sums, so those of two shards of the data add up to those of the whole.
+All are sums, so those of two shards of the data add up to those of the whole: what is read is over all processes of the group.
 """
 
 from __future__ import annotations
@@ -8,30 +8,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..spiking.shards import total
+
 
 class Moments:
     """Mean and variance of each channel of a stream of samples ``[samples, C]``."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.total = self.square = torch.zeros((), dtype=torch.float64)
+        self.count = self.total = self.square = torch.zeros((), dtype=torch.float64)
 
     def update(self, samples: Tensor) -> None:
         """See ``[samples, C]``."""
         samples = samples.double()
-        self.count += len(samples)
+        self.count = self.count + len(samples)
         self.total = self.total + samples.sum(0)
         self.square = self.square + samples.square().sum(0)
 
     @property
     def mean(self) -> Tensor:
         """``[C]``, float64."""
-        return self.total / self.count
+        return total(self.total) / total(self.count)
 
     @property
     def variance(self) -> Tensor:
         """``[C]``, float64, of the population."""
-        return (self.square / self.count - self.mean.square()).clamp(min=0)
+        return (total(self.square) / total(self.count) - self.mean.square()).clamp(min=0)
 
 
 class NormalEquations:
@@ -41,13 +42,11 @@ class NormalEquations:
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        zero = torch.zeros((), dtype=torch.float64)
-        self.x = self.y = self.xx = self.xy = zero
+        self.count = self.x = self.y = self.xx = self.xy = torch.zeros((), dtype=torch.float64)
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """See inputs ``[samples, in]`` and outputs ``[samples, out]``."""
-        self.count += len(x)
+        self.count = self.count + len(x)
         # The products are summed in float32 within a batch, where a double product would cost ten times as much.
         self.x, self.y = self.x + x.sum(0, dtype=torch.float64), self.y + y.sum(0, dtype=torch.float64)
         self.xx, self.xy = self.xx + (x.T @ x).double(), self.xy + (x.T @ y).double()
@@ -67,9 +66,10 @@ class NormalEquations:
         Args:
             ridge: λ, relative to the mean variance of an input.
         """
-        mx, my = self.x / self.count, self.y / self.count
-        covariance = self.xx / self.count - torch.outer(mx, mx)
-        cross = self.xy / self.count - torch.outer(mx, my)
+        count, x, y, xx, xy = map(total, (self.count, self.x, self.y, self.xx, self.xy))
+        mx, my = x / count, y / count
+        covariance = xx / count - torch.outer(mx, mx)
+        cross = xy / count - torch.outer(mx, my)
         strength = ridge * covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
         regular = covariance + strength * torch.eye(len(mx), dtype=torch.float64, device=mx.device)
         weight = torch.linalg.solve(regular, cross).T

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.evaluation import evaluate_artifact
-from vit2snn.commands.shared import DEMO, Pass, bar, check_data, data_options, emit, find_device, find_recipe, image_source
+from vit2snn.commands.shared import (
+    DEMO,
+    Pass,
+    bar,
+    check_data,
+    data_options,
+    emit,
+    find_recipe,
+    image_source,
+    is_main,
+    launched,
+    note,
+    own_images,
+    wait,
+)
 from vit2snn.errors import DataError, NothingConvertedError
 
 if TYPE_CHECKING:
@@ -37,19 +51,20 @@ def convert(
 ) -> None:  # fmt: skip
     """Convert MODEL and write the spiking network to OUT.
 
-    MODEL is a timm name (with tag), hf-hub:NAME, local-dir:PATH, or demo.
+    MODEL is a timm name (with tag), hf-hub:NAME, local-dir:PATH, or demo. Several processes share the calibration images:
+    torchrun --nproc-per-node 2 -m vit2snn convert ... (or accelerate launch).
 
     \b
     vit2snn convert demo -o demo-snn
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
     vit2snn convert demo --recipe qkformer -o demo-qk
     """
-    summary = _convert(
-        model, out, find_recipe(recipe, timesteps=timesteps, refit=refit), checkpoint, num_classes, overwrite, images
-    )
+    chosen = find_recipe(recipe, timesteps=timesteps, refit=refit)
+    with launched(images["device"]) as device:
+        summary = _convert(model, out, chosen, checkpoint, num_classes, overwrite, images, device)
     emit(as_json, summary, f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}")
     data = "" if model == DEMO else " --data DATA"
-    click.echo(f"score it with: vit2snn evaluate {out}{data}", err=True)
+    note(f"score it with: vit2snn evaluate {out}{data}")
 
 
 @click.command()
@@ -127,18 +142,20 @@ def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
     from vit2snn.evaluation.text import curve_table
 
     folder = out or Path("vit2snn-demo")
-    images = {"seed": 0, "batch_size": 32, "device": "auto", "samples": 128, "split": "train"}
-    _convert(DEMO, folder, find_recipe("faithful", timesteps=DEMO_TIMESTEPS), None, None, overwrite or out is None, images)
-    result = evaluate_artifact(folder, None, images | {"samples": None, "split": "validation"})
+    images = {"seed": 0, "batch_size": 32, "samples": 128, "split": "train"}
+    recipe = find_recipe("faithful", timesteps=DEMO_TIMESTEPS)
+    with launched("auto") as device:
+        _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, device)
+        result = evaluate_artifact(folder, None, images | {"samples": None, "split": "validation"}, device)
     emit(as_json, result.to_json(), curve_table(result))
-    click.echo(f"the converted model, the curve and its data are in {folder}", err=True)
+    note(f"the converted model, the curve and its data are in {folder}")
 
 
 def _convert(
     name: str, out: Path, recipe: Recipe, checkpoint: str | None, num_classes: int | None, overwrite: bool,
-    images: dict[str, Any],
+    images: dict[str, Any], device: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Calibrate, convert, diagnose, save; the summary of it."""
+    """Calibrate, convert, diagnose, save; the summary of it. The processes of a group do it together."""
     import torch
     from timm.data import resolve_model_data_config
 
@@ -147,31 +164,37 @@ def _convert(
     from vit2snn.convert.files import check_output
     from vit2snn.data import prepared
     from vit2snn.evaluation import diagnose
+    from vit2snn.evaluation.accuracy import DIAGNOSED
+    from vit2snn.spiking.shards import processes, smallest
 
     started = time.time()
     check_output(out, overwrite, is_artifact)
     check_data(name, images)
-    device = find_device(images["device"])
     ann = load_model(name, checkpoint, num_classes)
     # Refuses what it cannot convert before images are read.
     plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
-    source = image_source(ann, images)
-    samples = list(bar(prepared(ann, source, count=images["samples"], seed=images["seed"]), "reading images"))
+    source, count = own_images(image_source(ann, images), images["samples"], images["seed"])
+    samples = list(bar(prepared(ann, source, count=count, seed=images["seed"]), "reading images"))
+    samples = samples[: int(smallest(torch.tensor(len(samples))))]  # as many as the other processes have
     if not samples:
         raise DataError("there are no images to calibrate on", "give a folder with images to --data")
-    if len(samples) < images["samples"]:
-        click.echo(f"note: the data holds {len(samples)} images, all are used to calibrate", err=True)
+    used = len(samples) * processes()
+    if used < images["samples"]:
+        shares = "all" if processes() == 1 else f"{len(samples)} in each of {processes()} processes"
+        note(f"note: {used} images are used to calibrate ({shares}), not {images['samples']}")
     pixels = torch.stack([sample.image for sample in samples])
     snn = to_spiking(ann.to(device), recipe, Pass(pixels.to(device).split(images["batch_size"]), "calibrating"))
-    errors = diagnose(snn, pixels[:8].to(device))
+    errors = diagnose(snn, pixels[: -(-DIAGNOSED // processes())].to(device))
     run = {"command": sys.argv, "seed": images["seed"], "versions": versions(), "seconds": round(time.time() - started, 1)}
     by_name = {error.name: error.relative_error for error in errors}
-    snn.save(out, source=name, overwrite=overwrite, records={"run.json": run}, errors=by_name)
+    if is_main():
+        snn.save(out, source=name, overwrite=overwrite, records={"run.json": run}, errors=by_name)
+    wait()
     actions = [module.action for module in snn.plan.modules]
     return {
         "out": str(out),
         "timesteps": recipe.timesteps,
-        "images": len(samples),
+        "images": used,
         **{action: actions.count(action) for action in ("spiking", "analog", "ignored")},
         "worst": [{"neuron": e.name, "relative_error": e.relative_error[-1]} for e in errors[:3]],
     }

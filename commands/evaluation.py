@@ -14,8 +14,12 @@ from vit2snn.commands.shared import (
     data_options,
     emit,
     event_source,
-    find_device,
     image_source,
+    is_main,
+    launched,
+    note,
+    own_events,
+    own_images,
     timestep_list,
 )
 from vit2snn.errors import QualityGateError
@@ -35,6 +39,7 @@ def evaluate(out: Path, timesteps: list[int] | None, max_drop: float | None, as_
     """Score the model in OUT at every timestep: a converted one beside its ANN, or one of the zoo.
 
     Images that a converted model was calibrated on are left out. Writes evaluation.json, evaluation.csv and curve.svg into OUT.
+    Several processes share the images: torchrun --nproc-per-node 2 -m vit2snn evaluate ... (or accelerate launch).
 
     \b
     vit2snn evaluate demo-snn
@@ -46,10 +51,12 @@ def evaluate(out: Path, timesteps: list[int] | None, max_drop: float | None, as_
     if is_model_folder(out):
         if max_drop is not None:
             raise click.UsageError("--max-drop compares with an ANN, and a zoo model has none")
-        scores = _evaluate_zoo(out, timesteps, images)
+        with launched(images["device"]) as device:
+            scores = _evaluate_zoo(out, timesteps, images, device)
         emit(as_json, scores.to_json(), score_table(scores))
         return
-    result = evaluate_artifact(out, timesteps, images)
+    with launched(images["device"]) as device:
+        result = evaluate_artifact(out, timesteps, images, device)
     emit(as_json, result.to_json(), curve_table(result))
     drop = result.ann_top1 - result.points[-1].top1
     if max_drop is not None and drop > max_drop:
@@ -58,8 +65,8 @@ def evaluate(out: Path, timesteps: list[int] | None, max_drop: float | None, as_
         )
 
 
-def evaluate_artifact(out: Path, timesteps: list[int] | None, images: dict[str, Any]) -> Evaluation:
-    """Load a converted model, score it, write the curve into its folder."""
+def evaluate_artifact(out: Path, timesteps: list[int] | None, images: dict[str, Any], device: Any) -> Evaluation:
+    """Load a converted model, score it, write the curve into its folder; the processes of a group do it together."""
     from vit2snn import evaluate, load
     from vit2snn.convert.artifact import read_config
     from vit2snn.data import batches, prepared
@@ -67,18 +74,19 @@ def evaluate_artifact(out: Path, timesteps: list[int] | None, images: dict[str, 
 
     config = read_config(out)
     check_data(config["vit2snn"]["source"], images)
-    snn = load(out).to(find_device(images["device"]))
-    source = image_source(snn.network, images)
+    snn = load(out).to(device)
+    source, count = own_images(image_source(snn.network, images), images["samples"], images["seed"])
     if timesteps and timesteps[-1] > snn.recipe.timesteps:
-        click.echo(f"note: calibrated for {snn.recipe.timesteps} timesteps; later ones reuse the last thresholds", err=True)
-    samples = prepared(snn.network, source, count=images["samples"], seed=images["seed"], exclude=snn.calibrated_on)
-    total = images["samples"] or (len(source.labels) if source.labels is not None else None)
+        note(f"note: calibrated for {snn.recipe.timesteps} timesteps; later ones reuse the last thresholds")
+    samples = prepared(snn.network, source, count=count, seed=images["seed"], exclude=snn.calibrated_on)
+    total = count or (len(source.labels) if source.labels is not None else None)
     result = evaluate(snn, batches(bar(samples, "scoring", total), images["batch_size"]), timesteps)
-    write_evaluation(result, out, title=config["vit2snn"]["source"])
+    if is_main():
+        write_evaluation(result, out, title=config["vit2snn"]["source"])
     return result
 
 
-def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any]) -> Scores:
+def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any], device: Any) -> Scores:
     """Load a zoo model, score it, write the curve into its folder."""
     from dataclasses import replace
 
@@ -87,13 +95,14 @@ def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any]
 
     if not images["data"] and not _trained_on_demo(out):
         raise click.UsageError("give the images or recordings with --data DATA")
-    model: Any = load_model(f"local-dir:{out}").to(find_device(images["device"]))
+    model: Any = load_model(f"local-dir:{out}").to(device)
     # A recording is cut into the model's timesteps even where only the first of them are reported.
     last = max(timesteps[-1], model.timesteps) if timesteps else model.timesteps
-    scores = score(model, bar(scored_batches(model, last, images), "scoring"), last)
+    scores = score(model, bar(scored_batches(model, last, images, shared=True), "scoring"), last, shared=True)
     if timesteps:
         scores = replace(scores, points=tuple(point for point in scores.points if point.timestep in timesteps))
-    write_evaluation(scores, out, title=model.pretrained_cfg["architecture"])
+    if is_main():
+        write_evaluation(scores, out, title=model.pretrained_cfg["architecture"])
     return scores
 
 
@@ -104,13 +113,15 @@ def _trained_on_demo(out: Path) -> bool:
         return False
 
 
-def scored_batches(model: Any, timesteps: int, images: dict[str, Any]) -> Any:
-    """Batches of images, or of frames, to score a zoo model on."""
+def scored_batches(model: Any, timesteps: int, images: dict[str, Any], shared: bool = False) -> Any:
+    """Batches of images, or of frames, to score a zoo model on: all, or this process's share."""
     from vit2snn.data import batches, event_batches, prepared
 
+    count, seed, batch_size = images["samples"], images["seed"], images["batch_size"]
     events = event_source(model, images)
     if events is not None:
-        size = model.pretrained_cfg["input_size"][1:]
-        return event_batches(events, timesteps, size, images["batch_size"], images["samples"], images["seed"])
+        events, count = own_events(events, count, seed) if shared else (events, count)
+        return event_batches(events, timesteps, model.pretrained_cfg["input_size"][1:], batch_size, count, seed)
     source = image_source(model, images)
-    return batches(prepared(model, source, count=images["samples"], seed=images["seed"]), images["batch_size"])
+    source, count = own_images(source, count, seed) if shared else (source, count)
+    return batches(prepared(model, source, count=count, seed=seed), batch_size)

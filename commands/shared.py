@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from vit2snn.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,11 +104,97 @@ def find_device(name: str) -> Any:
         raise click.UsageError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
+def is_main() -> bool:
+    """Whether this is the process that writes and prints: the only one, or the first that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def launched(device: str) -> Iterator[Any]:
+    """Within this context the processes that a launcher (``torchrun``, ``accelerate launch``) has started are a group.
+
+    It gives the device by name; among several processes on GPUs, the one that the launcher has given to this process.
+    """
+    found = find_device(device)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield found
+        return
+    from accelerate import PartialState
+
+    group = PartialState(cpu=found.type == "cpu")
+    try:
+        yield group.device
+        group.wait_for_everyone()
+    finally:
+        group.destroy_process_group()
+        PartialState._reset_state()  # accelerate keeps the first group of a process for good
+
+
+def wait() -> None:
+    """Go on when all processes of the group have come here."""
+    from vit2snn.spiking.shards import processes
+
+    if processes() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def own_images(source: ImageSource, count: int | None, seed: int) -> tuple[ImageSource, int | None]:
+    """This process's share of a source, and of the number of images to choose from it; other processes' images are not read.
+
+    The images that the processes choose are those that one process chooses of the whole source, unless some are left out.
+
+    Raises:
+        DataError: there are fewer images than processes.
+    """
+    from vit2snn.data import ImageSource
+    from vit2snn.spiking.shards import processes, share
+
+    if processes() == 1:
+        return source, count
+    read, labels = source.read, source.labels
+    if read is None or labels is None:
+        return ImageSource(None, None, lambda: share(source.stream())), _own_count(count)
+    order = _own_order(labels, count, seed)
+    return ImageSource([labels[i] for i in order], None, lambda: map(read, order)), _own_count(count)
+
+
+def own_events(source: EventSource, count: int | None, seed: int) -> tuple[EventSource, int | None]:
+    """The same for recordings."""
+    from vit2snn.data import EventSource
+    from vit2snn.spiking.shards import processes
+
+    if processes() == 1:
+        return source, count
+    order = _own_order(source.labels, count, seed)[: _own_count(count)]
+    return EventSource([source.labels[i] for i in order], lambda i: source.read(order[i]), source.sensor_size), None
+
+
+def _own_order(labels: list[int], count: int | None, seed: int) -> list[int]:
+    """The indices of this process, in the order in which ``count`` of them are chosen."""
+    from vit2snn.data.subset import balanced_order
+    from vit2snn.spiking.shards import share
+
+    return list(share(range(len(labels)) if count is None else balanced_order(labels, seed)))
+
+
+def _own_count(count: int | None) -> int | None:
+    from vit2snn.spiking.shards import processes, share
+
+    if count is None:
+        return None
+    if count < processes():
+        raise DataError(f"{count} images cannot be shared by {processes()} processes", "raise --samples, or start fewer")
+    return len(list(share(range(count))))
+
+
 def bar(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
-    """A progress bar on stderr, when that is a terminal."""
+    """A progress bar of the main process on stderr, when that is a terminal."""
     from tqdm import tqdm
 
-    return iter(tqdm(items, desc=what, total=total, file=sys.stderr, disable=None, leave=False))
+    hidden = None if is_main() else True  # None leaves it to the terminal
+    return iter(tqdm(items, desc=what, total=total, file=sys.stderr, disable=hidden, leave=False))
 
 
 class Pass:
@@ -118,5 +208,12 @@ class Pass:
 
 
 def emit(as_json: bool, document: Any, text: str) -> None:
-    """Print a result, as JSON or for reading."""
-    click.echo(json.dumps(document) if as_json else text)
+    """Print a result, as JSON or for reading; processes beside the main one do not."""
+    if is_main():
+        click.echo(json.dumps(document) if as_json else text)
+
+
+def note(text: str) -> None:
+    """Tell something beside the result, on stderr; processes beside the main one do not."""
+    if is_main():
+        click.echo(text, err=True)

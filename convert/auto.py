@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
     found = []
     for field in ("attention", "mlp"):
         for kind in SPIKING[field] if getattr(recipe, field) == AUTO else ():
-            other = {"attention": "softmax", "mlp": "mlp"} | {field: kind}
+            other: dict[str, Any] = {"attention": "softmax", "mlp": "mlp"} | {field: kind}
             trial = dataclasses.replace(recipe, **other, max_error=None, max_energy=None)
             network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
             restructure(network, plans, trial)
@@ -87,7 +88,7 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
 
 def provisional(recipe: Recipe) -> Recipe:
     """The recipe with the first spiking kind wherever it says ``auto``: what can be converted does not depend on the choice."""
-    kinds = {field: kinds[0] for field, kinds in SPIKING.items() if getattr(recipe, field) == AUTO}
+    kinds: dict[str, Any] = {field: kinds[0] for field, kinds in SPIKING.items() if getattr(recipe, field) == AUTO}
     return dataclasses.replace(recipe, **kinds, max_error=None, max_energy=None) if kinds else recipe
 
 
@@ -119,7 +120,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
     if solution.x is None:
         raise _out_of_reach(recipe, found, len(places))
     chosen = [candidate for candidate, taken in zip(found, solution.x, strict=True) if taken > 0.5]
-    fields = {
+    fields: dict[str, Any] = {
         field: {str(c.block): c.kind for c in chosen if c.field == field}
         for field in ("attention", "mlp")
         if getattr(recipe, field) == AUTO

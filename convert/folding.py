@@ -29,7 +29,7 @@ def fold_network(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()
+            module.set_submodule("bn", nn.Identity())
         elif isinstance(module, SpikingNorm) and isinstance(module.norm, nn.BatchNorm2d):
             bn = module.norm
             assert bn.running_mean is not None and bn.running_var is not None
@@ -37,4 +37,5 @@ def fold_network(network: nn.Module) -> None:
             with torch.no_grad():
                 balanced.gain.copy_(bn.weight / (bn.running_var + bn.eps).sqrt())
                 balanced.offset.copy_(bn.bias - balanced.gain * bn.running_mean)
-            module.norm, module.neuron = nn.Identity(), balanced
+            module.set_submodule("norm", nn.Identity())
+            module.set_submodule("neuron", balanced)

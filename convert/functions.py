@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm.layers as tl
 from torch import nn
@@ -26,7 +27,7 @@ def replace_functions(network: nn.Module, plans: Sequence[BlockPlan], recipe: Re
     for plan in plans:
         if plan.mlp != "shift-mlp":
             continue
-        mlp = network.get_submodule(plan.name).mlp
+        mlp: Any = network.get_submodule(f"{plan.name}.mlp")
         if not isinstance(mlp.act, (nn.GELU, tl.GELU, tl.GELUTanh)):
             raise UnsupportedModuleError(
                 f"the perceptron of {plan.name} has the activation function {type(mlp.act).__name__}, and only GELU has a "

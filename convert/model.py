@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import calibrate
+from ..calibration import Prior, calibrate
 from ..data import digest
 from ..errors import DataError, ModelError
-from ..spiking import CodedNeuron, analog, neurons, share_clock, simulate
-from .auto import candidates, choose
+from ..spiking import CodedNeuron, analog, neurons, shards, share_clock, simulate
+from .auto import Candidate, candidates, choose
 from .blocks import AUTO
 from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
@@ -139,6 +140,9 @@ def to_spiking(
 
     The argument is not changed; the result shares nothing with it.
 
+    The processes of a ``torch.distributed`` group convert together: each calls this with its share of the images, and all get
+    the network that one process gets with all images (a batch of each process counts as one large batch).
+
     Args:
         model: the ANN, with its weights.
         recipe: a `Recipe`, or the name of one.
@@ -148,7 +152,8 @@ def to_spiking(
     Raises:
         UnsupportedModuleError: a module has no rule; nothing has been done.
         NothingConvertedError: the model has no synaptic operation that the recipe converts.
-        DataError: there are no images, or they can be iterated over only once.
+        DataError: there are no images, they can be iterated over only once, or the processes of a group have unequally many
+            batches.
         ModelError: weights or activations are not finite; the message names the module.
     """
     recipe = Recipe.find(recipe) if isinstance(recipe, str) else recipe
@@ -161,11 +166,13 @@ def to_spiking(
         if not torch.isfinite(parameter).all():
             raise ModelError(f"the weights of {name!r} are not finite (NaN or infinity)", "check the checkpoint")
     batches = Batches(images)
+    _check_in_step(batches)
     first = next(iter(batches), None)
     if first is None or not len(first):
         raise DataError("there are no calibration images", "pass at least one batch of images")
+    torch.set_rng_state(shards.first(torch.get_rng_state()))  # new modules start alike in all processes
     if AUTO in (recipe.attention, recipe.mlp):
-        recipe = choose(recipe, candidates(model.eval(), recipe, batches))
+        recipe = choose(recipe, _over_processes(candidates(model.eval(), recipe, batches)))
     snn = structure(model, recipe, tuple(first.shape[1:]))
     if not recipe.keeps_function:
         snn.teacher = copy.deepcopy(model).eval().requires_grad_(False)
@@ -173,10 +180,35 @@ def to_spiking(
         fit(snn.network, snn.clock, model.eval(), snn.plan.blocks, recipe, batches)
     if snn.neurons() and recipe.alphabet is not None:
         # Beside membrane neurons, one timestep is no ANN from which a prior or a bias could be learned.
-        prior, bias = ("none", False) if recipe.spike_driven else (recipe.prior, recipe.bias)
+        prior: Prior = "none" if recipe.spike_driven else recipe.prior
+        bias = recipe.bias and not recipe.spike_driven
         calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, prior, bias)
-    snn.calibrated_on = batches.digests
+    for value in snn.network.state_dict().values() if shards.processes() > 1 else ():
+        value.copy_(shards.first(value))  # where devices round differently
+    snn.calibrated_on = shards.collected(batches.digests)
     return snn
+
+
+def _check_in_step(batches: Batches) -> None:
+    """The statistics of all processes are put together batch by batch."""
+    if shards.processes() == 1:
+        return
+    count = torch.tensor(sum(1 for _ in batches))
+    fewest, most = int(shards.smallest(count)), int(shards.largest(count))
+    if fewest != most:
+        raise DataError(
+            f"the processes have from {fewest} to {most} batches of calibration images, and go through them in step",
+            "give all processes equally many batches",
+        )
+
+
+def _over_processes(found: list[Candidate]) -> list[Candidate]:
+    """Candidates with the means of what the processes measured, so that all choose the same."""
+    means = shards.total(torch.tensor([[c.error, c.energy] for c in found], dtype=torch.float64)) / shards.processes()
+    return [
+        dataclasses.replace(candidate, error=error, energy=energy)
+        for candidate, (error, energy) in zip(found, means.tolist(), strict=True)
+    ]
 
 
 def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> SpikingModel:

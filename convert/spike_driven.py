@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..calibration import Inherited, NormalEquations, Passage, Settling, reconstruct
 from ..errors import UnsupportedModuleError
-from ..spiking import Clock, SpikingNorm, analog, catching, over_time
+from ..spiking import Clock, SpikingNorm, TokenBranch, analog, catching, over_time
 from .blocks import BlockPlan, is_spiking
 from .branches import (
     as_branch,
@@ -104,7 +104,7 @@ def _settling(
     recipe: Recipe,
     clock: Clock,
     norm: nn.Module,
-    branch: nn.Module | None = None,
+    branch: TokenBranch | None = None,
     inherited: dict[str, Inherited] | None = None,
 ) -> Settling:
     return Settling(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..errors import DataError
+from ..spiking.shards import processes, smallest, total
 from .diagnosis import ModuleError, diagnose
 from .spikes import SpikeCount, counting_spikes
 
@@ -73,6 +75,12 @@ class _Logits:
         self.difference += (readout - ann).double().square().sum((1, 2)).cpu()
         self.size += float(ann.double().square().sum())
 
+    def join(self) -> None:
+        """Take in what the other processes of the group compared."""
+        self.images, self.ann_right = total(torch.tensor([self.images, self.ann_right])).tolist()
+        self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
+        self.size = float(total(torch.tensor(self.size, dtype=torch.float64)))
+
     def point(self, t: int, spikes: Tensor) -> Point:
         """The figures after ``t`` timesteps."""
         return Point(
@@ -92,13 +100,15 @@ def evaluate(
 ) -> Evaluation:
     """Score a converted network against labels and against its ANN.
 
+    All processes of a ``torch.distributed`` group call this, each with its share of the images, and get the figures over all.
+
     Args:
         snn: the converted network.
         batches: images ``[B, C, H, W]`` and labels ``[B]``, such as a DataLoader.
         timesteps: T, to report every timestep up to it, or the timesteps to report; the recipe's T unless given.
 
     Raises:
-        DataError: there are no images, or labels are not classes of the model.
+        DataError: there are no images (in one of the processes), or labels are not classes of the model.
         ValueError: a timestep is below 1.
     """
     timesteps = snn.recipe.timesteps if timesteps is None else timesteps
@@ -108,17 +118,20 @@ def evaluate(
     last = reported[-1]
     device = next(snn.network.parameters()).device
     spikes, logits = SpikeCount(), _Logits(last)
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if not int(smallest(torch.tensor(0 if first is None else len(first[0])))):
+        raise DataError("there are no images to score")
     modules: list[ModuleError] = []
-    for x, y in batches:
+    for x, y in chain([first] if first else [], remaining):
         x, y = x.to(device), y.to(device)
         ann = snn.ann(x)
         if int(y.min()) < 0 or int(y.max()) >= ann.shape[1]:
             raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {ann.shape[1]} classes")
-        modules = modules or diagnose(snn, x[:DIAGNOSED], last)
+        modules = modules or diagnose(snn, x[: -(-DIAGNOSED // processes())], last)
         with counting_spikes(snn.network, spikes):
             logits.add(snn(x, last, chunk=1), ann, y)
-    if not logits.images:
-        raise DataError("there are no images to score")
-    per_neuron = spikes.per_neuron()
+    logits.join()
+    per_neuron = spikes.over_processes().per_neuron()
     points = tuple(logits.point(t, per_neuron) for t in reported)
     return Evaluation(logits.images, 100 * logits.ann_right / logits.images, points, modules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..spiking import Event, analog, outputs_of, probing, simulate
+from ..spiking.shards import total
 from .spikes import SpikeCount, counting_spikes
+
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
     the neuron inherits from those before it. The blocks of a spike-driven network are compared instead of its neurons: the mean
     over time of what a block has put out so far with what the ANN's block puts out.
 
+    All processes of a ``torch.distributed`` group call this, each with images of its own, and get the errors over all.
+
     Args:
         snn: the converted network.
         images: ``[B, C, H, W]``, a few; the ANN's activations are held in memory.
@@ -44,21 +50,20 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
     names = snn.neurons()
     reference: dict[str, Tensor] = {}
     errors: dict[str, list[float]] = {name: [] for name in names}
-    spikes = dict.fromkeys(names, 0.0)
+    spikes = dict.fromkeys(names, 0)
 
     def remember(name: str, event: Event) -> None:
         reference[name] = event.target
 
     def compare(name: str, event: Event) -> None:
-        x = reference[name]
-        errors[name].append(float((event.decoded - x).norm() / x.norm().clamp(min=torch.finfo(x.dtype).tiny)))
-        spikes[name] += sum(int(spike.count_nonzero()) for spike in event.spikes) / x.numel()
+        errors[name].append(float((event.decoded - reference[name]).norm()))
+        spikes[name] += sum(int(spike.count_nonzero()) for spike in event.spikes)
 
     with probing(snn.network, _bind(names, remember)), analog(snn.network):
         simulate(snn.network, snn.clock, images, 1)
     with probing(snn.network, _bind(names, compare)):
         snn(images, timesteps, chunk=1)
-    rows = [ModuleError(name, snn.owner(name), errors[name], spikes[name]) for name in names]
+    rows = [_row(name, snn.owner(name), errors[name], reference[name], spikes[name], reference[name].numel()) for name in names]
     return sorted(rows, key=lambda row: -row.relative_error[-1])
 
 
@@ -81,5 +86,13 @@ def _blocks(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[Modul
     for name in names:
         steps = found[name].unflatten(0, (timesteps, -1)).cumsum(0)
         x = wanted[name]
-        errors = [float((total / t - x).norm() / x.norm()) for t, total in enumerate(steps, start=1)]
-        yield ModuleError(name, name, errors, float(counts[name].per_neuron()[-1]))
+        errors = [float((so_far / t - x).norm()) for t, so_far in enumerate(steps, start=1)]
+        count = counts[name]
+        yield _row(name, name, errors, x, float(count.spikes.sum()), float(count.neurons[-1]))
+
+
+def _row(name: str, module: str, errors: list[float], x: Tensor, spikes: float, neurons: float) -> ModuleError:
+    """The figures over all processes, from what this one saw: the norms of the errors, and the ANN's activation."""
+    squares = [norm**2 for norm in (*errors, float(x.norm()))]
+    *lost, size, spikes, neurons = total(torch.tensor([*squares, spikes, neurons], dtype=torch.float64)).tolist()
+    return ModuleError(name, module, [math.sqrt(square) / max(math.sqrt(size), TINY) for square in lost], spikes / neurons)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..spiking.shards import smallest, total
 from ..zoo import SpikingTransformer
 from .spikes import counting_spikes
 
@@ -42,13 +43,20 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]], timesteps: int | None = None) -> Scores:
+def score(
+    model: SpikingTransformer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    timesteps: int | None = None,
+    shared: bool = False,
+) -> Scores:
     """Score a zoo model at every timestep, in one pass over the images.
 
     Args:
         model: in evaluation mode.
         batches: images ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``, and labels ``[B]``.
         timesteps: T; the model's unless given.
+        shared: whether all processes of the ``torch.distributed`` group call this, each with its share of the images: then each
+            gets the figures over all. Otherwise a process scores what it is given by itself.
 
     Raises:
         DataError: there are no images, or labels are not classes of the model.
@@ -61,8 +69,11 @@ def score(model: SpikingTransformer, batches: Iterable[tuple[Tensor, Tensor]], t
                 raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {model.num_classes} classes")
             hits = (model.readout(x.to(device), timesteps).argmax(-1).cpu() == y).sum(1)
             images, right = images + len(y), hits + (right if len(right) else 0)
-    if not images:
+    fewest = smallest(torch.tensor(images)) if shared else images
+    if not fewest:
         raise DataError("there are no images to score")
+    if shared:
+        images, right, count = int(total(torch.tensor(images))), total(right), count.over_processes()
     spikes = count.per_neuron()
     points = (Score(t + 1, 100 * float(right[t]) / images, float(spikes[t])) for t in range(len(right)))
     return Scores(images, tuple(points))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Event, Neuron, neurons, probing
+from ..spiking.shards import total
 
 
 class SpikeCount:
@@ -20,6 +21,12 @@ class SpikeCount:
     def __init__(self) -> None:
         self.spikes = torch.zeros(0, dtype=torch.float64)
         self.neurons = torch.zeros(0, dtype=torch.float64)
+
+    def over_processes(self) -> SpikeCount:
+        """The sum of the counts of all processes of the group."""
+        whole = SpikeCount()
+        whole.spikes, whole.neurons = total(self.spikes), total(self.neurons)
+        return whole
 
     def per_neuron(self) -> Tensor:
         """Mean over neurons and images of the spikes sent so far, ``[T]``."""

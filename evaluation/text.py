@@ -62,5 +62,5 @@ def plan_table(plan: Plan, timesteps: int) -> str:
         cost += f", {analog / 1e6:.2f} of them not driven by spikes"
     driven = plan.macs - analog
     most = f"{driven * timesteps / 1e6:.1f} M synaptic operations in {timesteps} timesteps"
-    bound = f"at most {most}, if every neuron always fired"
+    bound = f"at most {most}, if all neurons fired"
     return f"{table(['module', 'type', 'action', 'operations', 'MMAC'], rows)}\n{cost}\n{bound}"

@@ -109,7 +109,8 @@ def over_time(module: Callable[[Tensor], Tensor], clock: Clock, x: Tensor) -> Te
     """
     try:
         clock.elapsed, clock.timesteps, clock.still = 0, len(x), None
-        return module(x.flatten(0, 1)).unflatten(0, (len(x), -1))
+        unfolded: Tensor = module(x.flatten(0, 1)).unflatten(0, (len(x), -1))
+        return unfolded
     finally:
         clock.elapsed, clock.timesteps = 0, 1
         clock.states.clear()

@@ -1,0 +1,82 @@
+"""Data that is shared by the processes of a group (``torch.distributed``): each sees its share, and all read the same figures.
+
+Figures over all data are sums, minima and maxima, so each process keeps those of its share, and what is read is put together.
+All processes must read the same figures in the same order. Without a group, or in a group of one process, nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+def processes() -> int:
+    """How many share the data."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def share(items: Iterable[Item]) -> Iterator[Item]:
+    """This process's share: of P processes, the p-th has every P-th item, from item p on."""
+    return islice(items, dist.get_rank(), None, processes()) if processes() > 1 else iter(items)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over processes, in the shape of ``x``, which is not changed."""
+    return x if processes() == 1 else _reduced(x, dist.ReduceOp.SUM)
+
+
+def largest(x: Tensor) -> Tensor:
+    """The maximum over processes, element by element."""
+    return x if processes() == 1 else _reduced(x, dist.ReduceOp.MAX)
+
+
+def smallest(x: Tensor) -> Tensor:
+    """The minimum over processes, element by element."""
+    return x if processes() == 1 else _reduced(x, dist.ReduceOp.MIN)
+
+
+def first(x: Tensor) -> Tensor:
+    """The first process's ``x``; all have the same shape."""
+    if processes() == 1:
+        return x
+    carried = _carried(x)
+    dist.broadcast(carried, 0)
+    return carried.to(x.device)
+
+
+def joined(x: Tensor, axis: int = 0) -> Tensor:
+    """What all processes have, along ``axis``, of equal length: the inverse of `share`."""
+    if processes() == 1:
+        return x
+    carried = _carried(x)
+    parts = [torch.empty_like(carried) for _ in range(processes())]
+    dist.all_gather(parts, carried)
+    return torch.stack(parts, axis + 1).flatten(axis, axis + 1).to(x.device)
+
+
+def collected(items: Iterable[str]) -> tuple[str, ...]:
+    """What all processes have, one after another; they may have unequally many."""
+    if processes() == 1:
+        return tuple(items)
+    lists: list[list[str]] = [[] for _ in range(processes())]
+    dist.all_gather_object(lists, list(items))
+    return tuple(chain.from_iterable(lists))
+
+
+def _reduced(x: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
+    carried = _carried(x)
+    dist.all_reduce(carried, how)
+    return carried.to(x.device)
+
+
+def _carried(x: Tensor) -> Tensor:
+    """A copy that the group can move: NCCL moves what lies on a GPU only."""
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else x.device
+    return x.detach().to(device, copy=True, memory_format=torch.contiguous_format)

@@ -1,0 +1,246 @@
+"""Two processes, each with its share of the images, against one with all. As a script, this file is one of the processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from click.testing import CliRunner
+from conftest import make_vit
+from torch import Tensor, nn
+
+from vit2snn.calibration import OBSERVERS, Moments, NormalEquations, reconstruct
+from vit2snn.cli import cli
+from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
+from vit2snn.errors import DataError
+from vit2snn.evaluation import evaluate, score
+from vit2snn.spiking import Clock, shards
+
+DRIVEN = dataclasses.replace(RECIPES["spike-driven"], timesteps=2)
+CASES = {
+    "faithful": Recipe(timesteps=2),
+    "static": Recipe(timesteps=2, schedule="static", observer="mse", prior="minimum", granularity="channel", bias=False),
+    "spike-driven": DRIVEN,
+    "experts": dataclasses.replace(DRIVEN, attention="emsa"),
+}
+
+
+def sample() -> tuple[Tensor, Tensor]:
+    """Images and labels that are the same in each process."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(16, 3, 16, 16, generator=generator), torch.arange(16) % 7
+
+
+def own(x: Tensor) -> Tensor:
+    return torch.stack(list(shards.share(x)))
+
+
+def converted(name: str, images: Tensor) -> SpikingModel:
+    torch.manual_seed(0)
+    ann = make_vit().to(images)
+    torch.manual_seed(7 * int(os.environ.get("RANK", "0")))  # each process has random numbers of its own
+    return to_spiking(ann, CASES[name], [images])
+
+
+def statistics(x: Tensor) -> dict[str, Any]:
+    """What is read of statistics that saw the rows of ``x`` in two batches."""
+    moments, equations = Moments(), NormalEquations()
+    observers = {name: make(99.0, lambda values, thresholds: values.clamp(max=thresholds)) for name, make in OBSERVERS.items()}
+    for batch in x.chunk(2):
+        moments.update(batch)
+        equations.update(batch, batch.roll(1, 1).square())
+        for observer in observers.values():
+            observer.update(batch.T.abs())
+    through = equations.through(torch.eye(3)[:2] * 2)
+    return {
+        "mean": moments.mean, "variance": moments.variance, "through": through.variance, "solved": equations.solve(0.1),
+        **{name: observer.value() for name, observer in observers.items()},
+    }  # fmt: skip
+
+
+def zoo_model() -> Any:
+    import timm
+    from test_zoo import SMALL
+
+    torch.manual_seed(0)
+    return timm.create_model("spikformer_4_384_cifar10", **SMALL["spikformer_4_384_cifar10"]).eval()
+
+
+def reconstructed(x: Tensor, seed: int) -> dict[str, Tensor]:
+    """A map of zeros after some steps towards the identity on ``x`` ``[B, N, C]``."""
+    block = nn.Sequential(nn.BatchNorm1d(x.shape[1]), nn.Linear(3, 3)).eval()
+    nn.init.zeros_(block[1].weight)
+    nn.init.zeros_(block[1].bias)
+    reconstruct(block, Clock(), [x.expand(2, *x.shape)], [x], seed)
+    return block.state_dict()
+
+
+def figures(images: Tensor, scored: Tensor, labels: Tensor, **shared: bool) -> dict[str, Any]:
+    """All that is compared: of a share, or of all images."""
+    torch.manual_seed(0)
+    found: dict[str, Any] = {"statistics": statistics(images.flatten(1)[:, :3])}
+    for name, recipe in CASES.items():
+        # In float32 a value within rounding of a threshold may be coded differently in another batch.
+        dtype = torch.float32 if recipe.spike_driven else torch.float64
+        snn = converted(name, images.to(dtype))
+        found[name] = {"state": snn.network.state_dict(), "digests": sorted(snn.calibrated_on)}
+        found[name]["figures"] = evaluate(snn, zip(scored.to(dtype).split(8), labels.split(8), strict=True)).to_json()
+    model = zoo_model()
+    found["zoo"] = score(model, [(scored, labels % model.num_classes)], **shared).to_json()
+    return found
+
+
+def test_shares_and_figures_of_one_process_are_the_whole() -> None:
+    x = torch.arange(6.0)
+    assert list(shards.share("abc")) == ["a", "b", "c"] and shards.processes() == 1
+    for read in (shards.total, shards.largest, shards.smallest, shards.first, shards.joined):
+        assert read(x) is x
+    assert shards.collected(["a", "b"]) == ("a", "b")
+
+
+def together(out: Path) -> None:
+    """The part of one of two processes."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    x = torch.arange(6.0).reshape(3, 2).T + 10 * rank  # not contiguous
+    assert torch.equal(shards.total(x), 2 * x + 10 - 20 * rank) and torch.equal(shards.first(x), x - 10 * rank)
+    assert torch.equal(shards.largest(x), x + 10 - 10 * rank) and torch.equal(shards.smallest(x), x - 10 * rank)
+    assert x[0, 0] == 10 * rank
+    assert shards.collected(["a"] * (rank + 1)) == ("a", "a", "a")
+    whole = torch.arange(8).reshape(2, 4)
+    assert torch.equal(shards.joined(torch.stack(list(shards.share(whole.T)), 1), 1), whole)
+    images, labels = sample()
+    with pytest.raises(DataError, match="from 1 to 2 batches of calibration images"):
+        to_spiking(make_vit(), Recipe(), list(images.split(16 // (rank + 1))))
+    with pytest.raises(DataError, match="no images to score"):
+        score(zoo_model(), [(images, labels)] if rank else [], shared=True)
+    found = figures(own(images), own(images[:15]), own(labels[:15]), shared=True)
+    found["block"] = reconstructed(own(images).flatten(2)[:, :, :20].mT, rank)
+    found["plan"] = to_spiking(make_vit(depth=1), dataclasses.replace(DRIVEN, mlp="auto"), [own(images)]).recipe.to_json()
+    dist.destroy_process_group()
+    found["commands"] = commands(out)
+    torch.save(found, out / f"{rank}.pt")
+
+
+def commands(out: Path) -> dict[str, Any]:
+    """What converting and scoring the demo prints."""
+    conversion = run("convert", "demo", "-o", out / "snn", "--samples", 17, "--timesteps", 2)
+    return {"convert": conversion, "evaluate": run("evaluate", out / "snn", "--samples", 21)}
+
+
+def run(*arguments: object) -> tuple[str, str]:
+    result = CliRunner().invoke(cli, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout, result.stderr
+
+
+def launch(*command: object) -> list[tuple[str, str]]:
+    """Run a command in two processes as a launcher does; what each printed, to stdout and stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=180) for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(err for _, err in printed)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    out = tmp_path_factory.mktemp("shards")
+    launch(__file__, out)
+    return [torch.load(out / f"{rank}.pt", weights_only=False) | {"out": out} for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process finds with all images."""
+    images, labels = sample()
+    return figures(images, images[:15], labels[:15])
+
+
+def same(found: Any, wanted: Any, **tolerance: float) -> None:
+    torch.testing.assert_close(found, wanted, **tolerance)
+
+
+def test_statistics_are_read_over_all_processes(shared: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for found in shared:
+        same(found["statistics"], alone["statistics"], atol=1e-6, rtol=1e-6)
+    images, _ = sample()
+    torch.manual_seed(0)
+    with pytest.raises(AssertionError, match="not close"):
+        same(statistics(images[::2].flatten(1)[:, :3]), alone["statistics"], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_convert_to_the_network_of_one(name: str, shared: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    same(shared[0][name]["state"], shared[1][name]["state"], atol=0, rtol=0)
+    head = {"head.weight", "head.bias"} if CASES[name].spike_driven else set()  # a regression on 16 images is ill-conditioned
+    for key, wanted in alone[name]["state"].items():
+        same(shared[0][name]["state"][key], wanted, atol=2e-3 if key in head else 1e-5, rtol=1e-4, msg=key)
+    assert shared[0][name]["digests"] == shared[1][name]["digests"] == alone[name]["digests"]
+    assert len(alone[name]["digests"]) == 16
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_score_as_one(name: str, shared: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert shared[0][name]["figures"] == shared[1][name]["figures"]
+    found, wanted = shared[0][name]["figures"], alone[name]["figures"]
+    assert found["images"] == wanted["images"] == 15
+    for key in ("ann", "snn"):
+        same(found[key], wanted[key], atol=1e-3, rtol=1e-3)
+    errors = [{row["name"]: row for row in document["modules"]} for document in (found, wanted)]
+    same(*({name: row["relative_error"] for name, row in rows.items()} for rows in errors), atol=1e-4, rtol=1e-4)
+
+
+def test_processes_score_zoo_models_as_one(shared: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert shared[0]["zoo"] == shared[1]["zoo"]
+    same(shared[0]["zoo"], alone["zoo"], atol=1e-6, rtol=1e-6)
+
+
+def test_processes_refit_blocks_and_choose_plans_alike(shared: list[dict[str, Any]]) -> None:
+    same(shared[0]["block"], shared[1]["block"], atol=0, rtol=0)
+    assert shared[0]["block"]["1.weight"].diagonal().mean() > 0.05  # on the way to the identity, from 0
+    assert shared[0]["plan"] == shared[1]["plan"]
+    assert shared[0]["plan"]["mlp"] != "auto"
+
+
+def test_the_commands_share_their_images(shared: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The main process prints and writes what one process does; the other one is silent."""
+    found, silent = (found["commands"] for found in shared)
+    assert silent == {"convert": ("", ""), "evaluate": ("", "")}
+    wanted, out = {}, shared[0]["out"] / "snn"
+    wanted["convert"] = run("convert", "demo", "-o", tmp_path / "snn", "--samples", 16, "--timesteps", 2)
+    wanted["evaluate"] = run("evaluate", tmp_path / "snn", "--samples", 21)
+    assert "16 images are used to calibrate (8 in each of 2 processes), not 17" in found["convert"][1]
+    converted, expected = (json.loads(printed["convert"][0]) for printed in (found, wanted))
+    assert converted["images"] == expected["images"] == 16
+    digests = [json.loads((folder / "calibration.json").read_text())["digests"] for folder in (out, tmp_path / "snn")]
+    assert sorted(digests[0]) == sorted(digests[1])
+    documents = [json.loads(printed["evaluate"][0]) for printed in (found, wanted)]
+    assert documents[0]["images"] == 21 and documents[0]["ann"] == documents[1]["ann"]
+    for key in ("relative_error", "spikes_per_neuron"):
+        same(documents[0]["snn"][-1][key], documents[1]["snn"][-1][key], atol=0.02, rtol=0.02)
+    assert json.loads((out / "evaluation.json").read_text()) == documents[0]
+
+
+if __name__ == "__main__":
+    together(Path(sys.argv[1]))
