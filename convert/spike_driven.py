@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..calibration import Inherited, NormalEquations, Passage, Settling, reconstruct
+from ..calibration import Inherited, Moments, NormalEquations, Passage, Settling, reconstruct
 from ..errors import UnsupportedModuleError
 from ..spiking import Clock, SpikingNorm, TokenBranch, analog, catching, over_time
 from .blocks import BlockPlan, is_spiking
@@ -153,11 +153,14 @@ def _fit_head(
         for stream, _ in streams
     ]
     if recipe.refit == "none":
-        features = torch.cat(read)
-        wanted = torch.cat([ann.forward_head(ann.norm(before), pre_logits=True) for _, before in streams])
-        ratio = wanted.std(0) / features.std(0).clamp(min=1e-6)
+        given, wanted = Moments(), Moments()
+        for features, (_, before) in zip(read, streams, strict=True):
+            given.update(features)
+            wanted.update(ann.forward_head(ann.norm(before), pre_logits=True))
+        ratio = (wanted.variance / given.variance.clamp(min=1e-12)).sqrt().to(ann.head.weight)
+        offset = wanted.mean.to(ratio) - ratio * given.mean.to(ratio)
         network.head.weight.data.copy_(ann.head.weight * ratio)
-        network.head.bias.data.copy_(ann.head.bias + ann.head.weight @ (wanted.mean(0) - ratio * features.mean(0)))
+        network.head.bias.data.copy_(ann.head.bias + ann.head.weight @ offset)
         return
     equations = NormalEquations()
     for features, target in zip(read, logits, strict=True):
