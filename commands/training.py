@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.evaluation import scored_batches
-from vit2snn.commands.shared import bar, data_options, emit, event_source, find_device, image_source
+from vit2snn.commands.shared import bar, data_options, emit, event_source, find_device, image_source, is_main
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:
@@ -62,11 +62,6 @@ def check_training(out: Path, options: Mapping[str, Any], replaceable: Any) -> N
     if is_main():
         check_output(out, options["overwrite"], replaceable)
         check_folder(out, options["resume"], options["overwrite"])
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes: the only one, or the first that a launcher has started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def training_device(name: str) -> Any:
