@@ -45,7 +45,6 @@ def converted(ann: nn.Module, preset: str, refit: str) -> SpikingModel:
 def from_scratch(ann: nn.Module, preset: str) -> SpikingModel:
     """The network of a preset with random weights."""
     snn = structure(ann, RECIPES[preset], (1, 28, 28))
-    torch.manual_seed(0)
     for module in snn.network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(module.weight, std=0.02) if isinstance(module, nn.Linear) else module.reset_parameters()
@@ -68,6 +67,7 @@ def tune(snn: SpikingModel, ann: nn.Module, passes: int, data: str) -> None:
 
 def measure(preset: str, stage: str, passes: int, data: str) -> dict[str, Any]:
     started = time.time()
+    torch.manual_seed(0)
     ann = load_model("demo").requires_grad_(False)
     refit = REFIT.get(stage, RECIPES[preset].refit)
     snn = from_scratch(ann, preset) if stage == "scratch" else converted(ann, preset, refit)

@@ -168,6 +168,7 @@ def _convert(
     from vit2snn.spiking.shards import processes, smallest
 
     started = time.time()
+    torch.manual_seed(images["seed"])  # of what has no counterpart in the ANN, such as routers
     check_output(out, overwrite, is_artifact)
     check_data(name, images)
     ann = load_model(name, checkpoint, num_classes)

@@ -74,3 +74,10 @@ def test_a_plan_out_of_budget_leaves_nothing(tmp_path: Path) -> None:
     blocks = run("convert", "demo", "--refit", "everything", "-o", tmp_path / "out")
     assert blocks.exit_code == 2
     assert "'none', 'ridge', 'blocks'" in blocks.stderr
+
+
+def test_the_same_seed_gives_the_same_routers(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        document("convert", "demo", "--recipe", "experts", "--refit", "none", "--samples", "4", "-o", tmp_path / name)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
