@@ -80,7 +80,7 @@ def _augmentation_options(command: Any) -> Any:
 def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Train the converted model in OUT further, with its ANN as the teacher, and write it to OUT2.
 
-    Several processes: accelerate launch -m vit2snn finetune ... (or torchrun). An interrupted training goes on with --resume.
+    Several processes: torchrun --nproc-per-node 2 -m vit2snn finetune ... An interrupted training goes on with --resume.
 
     \b
     vit2snn finetune demo-snn -o demo-tuned

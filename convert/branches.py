@@ -29,7 +29,6 @@ from ..spiking import (
     SpikingNorm,
     SpikingSelfAttention,
     TemporalInteraction,
-    TokenBranch,
 )
 from ..spiking.attention import ATTENTION_THRESHOLD
 from .blocks import INTERACTION
@@ -40,8 +39,6 @@ ATTENTION: dict[str, type[SpikingAttention]] = {
     "qk-channel": QKChannelAttention,
     "sdsa": SpikeDrivenSelfAttention,
 }
-VALUE = {"ssa": "value", "qk-token": "key", "qk-channel": "key", "sdsa": "query"}
-"""Which projection's spikes pass to the output, masked or mixed: it inherits the ANN's value."""
 
 
 def transformer_blocks(model: nn.Module) -> dict[str, Block]:
@@ -126,9 +123,10 @@ def inherited_attention(kind: str, attention: Attention) -> dict[str, Inherited]
             "value": value,
         }
     maps = {"query": query, "key": key, "value": value}
+    # What passes to the output, masked or mixed, inherits the ANN's value.
     if kind == "sdsa":  # y = q ⊙ N(Σ k ⊙ v)
         maps = {"query": value, "key": key, "value": query}
-    elif VALUE[kind] == "key":  # y = N(Σ q) ⊙ k
+    elif not ATTENTION[kind].has_value:  # y = N(Σ q) ⊙ k
         maps = {"query": query, "key": value}
     return maps
 
@@ -155,11 +153,6 @@ def inherited_mlp(kind: str, mlp: Mlp) -> dict[str, Inherited]:
     copies = 1 if kind == "spiking" else 2
     weight, bias = mlp.fc1.weight.detach(), mlp.fc1.bias.detach()
     return {"expand": Inherited(weight.repeat(copies, 1), bias.repeat(copies), mlp.act)}
-
-
-def as_branch(branch: nn.Module, neuron: Neuron | None = None) -> TokenBranch:
-    """A branch for sequences; with a neuron for the SEW shortcut."""
-    return TokenBranch(branch, neuron)
 
 
 def token_count(model: VisionTransformer) -> int:

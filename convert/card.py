@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from .recipe import Recipe
+
 TEMPLATE = """# {architecture}, converted by vit2snn
 
 A spiking network with the weights of `{source}` ({architecture}, {classes} classes).
 
-* Recipe: T = {timesteps}, {coding} coding, {levels} spike levels{ratio}, {schedule} thresholds.
-* {spiking} modules are driven by spikes ({macs:.1f} million multiply-accumulates of the ANN), {analog} compute on decoded
-  values (normalisation, activation functions); the softmax inside attention does so too.{ignored}
+* Recipe: T = {timesteps}, {spikes}.
+* {spiking} modules are driven by spikes ({macs:.1f} million multiply-accumulates), {analog} compute on {rest}.{ignored}
 
 Load it with `vit2snn.load(FOLDER)`, score it with `vit2snn evaluate FOLDER --data DATA`. The licence is that of the weights
 it was made from{license}.
@@ -29,13 +30,26 @@ def model_card(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
         source=config["vit2snn"]["source"] or config["architecture"],
         classes=config["num_classes"],
         timesteps=recipe["timesteps"],
-        coding=recipe["coding"],
-        levels=recipe["levels"],
-        ratio=f" of ratio {recipe['ratio']:.3g}" if recipe["levels"] > 1 else "",
-        schedule=recipe["schedule"],
+        spikes=_spikes(recipe),
         spiking=actions["spiking"],
         analog=actions["analog"],
-        macs=sum(row["macs"] for row in rows) / 1e6,
+        macs=sum(row["macs"] for row in rows if row["action"] == "spiking") / 1e6,
+        rest=_rest(recipe),
         ignored=f" {actions['ignored']} modules were left as they are by the recipe." if actions["ignored"] else "",
         license=f" ({license_name})" if license_name else "",
     )
+
+
+def _spikes(recipe: Mapping[str, Any]) -> str:
+    """What the neurons send."""
+    if Recipe.from_json(recipe).spike_driven:
+        return f"{recipe['neuron']} neurons in spiking branches (attention {recipe['attention']}, mlp {recipe['mlp']})"
+    ratio = f" of ratio {recipe['ratio']:.3g}" if recipe["levels"] > 1 else ""
+    return f"{recipe['coding']} coding, {recipe['levels']} spike levels{ratio}, {recipe['schedule']} thresholds"
+
+
+def _rest(recipe: Mapping[str, Any]) -> str:
+    """What the other modules compute on."""
+    if Recipe.from_json(recipe).spike_driven:
+        return "real values (the patch embedding sees the image; branches that the recipe keeps compute on decoded values)"
+    return "decoded values (normalisation, activation functions); the softmax inside attention does so too"

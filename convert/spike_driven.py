@@ -13,7 +13,6 @@ from ..errors import UnsupportedModuleError
 from ..spiking import Clock, SpikingNorm, TokenBranch, analog, catching, over_time
 from .blocks import BlockPlan, is_spiking
 from .branches import (
-    as_branch,
     inherited_attention,
     inherited_mlp,
     neuron_of,
@@ -36,11 +35,11 @@ def restructure(network: VisionTransformer, plans: Sequence[BlockPlan], recipe: 
     for plan, block in zip(plans, network.blocks, strict=True):
         if is_spiking(plan.attention):
             attention = spiking_attention(plan.attention, network, block, neuron)
-            block.attn = as_branch(attention, neuron() if sew else None)
+            block.attn = TokenBranch(attention, neuron() if sew else None)
             block.norm1 = nn.Identity() if sew else spiking_norm(block.norm1, recipe.norm, channels, neuron())
             block.ls1 = nn.Identity()
         if is_spiking(plan.mlp):
-            block.mlp = as_branch(spiking_mlp(plan.mlp, network, block, neuron), neuron() if sew else None)
+            block.mlp = TokenBranch(spiking_mlp(plan.mlp, network, block, neuron), neuron() if sew else None)
             block.norm2 = nn.Identity() if sew else spiking_norm(block.norm2, recipe.norm, channels, neuron())
             block.ls2 = nn.Identity()
     if sew:
@@ -108,7 +107,7 @@ def _settling(
     inherited: dict[str, Inherited] | None = None,
 ) -> Settling:
     return Settling(
-        norm if isinstance(norm, SpikingNorm) else None, branch or as_branch(nn.Identity()), clock, inherited or {},
+        norm if isinstance(norm, SpikingNorm) else None, branch or TokenBranch(nn.Identity()), clock, inherited or {},
         recipe.balance, recipe.rate, recipe.refit != "none",
     )  # fmt: skip
 

@@ -95,7 +95,7 @@ class IF(Neuron):
         v = torch.full_like(frames[0], self.v_start) if state is None else state
         if torch.is_grad_enabled():
             return unrolled(frames, v, dynamics)
-        spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)
+        spikes = torch.empty_like(frames)
         for x, s in zip(frames, spikes, strict=True):
             self.charge(x, v, out=v)
             torch.ge(v, self.threshold, out=s)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 def _sigmoid(u: Tensor, alpha: float) -> Tensor:
     s = (alpha * u).sigmoid()
-    return alpha * s * (1 - s)
+    return torch.addcmul(s, s, s, value=-1).mul_(alpha)
 
 
 def _atan(u: Tensor, alpha: float) -> Tensor:

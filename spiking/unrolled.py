@@ -31,7 +31,7 @@ class Dynamics(NamedTuple):
 class _Unrolled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, frames: Tensor, v: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
-        spikes = torch.empty_like(frames, memory_format=torch.contiguous_format)
+        spikes = torch.empty_like(frames)
         potentials = torch.empty_like(spikes)
         for x, s, h in zip(frames, spikes, potentials, strict=True):
             torch.mul(x, dynamics.gain, out=h)
@@ -47,15 +47,18 @@ class _Unrolled(torch.autograd.Function):
         (potentials,) = ctx.saved_tensors
         dynamics: Dynamics = ctx.dynamics
         grad_spikes, grad_v = grads
-        slope = dynamics.surrogate.derivative(potentials - dynamics.threshold)
-        grad_h = slope * grad_spikes  # by the spikes that are sent; what passes through the membrane is added step by step
+        grad_x = torch.empty_like(potentials)
+        # One timestep after the other, so that what is computed for it stays in the cache.
         for t in reversed(range(len(potentials))):
             h = potentials[t]
+            slope = dynamics.surrogate.derivative(h - dynamics.threshold)
+            grad_h = slope * grad_spikes[t]  # by the spike that is sent, and below by the membrane that is kept
             if not dynamics.detached:
-                grad_h[t].addcmul_(slope[t] * grad_v, h if dynamics.hard else torch.full_like(h, dynamics.threshold), value=-1)
-            grad_h[t].add_(grad_v * (h < dynamics.threshold) if dynamics.hard else grad_v)
-            grad_v = grad_h[t] * dynamics.keep
-        return grad_h.mul_(dynamics.gain), grad_v, None
+                grad_h.addcmul_(slope, grad_v * (h if dynamics.hard else dynamics.threshold), value=-1)
+            grad_h.add_(grad_v * (h < dynamics.threshold) if dynamics.hard else grad_v)
+            torch.mul(grad_h, dynamics.gain, out=grad_x[t])
+            grad_v = grad_h.mul_(dynamics.keep)
+        return grad_x, grad_v, None
 
 
 def unrolled(frames: Tensor, v: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,9 @@ def test_a_conversion_tells_its_branches_and_keeps_the_ann(converted: Path) -> N
     assert rows["blocks.3.attn"]["result"] == "SpikingSelfAttention"
     assert rows["patch_embed.proj"]["action"] == "analog"
     assert json.loads((converted / "config.json").read_text())["vit2snn"]["recipe"]["refit"] == "none"
+    card = (converted / "README.md").read_text()
+    assert "if neurons in spiking branches" in card
+    assert "softmax" not in card
     shown = document("inspect", converted)
     assert [block["attention"] for block in shown["blocks"]] == ["qk-token", "qk-token", "ssa", "ssa"]
     scores = document("evaluate", converted, "--samples", "50")
