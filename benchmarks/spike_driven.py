@@ -1,11 +1,20 @@
-"""Spike-driven conversion of the embedded model: presets by stage by timestep, beside the same networks trained from scratch.
+"""Spike-driven conversion: presets by stage by timestep, beside the same networks trained from scratch.
 
     OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --stage statistics --stage ridge --stage blocks
     OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --data DIR --stage converted --stage scratch --passes 10000
 
 ``DIR`` holds Fashion-MNIST as torchvision lays it out (``FashionMNIST/raw``). Calibration: the 256 embedded images; scores: the
-1000 embedded scoring images. Training from scratch has the same loss (labels and the ANN's soft labels), batches and schedule
-as fine-tuning. Each result is added to ``benchmarks/results/spike_driven_demo.json`` as it comes; ``--table`` prints all.
+1000 embedded scoring images. The same for DeiT-tiny on CIFAR-10, at 96 by 96 pixels (256 training images calibrate, 1000 test
+images are scored)::
+
+    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --subject deit --weights FILE --ann ANN --data DIR --stage ridge
+
+where ``FILE`` has the weights of ``deit_tiny_patch16_224``, and ``DIR`` the folders ``train`` and ``test`` of class folders.
+The ANN is trained on ``train`` first, three times through, and kept in the file ``ANN``.
+
+Training from scratch has the same loss (labels and the ANN's soft labels), batches and schedule as fine-tuning. Each result is
+added to ``benchmarks/results/spike_driven_SUBJECT.json`` as it comes; ``--table`` prints all. With glibc, training is faster if
+freed memory is kept: ``MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184``.
 """
 
 from __future__ import annotations
@@ -14,37 +23,101 @@ import dataclasses
 import fcntl
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import safetensors.torch
 import torch
 from torch import nn
 
 from vit2snn.convert import RECIPES, SpikingModel, load_model, to_spiking
 from vit2snn.convert.model import structure
-from vit2snn.data import array_source, batches, open_images, prepared, training_images
+from vit2snn.data import (
+    Augmentation,
+    ImageSource,
+    TrainingLoader,
+    array_source,
+    batches,
+    open_images,
+    prepared,
+    training_images,
+)
 from vit2snn.evaluation import evaluate
 from vit2snn.finetune import Distillation, Settings, train
 from vit2snn.zoo.demo import demo_images
 
-RESULTS = Path(__file__).parent / "results" / "spike_driven_demo.json"
+RESULTS = Path(__file__).parent / "results"
 PRESETS = ("qkformer", "experts", "spike-driven", "shift")
 STAGES = ("statistics", "ridge", "blocks", "converted", "scratch")
 REFIT = {"statistics": "none", "ridge": "ridge", "blocks": "blocks"}
 LOSS = {"labels": 0.5, "soft": 1.0}
-BATCH, LR = 32, 1e-2
+BATCH = 32
+CALIBRATION, SCORED = 256, 1000
+SIDE = 96
 
 
-def converted(ann: nn.Module, preset: str, refit: str) -> SpikingModel:
-    samples = prepared(ann, array_source(*demo_images("train"), "L"))
+@dataclass
+class Subject:
+    """An ANN, the images to convert, train and score it with, and how it is trained."""
+
+    ann: nn.Module
+    calibration: ImageSource
+    training: ImageSource | None
+    scored: ImageSource
+    lr: float
+    augmentation: Augmentation
+
+    def loader(self) -> TrainingLoader:
+        if self.training is None:
+            raise click.UsageError("training needs --data")
+        return training_images(self.ann, self.training, BATCH, augmentation=self.augmentation)
+
+
+def demo(data: str | None, weights: str | None, kept: str | None) -> Subject:
+    training = open_images("torch/fashion_mnist", "train", classes=10, mode="L", root=data) if data else None
+    calibration, scored = (array_source(*demo_images(split), "L") for split in ("train", "val"))
+    # About what the ANN was trained with: mirrored, and shifted by a pixel.
+    return Subject(
+        load_model("demo").requires_grad_(False), calibration, training, scored, 1e-2, Augmentation(scale=(0.9, 1.0))
+    )
+
+
+def deit(data: str | None, weights: str | None, kept: str | None) -> Subject:
+    if data is None or weights is None or kept is None:
+        raise click.UsageError("DeiT-tiny needs --data, --weights and --ann")
+    training, scored = (open_images(Path(data) / split, split, classes=10) for split in ("train", "test"))
+    ann: Any = load_model("deit_tiny_patch16_224", weights)
+    ann.set_input_size(img_size=SIDE)
+    ann.pretrained_cfg = ann.pretrained_cfg | {"input_size": (3, SIDE, SIDE), "crop_pct": 1.0, "num_classes": 10}
+    ann.reset_classifier(10)
+    augmentation = Augmentation(scale=(0.7, 1.0))
+    if Path(kept).is_file():
+        safetensors.torch.load_model(ann, kept)
+    else:
+        torch.manual_seed(0)
+        train(
+            ann,
+            training_images(ann, training, BATCH, augmentation=augmentation),
+            Settings(epochs=3, lr=2e-4, warmup_epochs=0.2),
+        )
+        safetensors.torch.save_model(ann, kept)
+    return Subject(ann.requires_grad_(False), training, training, scored, 1e-3, augmentation)
+
+
+SUBJECTS = {"demo": demo, "deit": deit}
+
+
+def converted(subject: Subject, preset: str, refit: str) -> SpikingModel:
+    samples = prepared(subject.ann, subject.calibration, count=CALIBRATION)
     recipe = dataclasses.replace(RECIPES[preset], refit=refit)
-    return to_spiking(ann, recipe, torch.stack([sample.image for sample in samples]))
+    return to_spiking(subject.ann, recipe, torch.stack([sample.image for sample in samples]))
 
 
-def from_scratch(ann: nn.Module, preset: str) -> SpikingModel:
+def from_scratch(subject: Subject, preset: str) -> SpikingModel:
     """The network of a preset with random weights."""
-    snn = structure(ann, RECIPES[preset], (1, 28, 28))
+    snn = structure(subject.ann, RECIPES[preset], subject.ann.pretrained_cfg["input_size"])
     for module in snn.network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(module.weight, std=0.02) if isinstance(module, nn.Linear) else module.reset_parameters()
@@ -55,26 +128,25 @@ def from_scratch(ann: nn.Module, preset: str) -> SpikingModel:
     return snn
 
 
-def tune(snn: SpikingModel, ann: nn.Module, passes: int, data: str) -> None:
-    source = open_images("torch/fashion_mnist", "train", classes=10, mode="L", root=data)
-    loader = training_images(ann, source, BATCH)
+def tune(snn: SpikingModel, subject: Subject, passes: int) -> None:
+    loader = subject.loader()
     epochs, rest = divmod(passes // BATCH, len(loader))
-    settings = Settings(epochs=1, max_steps=epochs * len(loader) + rest, lr=LR, warmup_epochs=min(1.0, passes / 60000 / 10))
+    updates = epochs * len(loader) + rest
+    warmup = min(1.0, updates / len(loader) / 10)
+    settings = Settings(epochs=1, max_steps=updates, lr=subject.lr, warmup_epochs=warmup)
     snn.teacher = None
-    train(snn, loader, settings, objective=Distillation(LOSS, ann))
-    snn.teacher = ann
+    train(snn, loader, settings, objective=Distillation(LOSS, subject.ann))
+    snn.teacher = subject.ann
 
 
-def measure(preset: str, stage: str, passes: int, data: str) -> dict[str, Any]:
+def measure(subject: Subject, preset: str, stage: str, passes: int) -> dict[str, Any]:
     started = time.time()
     torch.manual_seed(0)
-    ann = load_model("demo").requires_grad_(False)
     refit = REFIT.get(stage, RECIPES[preset].refit)
-    snn = from_scratch(ann, preset) if stage == "scratch" else converted(ann, preset, refit)
+    snn = from_scratch(subject, preset) if stage == "scratch" else converted(subject, preset, refit)
     if stage not in REFIT:
-        tune(snn, ann, passes, data)
-    scored = prepared(ann, array_source(*demo_images("val"), "L"))
-    result = evaluate(snn, batches(scored, 100))
+        tune(snn, subject, passes)
+    result = evaluate(snn, batches(prepared(subject.ann, subject.scored, count=SCORED), 100))
     return {
         "preset": preset,
         "stage": stage,
@@ -87,41 +159,51 @@ def measure(preset: str, stage: str, passes: int, data: str) -> dict[str, Any]:
     }
 
 
-def add(row: dict[str, Any]) -> None:
+def add(path: Path, row: dict[str, Any]) -> None:
     """Put a result in the place of an older one of the same kind; several processes may do so at once."""
-    with RESULTS.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        rows = json.loads(file.read() or "[]")
         key = ("preset", "stage", "passes")
         rows = [old for old in rows if any(old[field] != row[field] for field in key)] + [row]
         rows.sort(key=lambda r: (PRESETS.index(r["preset"]), STAGES.index(r["stage"]), r["passes"]))
-        RESULTS.write_text("[\n  " + ",\n  ".join(json.dumps(r) for r in rows) + "\n]\n")
+        file.truncate(0)
+        file.write("[\n  " + ",\n  ".join(json.dumps(r) for r in rows) + "\n]\n")
 
 
-def table() -> str:
+def table(path: Path) -> str:
     lines = ["| preset | stage | image passes | T = 1 | 2 | 3 | 4 |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    for row in json.loads(RESULTS.read_text()):
+    for row in json.loads(path.read_text()):
         lines.append(f"| {row['preset']} | {row['stage']} | {row['passes']} | {' | '.join(map(str, row['top1']))} |")
     return "\n".join(lines)
 
 
 @click.command()
-@click.option("--data", help="Folder of Fashion-MNIST; needed to train.")
+@click.option("--subject", "name", type=click.Choice(list(SUBJECTS)), default="demo", show_default=True)
+@click.option("--data", help="Folder of images; the embedded model needs it to train only.")
+@click.option("--weights", help="Of DeiT-tiny on ImageNet.")
+@click.option("--ann", "kept", help="DeiT-tiny on CIFAR-10: written if there is no such file.")
 @click.option("--preset", "presets", multiple=True, type=click.Choice(PRESETS), default=PRESETS)
 @click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES))
 @click.option("--passes", multiple=True, type=int, default=(10000,), help="Images to train on, repetitions counted.")
 @click.option("--table", "only_table", is_flag=True)
-def main(data: str, presets: tuple[str, ...], stages: tuple[str, ...], passes: tuple[int, ...], only_table: bool) -> None:
+def main(
+    name: str, data: str | None, weights: str | None, kept: str | None, presets: tuple[str, ...], stages: tuple[str, ...],
+    passes: tuple[int, ...], only_table: bool,
+) -> None:  # fmt: skip
     torch.set_flush_denormal(True)
-    for count in () if only_table else passes:
+    path = RESULTS / f"spike_driven_{name}.json"
+    subject = None if only_table else SUBJECTS[name](data, weights, kept)
+    for count in passes if subject else ():
         for preset in presets:
             for stage in stages:
                 if preset == "shift" and stage != "statistics":  # training-free, and nothing of it is re-fitted
                     continue
-                row = measure(preset, stage, count, data)
-                add(row)
+                row = measure(subject, preset, stage, count)
+                add(path, row)
                 click.echo(json.dumps(row))
-    click.echo(table())
+    click.echo(table(path))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def to_spiking(
 ) -> SpikingModel:
     """Convert a pretrained timm model into a spiking network.
 
-    The argument is not changed; the result shares nothing with it.
+    The argument is not changed; the result shares nothing with it, and all its parameters can be trained.
 
     The processes of a ``torch.distributed`` group convert together: each calls this with its share of the images, and all get
     the network that one process gets with all images (a batch of each process counts as one large batch).
@@ -220,7 +220,7 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
         RecipeError: the recipe names blocks that the model does not have, or mixes no tokens.
     """
     planned = plan(model, recipe, input_size)
-    network = copy.deepcopy(model).eval()
+    network = copy.deepcopy(model).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
     replace_functions(network, planned.blocks, recipe)
     if recipe.spike_driven:
         restructure(network, planned.blocks, recipe)

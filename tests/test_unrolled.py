@@ -36,6 +36,17 @@ def test_gradients_through_time_are_those_of_automatic_differentiation(
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_spikes_lie_in_memory_as_their_inputs_do(grad: bool) -> None:
+    frames = torch.randn(2, 3, 5, 7).transpose(2, 3)
+    with torch.set_grad_enabled(grad):
+        spikes, _ = IF().run(frames, 0, None)
+    assert spikes.stride() == frames.stride()
+    expanded, _ = IF().run(frames[0].expand(4, *frames[0].shape), 0, None)
+    repeated, _ = IF().run(frames[0].repeat(4, 1, 1, 1), 0, None)
+    assert torch.equal(expanded, repeated)
+
+
 def test_the_state_before_is_left_as_it_is() -> None:
     v = torch.ones(3)
     frames = torch.ones(2, 3, requires_grad=True)
