@@ -52,7 +52,7 @@ def convert(
     """Convert MODEL and write the spiking network to OUT.
 
     MODEL is a timm name (with tag), hf-hub:NAME, local-dir:PATH, or demo. Several processes share the calibration images:
-    torchrun --nproc-per-node 2 -m vit2snn convert ....
+    torchrun --nproc-per-node 2 -m vit2snn convert ...
 
     \b
     vit2snn convert demo -o demo-snn

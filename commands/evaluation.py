@@ -39,7 +39,7 @@ def evaluate(out: Path, timesteps: list[int] | None, max_drop: float | None, as_
     """Score the model in OUT at every timestep: a converted one beside its ANN, or one of the zoo.
 
     Images that a converted model was calibrated on are left out. Writes evaluation.json, evaluation.csv and curve.svg into OUT.
-    Several processes share the images: torchrun --nproc-per-node 2 -m vit2snn evaluate ....
+    Several processes share the images: torchrun --nproc-per-node 2 -m vit2snn evaluate ...
 
     \b
     vit2snn evaluate demo-snn
