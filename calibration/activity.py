@@ -14,10 +14,14 @@ from .channels import from_channels, to_channels
 
 
 class Activity:
-    """Running statistics of one neuron's input: mean at each position, minimum of each channel, largest magnitude."""
+    """Running statistics of one neuron's input: mean at each position, minimum of each channel, largest magnitude.
+
+    ``sensitivity`` is what the logits depend on it (see `sensitivities`), where that was measured.
+    """
 
     def __init__(self, name: str, axes: tuple[int, ...]) -> None:
         self.name, self.axes = name, axes
+        self.sensitivity: Tensor | None = None
         self.images = torch.zeros((), dtype=torch.int64)
 
     def __call__(self, event: Event) -> None:
@@ -51,6 +55,33 @@ class Activity:
     def mean(self) -> Tensor:
         """Mean at each position, the shape of one image's input."""
         return (self.total / self.images).to(self.scale.dtype)
+
+    def bearing(self) -> Tensor:
+        """The positions, with channel axes of size 1, at which some channel has a bearing on the logits.
+
+        Without one are, for example, the patch tokens behind the last attention of a network that reads its class token.
+        """
+        if self.sensitivity is None:
+            return torch.ones_like(self.scale, dtype=torch.bool)
+        kept = [axis for axis in range(-self.sensitivity.ndim, 0) if axis in self.axes]
+        return self.sensitivity.amax(kept, keepdim=True) > 0
+
+    def silence(self, price: float) -> Tensor:
+        """The magnitude below which a spike saves less than ``price`` of the relative squared error of the logits.
+
+        It is infinite at positions without bearing.
+        """
+        if self.sensitivity is None:
+            return torch.zeros_like(self.scale)
+        worth = self.sensitivity.mean().clamp(min=torch.finfo(self.scale.dtype).tiny)
+        return torch.where(self.bearing(), (price / worth).sqrt(), torch.inf).to(self.scale)
+
+    def columns(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """``[B, ...]`` to ``[channels, samples]`` for channels along ``axes``, without positions that have no bearing."""
+        columns, bearing = to_channels(x, axes), self.bearing()
+        if bearing.all() or not bearing.any():
+            return columns
+        return columns[:, to_channels(bearing.expand_as(x), axes)[0]]
 
 
 def observe(

@@ -12,9 +12,9 @@ from ..spiking import CodedNeuron, Neuron
 from ..spiking.coding import emit, innovation, integrate
 from ..spiking.shards import total
 from .activity import Activity
-from .channels import from_channels, to_channels
+from .channels import from_channels
 from .observers import Observer
-from .rule import ThresholdRule, magnitudes
+from .rule import Levels, ThresholdRule, magnitudes
 
 STEEPEST = 0.3
 """A closed-loop threshold is at least this share of the one before it. Innovations that are larger than any on the calibration
@@ -22,55 +22,66 @@ images would otherwise never be made up for: the thresholds of all later steps t
 
 
 class ClosedLoop(Neuron):
-    """Stands in for a coded neuron during calibration: at each step it sets threshold and bias first, then fires.
+    """Stands in for a coded neuron during calibration: at each step it sets its levels and bias first, then fires.
 
     The bias makes up for what the decoded value lacks to the ANN's on the same images, in the mean of each channel. So every
     batch is shown twice: without an aim the neuron passes its input through, as the ANN does, and takes its mean as the aim.
 
-    Thresholds and biases are those of all processes of the group, which go through their batches in step.
+    A layer-synchronous neuron goes through all its timesteps when it is shown the images once.
+
+    Levels and biases are those of all processes of the group, which go through their batches in step.
     """
 
-    def __init__(self, neuron: CodedNeuron, seen: Activity, rule: ThresholdRule, bias: bool) -> None:
+    def __init__(self, neuron: CodedNeuron, seen: Activity, rule: ThresholdRule, bias: bool, timesteps: int) -> None:
         super().__init__()
-        self.neuron, self.seen, self.rule, self.has_bias = neuron, seen, rule, bias
+        self.neuron, self.seen, self.rule, self.has_bias, self.timesteps = neuron, seen, rule, bias, timesteps
         self.clock = neuron.clock
         self.observers: list[Observer] = []
-        self.thresholds: list[Tensor] = []
+        self.levels: list[Levels] = []
         self.lacks: list[Tensor] = []  # [channels], summed over images
         self.images: list[Tensor] = []  # their number
         self.aim: Tensor | None = None
+
+    def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The timesteps of a chunk; see `Neuron.run`."""
+        if not self.neuron.synchronous or self.aim is None:
+            return super().run(frames, t, state)
+        (x,) = frames
+        for t in range(self.timesteps):
+            decoded, state = self.step(t, x, state)
+        return decoded.unsqueeze(0), None
 
     def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """As the neuron's own step, with the tables of step ``t`` set on the way."""
         neuron = self.neuron
         if self.aim is None:
-            self.aim = to_channels(x, neuron.axes).mean(1)
+            self.aim = self.seen.columns(x, neuron.axes).mean(1)
             return x, x
         assert neuron.alphabet is not None
         d = torch.zeros_like(x) if state is None else state
         u = innovation(neuron.coding, t, x - neuron.prior, d)
-        spikes = emit(neuron.alphabet, u, self._set_threshold(t, u), neuron.spikes_per_step)
-        d = integrate(neuron.coding, t, d, spikes)
+        if self.rule.closed_loop:
+            self._set_levels(t, u)
+            ladder = neuron.alphabet.ladder(*self.levels[t])
+        else:
+            ladder = neuron.ladder(t)
+        d = integrate(neuron.coding, t, d, emit(neuron.alphabet, u, ladder, neuron.spikes_per_step))
         if self.has_bias:
             d = d + from_channels(self._note_lack(t, neuron.prior + d, self.aim), x, neuron.axes)
         return neuron.prior + d, d
 
-    def _set_threshold(self, t: int, u: Tensor) -> Tensor:
-        if not self.rule.closed_loop:
-            return self.neuron.threshold[0]
+    def _set_levels(self, t: int, u: Tensor) -> None:
         if t == len(self.observers):
             self.observers.append(self.rule.watch(self.neuron, 1))
-            self.thresholds.append(u)
-        self.observers[t].update(magnitudes(self.neuron, u))
-        threshold = self.rule.threshold(self.neuron, self.observers[t], self.seen)
+        self.observers[t].update(magnitudes(self.neuron, u, self.seen))
+        levels = self.rule.levels(self.neuron, self.observers[t], self.seen, t)
         if t > 0:
-            threshold = torch.maximum(threshold, STEEPEST * self.thresholds[t - 1])
-        self.thresholds[t] = threshold
-        return threshold
+            levels = levels._replace(threshold=torch.maximum(levels.threshold, STEEPEST * self.levels[t - 1].threshold))
+        self.levels[t:] = [levels, *self.levels[t + 1 :]]
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
         """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far, of all processes."""
-        lack = (aim - to_channels(decoded, self.neuron.axes).mean(1)) * len(decoded)
+        lack = (aim - self.seen.columns(decoded, self.neuron.axes).mean(1)) * len(decoded)
         if t == len(self.lacks):
             self.lacks.append(torch.zeros_like(lack))
             self.images.append(torch.zeros((), dtype=torch.int64))
@@ -83,8 +94,8 @@ class ClosedLoop(Neuron):
 
     def finish(self) -> None:
         """Hand the tables over to the neuron."""
-        if self.thresholds:
-            self.neuron.threshold = torch.stack(self.thresholds)
+        if self.levels:
+            self.neuron.threshold, self.neuron.ratio, self.neuron.silence = map(torch.stack, zip(*self.levels, strict=True))
         if self.lacks:
             like = self.seen.mean.unsqueeze(0)
             self.neuron.bias = torch.stack(

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from ..spiking import Clock, CodedNeuron, Event, analog, neurons, probing, simulate
 from .activity import Activity, observe
 from .closed_loop import ClosedLoop, in_place_of_neurons
-from .observers import Observer
 from .rule import ThresholdRule, magnitudes
+from .sensitivity import sensitivities
 
 Prior = Literal["none", "mean", "minimum"]
+
+PRICED_ON, DRAWS = 32, 4  # images and random directions from which the worth of a spike is estimated
 
 
 def calibrate(
@@ -37,6 +39,7 @@ def calibrate(
     rule: ThresholdRule,
     prior: Prior = "mean",
     bias: bool = True,
+    sense: bool = True,
 ) -> None:
     """Set thresholds, priors and biases of all coded neurons of ``network``, whose neurons share ``clock``.
 
@@ -48,26 +51,33 @@ def calibrate(
         rule: where thresholds come from.
         prior: the ``mean`` activation at each position, the ``minimum`` of each channel, or ``none``.
         bias: whether each step gets a bias for each channel.
+        sense: whether neurons are silenced on which no logit depends, and spikes have to be worth the rule's price. The network
+            with analog neurons must be the ANN.
 
     Raises:
         ModelError: a neuron's input is not finite; the message names the neuron.
     """
     found = {name: n for name, n in neurons(network) if isinstance(n, CodedNeuron) and n.alphabet is not None}
     activity = observe(network, clock, batches, found)
+    if sense:
+        images, draws = (PRICED_ON, DRAWS) if rule.price else (1, 1)
+        for name, sensitivity in sensitivities(network, clock, batches, found, images, draws).items():
+            activity[name].sensitivity = sensitivity
     for name, neuron in found.items():
         seen = activity[name]
         neuron.prior = {"none": torch.zeros_like(seen.scale), "mean": seen.mean, "minimum": seen.minimum}[prior]
-        neuron.bias = seen.scale.new_empty(0)
+        neuron.ratio = neuron.silence = neuron.bias = seen.scale.new_empty(0)
     if not rule.closed_loop:
         _set_static_thresholds(network, clock, batches, timesteps, rule, activity, found)
+    synchronous = any(neuron.synchronous for neuron in found.values())
     if rule.closed_loop or bias:
-        loops = {name: ClosedLoop(neuron, activity[name], rule, bias) for name, neuron in found.items()}
+        loops = {name: ClosedLoop(neuron, activity[name], rule, bias, timesteps) for name, neuron in found.items()}
         with in_place_of_neurons(network, loops), torch.no_grad():
             for batch in batches:
                 for loop in loops.values():
                     loop.aim = None
                 simulate(network, clock, batch, 1)
-                simulate(network, clock, batch, timesteps, chunk=1)
+                simulate(network, clock, batch, 1 if synchronous else timesteps, chunk=1)
         for loop in loops.values():
             loop.finish()
 
@@ -83,12 +93,14 @@ def _set_static_thresholds(
 ) -> None:
     observers = {name: rule.watch(neuron, timesteps) for name, neuron in found.items()}
 
-    def see(neuron: CodedNeuron, observer: Observer, event: Event) -> None:
-        observer.update(magnitudes(neuron, event.target - neuron.prior))
+    def see(name: str, event: Event) -> None:
+        neuron = found[name]
+        observers[name].update(magnitudes(neuron, event.target - neuron.prior, activity[name]))
 
-    probes = {name: partial(see, neuron, observers[name]) for name, neuron in found.items()}
+    probes = {name: partial(see, name) for name in found}
     with probing(network, probes), analog(network), torch.no_grad():
         for batch in batches:
             simulate(network, clock, batch, 1)
     for name, neuron in found.items():
-        neuron.threshold = rule.threshold(neuron, observers[name], activity[name]).unsqueeze(0)
+        levels = rule.levels(neuron, observers[name], activity[name])
+        neuron.threshold, neuron.ratio, neuron.silence = (table.unsqueeze(0) for table in levels)

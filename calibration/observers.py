@@ -8,20 +8,17 @@ several processes is that of the whole.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..spiking.shards import largest
+from .code import Code, points, squared_errors, thresholds
 from .histogram import BINS, PER_OCTAVE, Histogram, edges
 
-POINTS = 5
 TINY = torch.finfo(torch.float64).tiny
-
-Decode = Callable[[Tensor, Tensor], Tensor]
-"""``decode(values, thresholds)``: what a receiver decodes when a neuron with these thresholds codes these values."""
 
 
 class Observer(ABC):
@@ -96,23 +93,39 @@ def _candidates(histogram: Histogram) -> range:
 
 
 class MseObserver(HistogramObserver):
-    """The threshold that minimises the mean squared error of the decoded value."""
+    """The threshold, and the ratio of levels, that minimise the mean squared error of the decoded value."""
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, code: Code) -> None:
         super().__init__()
-        self.decode = decode
+        self.code = code
 
     def value(self) -> Tensor:
-        """The best of the candidate thresholds for each channel, by exhaustive search on the histogram."""
-        edge, histogram = edges(), self.histogram.over_processes()
-        lower = edge[_candidates(histogram)]
-        thresholds = torch.cat([lower, (lower[1:] + lower[:-1]) / 2])
-        # Several points in each bin, because the decoded values may lie closer together than its edges.
-        within = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
-        points = edge[:-1, None] + within * edge.diff()[:, None]
-        points[0] = 0.0
-        error = (self.decode(points, thresholds[:, None, None]) - points).square().mean(2)
-        return thresholds[(histogram.counts.double() @ error.T).argmin(1)]
+        """The best threshold for the alphabet's own ratio."""
+        return self.search([self.code.alphabet.ratio])[0]
+
+    def search(self, ratios: Sequence[float], silence: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The best of the candidate thresholds and of ``ratios`` for each channel, by exhaustive search on the histogram.
+
+        Args:
+            ratios: ρ that may be chosen.
+            silence: magnitudes below it send nothing, and its square is the price of a spike that is sent.
+
+        Returns:
+            Thresholds and ratios, both ``[channels]`` float64.
+        """
+        histogram = self.histogram.over_processes()
+        candidates = _candidates(histogram)
+        span = slice(2 * candidates.start, 2 * candidates.stop - 1)
+        values, counts = points().float(), histogram.counts.float()
+        costs = []
+        for ratio in ratios:
+            error = squared_errors(self.code, ratio)[span]
+            if silence:
+                error = torch.where(values < silence, values.square(), error + silence**2)
+            costs.append(counts @ error.mean(2).T)
+        best = torch.stack(costs, 2).flatten(1).argmin(1)  # [channels], over thresholds by ratios
+        tried = torch.tensor(ratios, dtype=torch.float64)
+        return thresholds()[span][best // len(ratios)], tried[best % len(ratios)]
 
 
 class EntropyObserver(HistogramObserver):
@@ -123,9 +136,9 @@ class EntropyObserver(HistogramObserver):
     evenly, by width, over the occupied bins they come from. The smallest of equally good thresholds is taken.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, code: Code) -> None:
         super().__init__()
-        self.decode = decode
+        self.code = code
 
     def value(self) -> Tensor:
         """The best of the candidate thresholds for each channel, by exhaustive search on the histogram."""
@@ -139,7 +152,7 @@ class EntropyObserver(HistogramObserver):
         inside, end = counts[:, : len(edge) - 1], len(edge) - 1
         centre = (edge[1:] + edge[:-1]) / 2
         centre[0] = 0.0
-        level = self.decode(centre, edge[-1]).unique(return_inverse=True)[1].expand_as(inside)
+        level = self.code.decode(centre, edge[-1]).unique(return_inverse=True)[1].expand_as(inside)
         width = torch.where(inside > 0, edge.diff(), 0.0)
         mass = torch.zeros_like(inside).scatter_add_(1, level, inside).gather(1, level)
         room = torch.zeros_like(inside).scatter_add_(1, level, width).gather(1, level)
@@ -151,10 +164,10 @@ class EntropyObserver(HistogramObserver):
         return divergence
 
 
-OBSERVERS: dict[str, Callable[[float, Decode], Observer]] = {
-    "max": lambda percentile, decode: MaxObserver(),
-    "percentile": lambda percentile, decode: PercentileObserver(percentile),
-    "mse": lambda percentile, decode: MseObserver(decode),
-    "entropy": lambda percentile, decode: EntropyObserver(decode),
+OBSERVERS: dict[str, Callable[[float, Code], Observer]] = {
+    "max": lambda percentile, code: MaxObserver(),
+    "percentile": lambda percentile, code: PercentileObserver(percentile),
+    "mse": lambda percentile, code: MseObserver(code),
+    "entropy": lambda percentile, code: EntropyObserver(code),
 }
 """Observers by the name that recipes use."""

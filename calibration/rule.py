@@ -1,70 +1,83 @@
-"""How a threshold follows from the magnitudes that a neuron sees."""
+"""How the levels of a neuron's spikes follow from the magnitudes that it sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..spiking import CodedNeuron
-from ..spiking.coding import emit, innovation, integrate
 from .activity import Activity
-from .channels import from_channels, to_channels
-from .observers import OBSERVERS, Observer
+from .channels import from_channels
+from .code import Code
+from .observers import OBSERVERS, MseObserver, Observer
+
+PRICE_FALL = 10.0
+"""A spike is worth this much less at each further timestep: about what the squared error of the logits falls by."""
+
+
+class Levels(NamedTuple):
+    """θ, ρ and silence for one timestep, in shapes that broadcast against one image's input."""
+
+    threshold: Tensor
+    ratio: Tensor
+    silence: Tensor
 
 
 @dataclass(frozen=True)
 class ThresholdRule:
-    """How thresholds follow from what a neuron sees.
+    """How the levels of spikes follow from what a neuron sees.
 
     Args:
-        observer: a name in `OBSERVERS`.
+        observer: a name in `OBSERVERS`. ``mse`` also chooses the ratio of levels: 2, or a finer 2^(1/m), or the alphabet's.
         percentile: of the ``percentile`` observer, 0..100.
         headroom: the threshold is this multiple of the observer's value.
-        closed_loop: a threshold for each timestep, from the innovations of the spiking network; otherwise one for all
+        closed_loop: levels for each timestep, from the innovations of the spiking network; otherwise one threshold for all
             timesteps, from the activations of the ANN.
+        price: the relative squared error of the logits that a spike has to save, at the first timestep; it falls with time. A
+            neuron keeps silent where a spike would save less.
     """
 
     observer: str = "percentile"
     percentile: float = 99.9
     headroom: float = 4.0
     closed_loop: bool = True
+    price: float = 0.0
 
     def watch(self, neuron: CodedNeuron, timesteps: int) -> Observer:
-        """A new observer for a neuron whose threshold will serve ``timesteps`` timesteps."""
-        return OBSERVERS[self.observer](self.percentile, decoder(neuron, timesteps))
+        """A new observer for a neuron whose levels will serve ``timesteps`` timesteps."""
+        return OBSERVERS[self.observer](self.percentile, Code.of(neuron, timesteps))
 
-    def threshold(self, neuron: CodedNeuron, observer: Observer, seen: Activity) -> Tensor:
-        """The observer's value with head-room, in the shape that broadcasts against one image's input; never 0.
+    def levels(self, neuron: CodedNeuron, observer: Observer, seen: Activity, t: int = 0) -> Levels:
+        """What the observer's statistic makes of timestep ``t``; thresholds are never 0.
 
         A neuron, channel or step that was silent on the calibration images may still have to fire on others, so its
         threshold is a small share of what the rest of the neuron has.
         """
-        values = observer.value() * self.headroom
+        assert neuron.alphabet is not None
+        silence = seen.silence(self.price / PRICE_FALL**t)
+        if isinstance(observer, MseObserver):
+            values, ratios = observer.search(finer_ratios(neuron.alphabet.ratio), float(silence.min().nan_to_num(posinf=0.0)))
+        else:
+            values = observer.value()
+            ratios = torch.full_like(values, neuron.alphabet.ratio)
+        values = values * self.headroom
         floor = max(float(values.max()) * 2.0**-10, float(seen.scale) * 2.0**-20)
         values = values.clamp(min=floor) if floor > 0 else torch.ones_like(values)
-        return from_channels(values, seen.mean.unsqueeze(0), neuron.axes if neuron.per_channel else ())
+        axes = neuron.axes if neuron.per_channel else ()
+        threshold, ratio = (from_channels(column, seen.mean.unsqueeze(0), axes) for column in (values, ratios))
+        return Levels(threshold, ratio, silence)
 
 
-def magnitudes(neuron: CodedNeuron, u: Tensor) -> Tensor:
+def finer_ratios(finest: float) -> list[float]:
+    """2, √2, 2^(1/3), ..., and ``finest``: a receiver with m stored versions of a weight has 2^(1/m)."""
+    return [*takewhile(lambda ratio: ratio > finest * (1 + 1e-6), (2 ** (1 / m) for m in count(1))), finest]
+
+
+def magnitudes(neuron: CodedNeuron, u: Tensor, seen: Activity) -> Tensor:
     """What a neuron's alphabet can express of ``u`` ``[B, ...]``, as observers want it: ``[channels, samples]``."""
     assert neuron.alphabet is not None
-    return to_channels(neuron.alphabet.magnitudes(u), neuron.axes if neuron.per_channel else ())
-
-
-def decoder(neuron: CodedNeuron, timesteps: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """``decode(values, thresholds)``: what ``timesteps`` steps of this neuron make of constant deviations."""
-    alphabet, coding = neuron.alphabet, neuron.coding
-    assert alphabet is not None
-
-    def decode(values: Tensor, thresholds: Tensor) -> Tensor:
-        values, thresholds = torch.broadcast_tensors(values, thresholds)
-        d = torch.zeros_like(values)
-        for t in range(timesteps):
-            spikes = emit(alphabet, innovation(coding, t, values, d), thresholds, neuron.spikes_per_step)
-            d = integrate(coding, t, d, spikes)
-        return d
-
-    return decode
+    return seen.columns(neuron.alphabet.magnitudes(u), neuron.axes if neuron.per_channel else ())

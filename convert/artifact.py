@@ -29,7 +29,7 @@ from .folding import fold
 from .model import SpikingModel, structure
 from .recipe import Recipe
 
-SCHEMA = 2
+SCHEMA = 3
 WEIGHTS, TEACHER = "model.safetensors", "ann.safetensors"
 
 

@@ -179,10 +179,11 @@ def to_spiking(
     if recipe.spike_driven:
         fit(snn.network, snn.clock, model.eval(), snn.plan.blocks, recipe, batches)
     if snn.neurons() and recipe.alphabet is not None:
-        # Beside membrane neurons, one timestep is no ANN from which a prior or a bias could be learned.
+        # Beside membrane neurons, one timestep is no ANN from which a prior, a bias or a worth could be learned.
         prior: Prior = "none" if recipe.spike_driven else recipe.prior
         bias = recipe.bias and not recipe.spike_driven
-        calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, prior, bias)
+        sense = not recipe.spike_driven
+        calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, prior, bias, sense)
     for value in snn.network.state_dict().values() if shards.processes() > 1 else ():
         value.copy_(shards.first(value))  # where devices round differently
     snn.calibrated_on = shards.collected(batches.digests)

@@ -14,7 +14,7 @@ from ..errors import RecipeError
 from ..spiking import Alphabet, CodedNeuron, Coding
 from .blocks import AUTO, Choice, any_spiking, check_choice
 
-VERSION = 1
+VERSION = 2
 Norm = Literal["layernorm", "shift-layernorm", "batchnorm"]
 Refit = Literal["none", "ridge", "blocks"]
 
@@ -32,16 +32,22 @@ class Recipe:
             spikes: ``ssa``, ``qk-token``, ``qk-channel``, ``sdsa``, ``emsa``, each of these also with ``+tim``. ``auto``
             measures them on the calibration images.
         mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values, or of spikes: ``spiking``, ``emsp``.
-        coding: ``differential`` (spikes carry changes) or ``rate`` (the decoded value is the mean of the spikes).
+        coding: ``differential`` (spikes carry changes), ``rate`` (the decoded value is the mean of the spikes), or ``decaying``
+            (changes, in units that fall as 1/t).
+        schedule: ``stepwise`` (all layers compute each timestep, and a receiver reads values that are still being refined) or
+            ``layer-synchronous`` (each layer goes through all its timesteps before the next one begins).
         levels: size of the spike alphabet {θ ρ^-k, k < levels}; 1 is binary or ternary, 0 means exact (analog) neurons.
-        ratio: ρ of the alphabet.
+        ratio: ρ of the alphabet; with observer ``mse`` the finest that a neuron may have: it gets 2, or a finer 2^(1/m),
+            whichever leaves least error.
         signed: whether spikes have both signs.
         spikes_per_step: the longest burst that a neuron may send in one timestep.
         input_spikes: the same for the first neurons, which see the image itself; every later neuron inherits their error.
-        schedule: ``closed-loop`` (thresholds for each timestep, from the spiking network itself) or ``static``.
+        thresholds: ``closed-loop`` (for each timestep, from the spiking network itself) or ``static``.
         observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``.
         percentile: of the ``percentile`` observer, 0..100.
         headroom: thresholds are this multiple of the statistic.
+        price: the relative squared error of the logits that a spike has to save at the first timestep (at later ones less), or
+            else it is not sent; 0 sends all.
         granularity: one threshold for each ``tensor`` or each ``channel``.
         prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
         bias: whether each timestep has a calibrated bias for each channel.
@@ -67,16 +73,18 @@ class Recipe:
     timesteps: int = 4
     attention: Choice = "softmax"
     mlp: Choice = "mlp"
-    coding: Literal["differential", "rate"] = "differential"
+    coding: Literal["differential", "rate", "decaying"] = "differential"
+    schedule: Literal["stepwise", "layer-synchronous"] = "stepwise"
     levels: int = 16
-    ratio: float = math.sqrt(2)
+    ratio: float = 2**0.25
     signed: bool = True
     spikes_per_step: int = 1
     input_spikes: int = 2
-    schedule: Literal["closed-loop", "static"] = "closed-loop"
-    observer: Literal["percentile", "max", "mse", "entropy"] = "percentile"
+    thresholds: Literal["closed-loop", "static"] = "closed-loop"
+    observer: Literal["percentile", "max", "mse", "entropy"] = "mse"
     percentile: float = 99.9
-    headroom: float = 4.0
+    headroom: float = 1.0
+    price: float = 0.0
     granularity: Literal["tensor", "channel"] = "tensor"
     prior: Prior = "mean"
     bias: bool = True
@@ -107,6 +115,7 @@ class Recipe:
             "input_spikes": self.input_spikes >= 1,
             "percentile": 0 < self.percentile <= 100,
             "headroom": math.isfinite(self.headroom) and self.headroom > 0,
+            "price": math.isfinite(self.price) and self.price >= 0,
             "rate": 0 < self.rate < 1,
             "max_error": self.max_error is None or self.max_error > 0,
             "max_energy": self.max_energy is None or self.max_energy > 0,
@@ -116,10 +125,17 @@ class Recipe:
                 raise RecipeError(f"recipe field {name!r} is out of range: {getattr(self, name)}", f"set another {name}")
         if self.version != VERSION:
             raise RecipeError(f"recipe has version {self.version}, this vit2snn reads version {VERSION}")
+        if self.price and self.thresholds == "static":
+            raise RecipeError("recipe field 'price' is given, and thresholds are static", "choose thresholds closed-loop")
         self._check_branches()
 
     def _check_branches(self) -> None:
         """Refuse fields of spiking branches that contradict each other."""
+        if self.spike_driven and self.synchronous:
+            raise RecipeError(
+                "recipe field 'schedule' is 'layer-synchronous', and some branch is a spiking one, which lives in time",
+                "choose schedule stepwise",
+            )
         if not self.spike_driven:
             for name, given in {"norm": self.norm == "batchnorm", "readout": self.readout != "model"}.items():
                 if given:
@@ -143,6 +159,11 @@ class Recipe:
         return any_spiking(self.attention) or any_spiking(self.mlp)
 
     @property
+    def synchronous(self) -> bool:
+        """Whether each layer goes through all its timesteps before the next one begins."""
+        return self.schedule == "layer-synchronous"
+
+    @property
     def keeps_function(self) -> bool:
         """Whether the network with analog neurons computes what the ANN computes."""
         return self.attention == "softmax" and self.mlp == "mlp" and self.norm == "layernorm"
@@ -155,12 +176,12 @@ class Recipe:
     @property
     def threshold_rule(self) -> ThresholdRule:
         """The part of the recipe that calibration needs for thresholds."""
-        return ThresholdRule(self.observer, self.percentile, self.headroom, self.schedule == "closed-loop")
+        return ThresholdRule(self.observer, self.percentile, self.headroom, self.thresholds == "closed-loop", self.price)
 
     def coded_neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
         """A new neuron for an input whose channels lie along the negative ``axes``."""
         per_channel, burst = self.granularity == "channel", self.input_spikes if sees_image else self.spikes_per_step
-        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst)
+        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, self.synchronous)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold."""
@@ -221,15 +242,15 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "faithful": Recipe(),
-    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, observer="mse", headroom=1.0, granularity="channel"),
+    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, granularity="channel"),
     "binary": Recipe(
         timesteps=32,
         coding="rate",
         levels=1,
         signed=False,
         input_spikes=1,
-        schedule="static",
-        headroom=1.0,
+        thresholds="static",
+        observer="percentile",
         granularity="channel",
         prior="minimum",
     ),

@@ -65,9 +65,7 @@ def record(model: nn.Module, input_size: tuple[int, ...]) -> list[Operation]:
     Raises:
         ModelError: the model cannot be run on one tensor of that size, or uses a synaptic module twice.
     """
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.parameters()}
-    memo |= {id(b): b.to("meta") for b in model.buffers()}
-    shadow = copy.deepcopy(model, memo).eval()
+    shadow = on_meta(model)
     calls: dict[str, int] = defaultdict(int)
     recorder = _Recorder(shadow, calls)
     with recorder, torch.no_grad():
@@ -88,6 +86,13 @@ def record(model: nn.Module, input_size: tuple[int, ...]) -> list[Operation]:
                 "a neuron has one state: give each place a module of its own (copy.deepcopy) before converting",
             )
     return recorder.operations
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode on torch's ``meta`` device: it has shapes, and no values."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.parameters()}
+    memo |= {id(b): b.to("meta") for b in model.buffers()}
+    return copy.deepcopy(model, memo).eval()
 
 
 class _Recorder(TorchFunctionMode):
@@ -111,19 +116,19 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self.stack.pop()
         # A custom autograd function, such as that of a neuron, is not seen by this mode.
-        if any(id(tensor) in self.signals for tensor in _tensors(inputs)):
+        if any(id(tensor) in self.signals for tensor in tensors_in(inputs)):
             self.mark(output)
 
     def mark(self, value: Any) -> None:
         """Note tensors as depending on the image."""
-        for tensor in _tensors([value]):
+        for tensor in tensors_in([value]):
             self.signals[id(tensor)] = tensor
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        operands = _tensors([*args, *kwargs.values()])
+        operands = tensors_in([*args, *kwargs.values()])
         result = func(*args, **kwargs)
         signals = sum(id(operand) in self.signals for operand in operands)
         name = getattr(func, "__name__", "")
@@ -144,7 +149,7 @@ class _Recorder(TorchFunctionMode):
         else:
             return
         module = self.stack[-1] if self.stack else ""
-        macs = _macs(name, operands, result) if kind in ("weighted", "product") else 0
+        macs = count_macs(name, operands, result) if kind in ("weighted", "product") else 0
         self.operations.append(Operation(module, kind, name.strip("_"), macs))
 
     def __exit__(self, *exception: Any) -> None:
@@ -153,8 +158,8 @@ class _Recorder(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
 
-def _macs(name: str, operands: list[Tensor], result: Tensor) -> int:
-    """Multiply-accumulates of one call, for one image."""
+def count_macs(name: str, operands: list[Tensor], result: Tensor) -> int:
+    """Multiply-accumulates of one call of a synaptic operation, for one image."""
     first, second = operands[0], operands[1]
     if name == "scaled_dot_product_attention":
         value = operands[2]
@@ -166,11 +171,12 @@ def _macs(name: str, operands: list[Tensor], result: Tensor) -> int:
     return result.numel() * first.shape[-1]
 
 
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among ``values`` and in lists and tuples among them."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (tuple, list)):
-            found += _tensors(value)
+            found += tensors_in(value)
     return found

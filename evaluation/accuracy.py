@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..convert import SpikingModel
+from ..convert.dataflow import dataflow
 from ..errors import DataError
 from ..spiking.shards import processes, smallest, total
 from .diagnosis import ModuleError, diagnose
+from .energy import Cost
 from .spikes import SpikeCount, counting_spikes
 
 DIAGNOSED = 8  # images of the first batch on which the error of every neuron is measured
@@ -29,6 +31,9 @@ class Point:
         agreement: share of images with the same top-1 class as the ANN, in per cent.
         relative_error: ‖snn - ann‖ / ‖ann‖ of the logits, over all images.
         spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images.
+        operations: accumulates that spikes have caused so far for an image, relative to the multiply-accumulates of the ANN's
+            synaptic operations. None for a spike-driven network.
+        energy: of these and of all that is analog, relative to the ANN's (see `vit2snn.evaluation.energy`). None as above.
     """
 
     timestep: int
@@ -36,6 +41,8 @@ class Point:
     agreement: float
     relative_error: float
     spikes_per_neuron: float
+    operations: float | None
+    energy: float | None
 
 
 @dataclass(frozen=True)
@@ -81,14 +88,17 @@ class _Logits:
         self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
         self.size = float(total(torch.tensor(self.size, dtype=torch.float64)))
 
-    def point(self, t: int, spikes: Tensor) -> Point:
+    def point(self, t: int, spikes: Tensor, cost: Cost | None) -> Point:
         """The figures after ``t`` timesteps."""
+        operations, energy = cost.at(t, self.images) if cost else (None, None)
         return Point(
             timestep=t,
             top1=100 * float(self.right[t - 1]) / self.images,
             agreement=100 * float(self.agreed[t - 1]) / self.images,
             relative_error=float((self.difference[t - 1] / max(self.size, torch.finfo(torch.float64).tiny)).sqrt()),
             spikes_per_neuron=float(spikes[t - 1]),
+            operations=operations,
+            energy=energy,
         )
 
 
@@ -117,7 +127,8 @@ def evaluate(
         raise ValueError(f"timesteps must be at least 1, got {timesteps}")
     last = reported[-1]
     device = next(snn.network.parameters()).device
-    spikes, logits = SpikeCount(), _Logits(last)
+    flow = None if snn.recipe.spike_driven else dataflow(snn.network, snn.input_size)
+    spikes, logits = SpikeCount(flow.fan_out if flow else {}, snn.recipe.synchronous), _Logits(last)
     remaining = iter(batches)
     first = next(remaining, None)
     if not int(smallest(torch.tensor(0 if first is None else len(first[0])))):
@@ -132,6 +143,7 @@ def evaluate(
         with counting_spikes(snn.network, spikes):
             logits.add(snn(x, last, chunk=1), ann, y)
     logits.join()
-    per_neuron = spikes.over_processes().per_neuron()
-    points = tuple(logits.point(t, per_neuron) for t in reported)
+    spikes = spikes.over_processes()
+    cost = Cost(flow, spikes.caused(), snn.recipe.synchronous) if flow else None
+    points = tuple(logits.point(t, spikes.per_neuron(), cost) for t in reported)
     return Evaluation(logits.images, 100 * logits.ann_right / logits.images, points, modules)

@@ -33,9 +33,9 @@ class ModuleError:
 def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) -> list[ModuleError]:
     """Compare every neuron with the ANN on the same images, worst first by the error at the last timestep.
 
-    The relative error is ‖m[t] - x‖ / ‖x‖ over all images and positions, where x is the ANN's activation: it includes what
-    the neuron inherits from those before it. The blocks of a spike-driven network are compared instead of its neurons: the mean
-    over time of what a block has put out so far with what the ANN's block puts out.
+    The relative error is ‖m[t] - x‖ / ‖x‖ over all images and positions that do not keep silent, where x is the ANN's
+    activation: it includes what the neuron inherits from those before it. The blocks of a spike-driven network are compared
+    instead of its neurons: the mean over time of what a block has put out so far with what the ANN's block puts out.
 
     All processes of a ``torch.distributed`` group call this, each with images of its own, and get the errors over all.
 
@@ -53,11 +53,12 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
     spikes = dict.fromkeys(names, 0)
 
     def remember(name: str, event: Event) -> None:
-        reference[name] = event.target
+        reference[name] = names[name].speaking(event.target)
 
     def compare(name: str, event: Event) -> None:
-        errors[name].append(float((event.decoded - reference[name]).norm()))
-        spikes[name] += sum(int(spike.count_nonzero()) for spike in event.spikes)
+        errors[name].append(float((names[name].speaking(event.decoded) - reference[name]).norm()))
+        sent = sum(int(spike.count_nonzero()) for spike in event.spikes)
+        spikes[name] = sent if snn.recipe.synchronous else spikes[name] + sent
 
     with probing(snn.network, _bind(names, remember)), analog(snn.network):
         simulate(snn.network, snn.clock, images, 1)

@@ -26,10 +26,12 @@ def curve_table(result: Evaluation) -> str:
             f"{p.agreement:.1f}",
             f"{p.relative_error:.2g}",
             f"{p.spikes_per_neuron:.2f}",
+            *([] if p.energy is None else [f"{100 * p.energy:.0f}"]),
         ]
         for p in result.points
     ]
-    rows_text = table(["T", "top-1 %", "agreement %", "relative error", "spikes/neuron"], rows)
+    heads = ["T", "top-1 %", "agreement %", "relative error", "spikes/neuron", "energy, % of the ANN's"]
+    rows_text = table(heads[: len(rows[0])], rows)
     worst = result.modules[0]
     return (
         f"ANN top-1: {result.ann_top1:.1f} % on {result.images} images\n{rows_text}\n"

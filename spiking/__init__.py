@@ -1,6 +1,6 @@
 """The vocabulary of spiking networks in pure torch: time, neurons, codings, and the modules that they drive."""
 
-from .alphabet import Alphabet as Alphabet
+from .alphabet import Alphabet as Alphabet, Ladder as Ladder
 from .attention import (
     QKChannelAttention as QKChannelAttention,
     QKMixedAttention as QKMixedAttention,

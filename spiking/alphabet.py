@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+
+class Ladder(NamedTuple):
+    """The levels of one timestep, all of which broadcast against the value that is coded.
+
+    Attributes:
+        threshold: θ > 0, the largest level.
+        ratio: ρ > 1 of neighbouring levels.
+        silence: magnitudes below this send nothing; at least half the smallest level, infinite for neurons that never fire.
+    """
+
+    threshold: Tensor
+    ratio: Tensor
+    silence: Tensor
 
 
 @dataclass(frozen=True)
@@ -13,7 +28,8 @@ class Alphabet:
     """The ladder of values {θ ρ^-k, k < n}, of both signs if ``signed``, and silence.
 
     Binary spikes are ``Alphabet(1, signed=False)``, ternary ones ``Alphabet(1)``. Multi-threshold neurons have n > 1; with
-    ρ = 2 a receiver shifts and adds, with ρ = √2 it needs a second stored copy of the weight (DCGS, ICML 2025, has ρ = 2).
+    ρ = 2 a receiver shifts and adds, with ρ = 2^(1/m) it does so with one of m stored versions of the weight (DCGS, ICML 2025,
+    has ρ = 2).
     """
 
     levels: int
@@ -37,23 +53,26 @@ class Alphabet:
         """What of ``u`` the alphabet can express: |u|, or only its positive part for unsigned spikes."""
         return u.abs() if self.signed else u.clamp(min=0)
 
-    def quantize(self, u: Tensor, threshold: Tensor) -> Tensor:
-        """The nearest value of the alphabet; a tie goes to the larger one (``>=``, as in the literature's neurons).
+    def ladder(self, threshold: Tensor, ratio: Tensor | None = None, silence: Tensor | None = None) -> Ladder:
+        """The levels below ``threshold``; with the alphabet's ρ and with rounding to the nearest unless others are given."""
+        ratio = torch.full_like(threshold, self.ratio) if ratio is None else ratio
+        nearest = threshold * ratio ** (1 - self.levels) / 2
+        return Ladder(threshold, ratio, nearest if silence is None else torch.maximum(nearest, silence))
+
+    def quantize(self, u: Tensor, ladder: Ladder) -> Tensor:
+        """The nearest level, or 0 below the ladder's silence; a tie goes to the larger (``>=``, as in the literature).
 
         Not differentiable: see `vit2snn.spiking.coding.emit`.
-
-        Args:
-            u: any shape.
-            threshold: θ > 0, the largest level; broadcasts against ``u``.
         """
-        y = self.magnitudes(u).div_(threshold)
-        fires = y >= self.ratio ** (1 - self.levels) / 2
+        y = self.magnitudes(u)
+        fires = y >= ladder.silence
         if self.levels == 1:
             level = y.fill_(1.0)
         else:
             # A level ends half-way to its upper neighbour, (1 + 1/ρ)/2 below it: a constant distance on the log scale.
-            step = math.log2(self.ratio)
-            k = y.mul_(2 / (1 + 1 / self.ratio)).log2_().div_(-step).ceil_().clamp_(0, self.levels - 1)
-            level = k.mul_(-step).exp2_()
-        spikes = level.mul_(fires).mul_(threshold)
+            octaves = ladder.ratio.log2()
+            scale = 2 / (1 + 1 / ladder.ratio) / ladder.threshold
+            k = (y * scale).log2_().div_(-octaves).ceil_().clamp_(0, self.levels - 1)
+            level = k.mul_(-octaves).exp2_()
+        spikes = level * fires * ladder.threshold
         return spikes.copysign_(u) if self.signed else spikes

@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .alphabet import Alphabet
+from .alphabet import Alphabet, Ladder
 from .coding import Coding, emit, innovation, integrate
 from .time import Neuron
 
+TABLES = ("threshold", "ratio", "silence", "bias", "prior")
+
 
 class Event(NamedTuple):
-    """What one neuron did in one timestep: its target, the spikes it sent, and the value its receivers now read."""
+    """What one neuron did in one timestep: its target, the spikes it sent, and the value its receivers now read.
+
+    Of a layer-synchronous neuron, ``spikes`` are those of all steps that it spent on this target.
+    """
 
     t: int
     target: Tensor
@@ -29,8 +34,13 @@ class CodedNeuron(Neuron):
     Buffers, empty until calibration sets them, with S and C broadcasting against one image's input ``[...]``:
 
     * ``threshold`` ``[steps, *S]``: θ of each timestep; later timesteps keep the last one;
+    * ``ratio`` ``[steps, *S]``: ρ of each timestep, where it is not the alphabet's;
+    * ``silence`` ``[steps, *Z]``: magnitudes below which nothing is sent, where that is more than half the smallest level;
     * ``bias`` ``[steps, *C]``: c of each timestep; later timesteps have none;
     * ``prior`` ``[...]`` or a scalar: r.
+
+    A layer-synchronous neuron spends all its timesteps on one input before its receivers read it. So its output at timestep t
+    is what t steps make of the input at t, which comes from neurons that had t steps themselves.
 
     Args:
         alphabet: the spikes; None for an exact (analog) neuron, which passes its input through.
@@ -38,9 +48,12 @@ class CodedNeuron(Neuron):
         axes: the axes of one image's input, negative, along which thresholds and biases may vary ("channels").
         per_channel: a threshold for each channel instead of one for the tensor.
         spikes_per_step: the longest burst in one timestep.
+        synchronous: whether it is layer-synchronous.
     """
 
     threshold: Tensor
+    ratio: Tensor
+    silence: Tensor
     bias: Tensor
     prior: Tensor
 
@@ -51,6 +64,7 @@ class CodedNeuron(Neuron):
         axes: tuple[int, ...] = (-1,),
         per_channel: bool = False,
         spikes_per_step: int = 1,
+        synchronous: bool = False,
     ) -> None:
         super().__init__()
         self.alphabet = alphabet
@@ -58,27 +72,59 @@ class CodedNeuron(Neuron):
         self.axes = axes
         self.per_channel = per_channel
         self.spikes_per_step = spikes_per_step
+        self.synchronous = synchronous
         self.probe: Callable[[Event], None] | None = None
         self.analog = alphabet is None
-        for name in ("threshold", "bias", "prior"):
+        for name in TABLES:
             self.register_buffer(name, torch.empty(0))
+
+    def ladder(self, t: int) -> Ladder:
+        """The levels of timestep ``t``."""
+        assert self.alphabet is not None
+        t = min(t, len(self.threshold) - 1)
+        ratio, silence = (table[t] if len(table) else None for table in (self.ratio, self.silence))
+        return self.alphabet.ladder(self.threshold[t], ratio, silence)
+
+    def speaking(self, x: Tensor) -> Tensor:
+        """``x`` ``[B, ...]`` with zeros where the neuron never fires."""
+        return torch.where(torch.isinf(self.silence[0]), 0.0, x) if len(self.silence) else x
+
+    def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Any]:
+        """The timesteps of a chunk; see `Neuron.run`."""
+        if not self.synchronous or self.analog:
+            return super().run(frames, t, state)
+        return torch.stack([self._settle(t + offset, x) for offset, x in enumerate(frames)]), None
 
     def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """One timestep: ``x`` is the target x[t], the state is d[t-1], the output is m[t]. All ``[B, ...]``."""
-        if self.analog or self.alphabet is None:
+        if self.analog:
             if self.probe:
                 self.probe(Event(t, x, [], x))
             return x, x
-        if not self.threshold.numel():
-            raise RuntimeError("this neuron has no thresholds yet: calibrate the network before running it")
-        d = torch.zeros_like(x) if state is None else state
-        u = innovation(self.coding, t, x - self.prior, d)
-        spikes = emit(self.alphabet, u, self.threshold[min(t, len(self.threshold) - 1)], self.spikes_per_step)
-        d = integrate(self.coding, t, d, spikes, self.bias[t] if t < len(self.bias) else 0.0)
+        d, spikes = self._code(t, x, torch.zeros_like(x) if state is None else state)
         decoded = self.prior + d
         if self.probe:
             self.probe(Event(t, x, spikes, decoded))
         return decoded, d
+
+    def _settle(self, last: int, x: Tensor) -> Tensor:
+        """The decoded value after the timesteps 0 to ``last``, all spent on ``x``."""
+        d, sent = torch.zeros_like(x), []
+        for t in range(last + 1):
+            d, spikes = self._code(t, x, d)
+            sent += spikes
+        decoded = self.prior + d
+        if self.probe:
+            self.probe(Event(last, x, sent, decoded))
+        return decoded
+
+    def _code(self, t: int, x: Tensor, d: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """d[t] and the spikes of timestep ``t`` from x[t] and d[t-1]."""
+        if not self.threshold.numel():
+            raise RuntimeError("this neuron has no thresholds yet: calibrate the network before running it")
+        assert self.alphabet is not None
+        spikes = emit(self.alphabet, innovation(self.coding, t, x - self.prior, d), self.ladder(t), self.spikes_per_step)
+        return integrate(self.coding, t, d, spikes, self.bias[t] if t < len(self.bias) else 0.0), spikes
 
     def extra_repr(self) -> str:
         """The alphabet and the coding, as ``print(model)`` shows them."""
@@ -88,7 +134,7 @@ class CodedNeuron(Neuron):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The shapes of the tables are known only from calibration, so they are taken from the file.
-        for name in ("threshold", "bias", "prior"):
+        for name in TABLES:
             saved = state_dict.get(prefix + name)
             if saved is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))

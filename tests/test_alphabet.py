@@ -24,7 +24,7 @@ def values(alphabet: Alphabet, threshold: float) -> torch.Tensor:
 @settings(max_examples=80, deadline=None)
 def test_quantize_gives_the_nearest_value_of_the_alphabet(alphabet: Alphabet, u: float, threshold: float) -> None:
     x = torch.tensor([u], dtype=torch.float64)
-    spike = alphabet.quantize(x, torch.tensor(threshold, dtype=torch.float64))
+    spike = alphabet.quantize(x, alphabet.ladder(torch.tensor(threshold, dtype=torch.float64)))
     available = values(alphabet, threshold)
     assert float((available - spike).abs().min()) < 1e-9 * threshold
     assert float((spike - x).abs()) <= float((available - x).abs().min()) + 1e-9 * threshold
@@ -33,16 +33,19 @@ def test_quantize_gives_the_nearest_value_of_the_alphabet(alphabet: Alphabet, u:
 @pytest.mark.parametrize("alphabet", ALPHABETS)
 def test_levels_are_fixed_points_and_zero_is_silent(alphabet: Alphabet) -> None:
     available = values(alphabet, 3.0)
-    assert torch.allclose(alphabet.quantize(available, torch.tensor(3.0, dtype=torch.float64)), available)
+    assert torch.allclose(alphabet.quantize(available, alphabet.ladder(torch.tensor(3.0, dtype=torch.float64))), available)
 
 
 def test_a_tie_fires() -> None:
-    assert Alphabet(1, signed=False).quantize(torch.tensor(0.5), torch.tensor(1.0)) == 1.0
-    assert Alphabet(2).quantize(torch.tensor([0.75, -0.75]), torch.tensor(1.0)).tolist() == [1.0, -1.0]
+    one = torch.tensor(1.0)
+    binary, two = Alphabet(1, signed=False), Alphabet(2)
+    assert binary.quantize(torch.tensor(0.5), binary.ladder(one)) == 1.0
+    assert two.quantize(torch.tensor([0.75, -0.75]), two.ladder(one)).tolist() == [1.0, -1.0]
 
 
 def test_thresholds_broadcast_over_channels() -> None:
-    spikes = Alphabet(1).quantize(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.tensor([1.5, 4.0]))
+    ternary = Alphabet(1)
+    spikes = ternary.quantize(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), ternary.ladder(torch.tensor([1.5, 4.0])))
     assert spikes.tolist() == [[1.5, 0.0], [-1.5, 0.0]]
 
 

@@ -55,7 +55,7 @@ def test_the_folder_holds_json_and_safetensors_only(snn: vit2snn.SpikingModel, t
     assert names == {"config.json", "model.safetensors", "conversion.json", "calibration.json", "run.json", "README.md"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
-    assert config["vit2snn"]["schema"] == 2
+    assert config["vit2snn"]["schema"] == 3
     assert Recipe.from_json(config["vit2snn"]["recipe"]) == Recipe()
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "conversion.json").read_text())}
     assert rows["head"]["result"] == "SpikingLinear"
@@ -180,7 +180,7 @@ def test_models_that_cannot_be_rebuilt_are_not_saved(images: Tensor, tmp_path: P
         (lambda folder: (folder / "config.json").write_text("{"), "is not a converted model"),
         (lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'), "is not a converted model"),
         (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 77}}'), "has schema 77"),
-        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 2}}'), "is damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 3}}'), "is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "is damaged"),
     ],

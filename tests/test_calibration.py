@@ -107,8 +107,9 @@ def test_the_error_has_no_plateau_before_the_configured_timesteps(vit: nn.Module
 
 def test_more_batches_are_used_and_give_what_one_batch_gives(vit: nn.Module) -> None:
     images = torch.randn(64, 3, 16, 16)
-    together, apart = to_spiking(vit, Recipe(), [images]), to_spiking(vit, Recipe(), list(images.split(16)))
-    first = to_spiking(vit, Recipe(), [images[:16]])
+    recipe = Recipe(observer="percentile", headroom=4.0)
+    together, apart = to_spiking(vit, recipe, [images]), to_spiking(vit, recipe, list(images.split(16)))
+    first = to_spiking(vit, recipe, [images[:16]])
     whole, parts, part = (torch.cat([n.threshold.flatten() for _, n in neurons(s)]) for s in (together, apart, first))
     assert torch.allclose(parts, whole, rtol=0.5)
     assert (parts - whole).abs().mean() < (part - whole).abs().mean()

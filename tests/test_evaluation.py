@@ -50,7 +50,7 @@ def test_every_figure_equals_the_one_computed_by_hand(
 @torch.no_grad()
 def test_spikes_are_the_changes_of_the_decoded_values(vit: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Without biases a differential neuron's decoded value changes exactly when it sends a spike."""
-    snn = to_spiking(vit, Recipe(timesteps=3, levels=3, prior="none", bias=False), images)
+    snn = to_spiking(vit, Recipe(timesteps=3, levels=3, input_spikes=1, prior="none", bias=False), images)
     decoded: dict[str, list[Tensor]] = {}
     for name, neuron in snn.neurons().items():
         neuron.register_forward_hook(lambda module, inputs, output, name=name: decoded.setdefault(name, []).append(output))

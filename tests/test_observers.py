@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vit2snn.calibration import OBSERVERS, Observer
+from vit2snn.calibration.code import Code
 from vit2snn.calibration.histogram import BINS, Histogram, edges
-from vit2snn.calibration.rule import decoder
 from vit2snn.spiking import Alphabet, CodedNeuron, Coding
 
 TERNARY = CodedNeuron(Alphabet(1), Coding.DIFFERENTIAL)
@@ -15,7 +15,7 @@ BINARY_RATE = CodedNeuron(Alphabet(1, signed=False), Coding.RATE)
 
 
 def make(name: str) -> Observer:
-    return OBSERVERS[name](99.0, decoder(TERNARY, 1))
+    return OBSERVERS[name](99.0, Code.of(TERNARY, 1))
 
 
 def sample(channels: int = 3, count: int = 4000) -> Tensor:
@@ -81,12 +81,13 @@ def test_max_is_the_maximum() -> None:
 @pytest.mark.parametrize(("neuron", "steps"), [(TERNARY, 1), (BINARY_RATE, 8), (CodedNeuron(Alphabet(4)), 1)])
 def test_mse_is_within_five_per_cent_of_the_best_threshold(neuron: CodedNeuron, steps: int) -> None:
     x = sample(2)
-    decode = decoder(neuron, steps)
-    observer = OBSERVERS["mse"](99.0, decode)
+    code = Code.of(neuron, steps)
+    observer = OBSERVERS["mse"](99.0, code)
     observer.update(x)
 
     def error(channel: int, threshold: float) -> float:
-        return float((decode(x[channel].double(), torch.tensor(threshold, dtype=torch.float64)) - x[channel]).square().mean())
+        decoded = code.decode(x[channel].double(), torch.tensor(threshold, dtype=torch.float64))
+        return float((decoded - x[channel]).square().mean())
 
     for channel, value in enumerate(observer.value().tolist()):
         best = min(error(channel, float(x[channel].max()) * factor) for factor in np.geomspace(0.01, 1.5, 200))
@@ -95,6 +96,6 @@ def test_mse_is_within_five_per_cent_of_the_best_threshold(neuron: CodedNeuron, 
 
 def test_entropy_keeps_more_of_the_distribution_than_a_threshold_that_clips_or_one_that_silences() -> None:
     x = torch.rand(1, 20000)
-    observer = OBSERVERS["entropy"](99.0, decoder(BINARY_RATE, 8))
+    observer = OBSERVERS["entropy"](99.0, Code.of(BINARY_RATE, 8))
     observer.update(x)
     assert 0.7 <= float(observer.value()) <= 1.4

@@ -19,16 +19,17 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.calibration import OBSERVERS, Moments, NormalEquations, reconstruct
+from vit2snn.calibration.code import Code
 from vit2snn.cli import cli
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
 from vit2snn.errors import DataError
 from vit2snn.evaluation import evaluate, score
-from vit2snn.spiking import Clock, shards
+from vit2snn.spiking import Alphabet, Clock, Coding, shards
 
 DRIVEN = dataclasses.replace(RECIPES["spike-driven"], timesteps=2)
 CASES = {
     "faithful": Recipe(timesteps=2),
-    "static": Recipe(timesteps=2, schedule="static", observer="mse", prior="minimum", granularity="channel", bias=False),
+    "static": Recipe(timesteps=2, thresholds="static", observer="mse", prior="minimum", granularity="channel", bias=False),
     "spike-driven": DRIVEN,
     "experts": dataclasses.replace(DRIVEN, attention="emsa"),
 }
@@ -54,7 +55,8 @@ def converted(name: str, images: Tensor) -> SpikingModel:
 def statistics(x: Tensor) -> dict[str, Any]:
     """What is read of statistics that saw the rows of ``x`` in two batches."""
     moments, equations = Moments(), NormalEquations()
-    observers = {name: make(99.0, lambda values, thresholds: values.clamp(max=thresholds)) for name, make in OBSERVERS.items()}
+    code = Code(Alphabet(4), Coding.DIFFERENTIAL, 1, 1)
+    observers = {name: make(99.0, code) for name, make in OBSERVERS.items()}
     for batch in x.chunk(2):
         moments.update(batch)
         equations.update(batch, batch.roll(1, 1).square())

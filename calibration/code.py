@@ -1,0 +1,64 @@
+"""What a receiver decodes of constant values, and how far off it is: what a search for thresholds has to know of a neuron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..spiking import Alphabet, CodedNeuron, Coding
+from ..spiking.coding import emit, innovation, integrate
+from .histogram import edges
+
+POINTS = 5  # in each bin of a histogram, because the decoded values may lie closer together than its edges
+
+
+@dataclass(frozen=True)
+class Code:
+    """A neuron's way of coding, for ``timesteps`` timesteps."""
+
+    alphabet: Alphabet
+    coding: Coding
+    spikes_per_step: int
+    timesteps: int
+
+    @classmethod
+    def of(cls, neuron: CodedNeuron, timesteps: int) -> Code:
+        """The code of a neuron."""
+        assert neuron.alphabet is not None
+        return cls(neuron.alphabet, neuron.coding, neuron.spikes_per_step, timesteps)
+
+    def decode(self, values: Tensor, thresholds: Tensor, ratio: float | None = None) -> Tensor:
+        """What becomes of constant ``values``, with thresholds that broadcast against them; ρ is the alphabet's by default."""
+        values, thresholds = torch.broadcast_tensors(values, thresholds)
+        ladder = self.alphabet.ladder(thresholds, None if ratio is None else torch.full_like(thresholds, ratio))
+        d = torch.zeros_like(values)
+        for t in range(self.timesteps):
+            d = integrate(
+                self.coding, t, d, emit(self.alphabet, innovation(self.coding, t, values, d), ladder, self.spikes_per_step)
+            )
+        return d
+
+
+def points() -> Tensor:
+    """``[BINS, POINTS]``: magnitudes spread over each bin of a histogram; those of the first bin, whose edge is 0, are 0."""
+    edge = edges()
+    within = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
+    spread = edge[:-1, None] + within * edge.diff()[:, None]
+    spread[0] = 0.0
+    return spread
+
+
+def thresholds() -> Tensor:
+    """``[2 * BINS]``: the thresholds worth trying are lower edges of bins (at even places) and the middles of bins."""
+    edge = edges()
+    return torch.stack([edge[:-1], (edge[:-1] + edge[1:]) / 2], 1).flatten().clamp(min=edge[1] / 2)
+
+
+@lru_cache(maxsize=16)
+def squared_errors(code: Code, ratio: float) -> Tensor:
+    """``[2 * BINS, BINS, POINTS]``: of `points` decoded with each of `thresholds`. It depends on no data, and so is kept."""
+    values = points().float()
+    return torch.stack([(code.decode(values, threshold, ratio) - values).square() for threshold in thresholds().float()])

@@ -1,0 +1,64 @@
+"""How much of the logits hangs on each neuron's input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..spiking import Clock, CodedNeuron, Event, analog, probing, simulate
+from ..spiking.shards import total
+
+AT_ONCE = 8  # images: the activations of all layers are in memory
+
+
+def sensitivities(
+    network: nn.Module, clock: Clock, batches: Iterable[Tensor], neurons: dict[str, CodedNeuron], images: int, draws: int
+) -> dict[str, Tensor]:
+    """E‖∂z/∂x‖² / E‖z‖² at each position of each neuron's input x, where z are the logits of the ANN.
+
+    Independent noise of variance σ² at one position adds this times σ² to the relative squared error of the logits. The norm
+    over logits is estimated from ``draws`` random combinations of them (E (v·J)² = ‖J‖² for normal v), the same for all images.
+
+    Args:
+        network: in evaluation mode; its neurons share ``clock``.
+        batches: images ``[B, C, H, W]``.
+        neurons: by name.
+        images: how many of the first images are used, in each process of a group.
+        draws: backward passes for each image.
+
+    Returns:
+        By name, the shape of one image's input; exactly 0 where no logit depends on it for any of the images.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, event: Event) -> None:
+        seen[name] = event.target
+
+    squares = dict.fromkeys(neurons, torch.zeros(()))
+    size = torch.zeros((), dtype=torch.float64)
+    with probing(network, {name: partial(keep, name) for name in neurons}), analog(network), torch.enable_grad():
+        for few in _few(batches, images):
+            logits = simulate(network, clock, few.clone().requires_grad_(), 1)[0]
+            size = size + logits.detach().square().sum(dtype=torch.float64).cpu()
+            generator = torch.Generator().manual_seed(0)
+            for draw in range(draws):
+                combined = (logits @ torch.randn(logits.shape[-1], generator=generator).to(logits)).sum()
+                inputs = [seen[name] for name in neurons]
+                gradients = torch.autograd.grad(combined, inputs, retain_graph=draw + 1 < draws, allow_unused=True)
+                for name, x, gradient in zip(neurons, inputs, gradients, strict=True):
+                    square = torch.zeros_like(x[0]) if gradient is None else gradient.square().sum(0)
+                    squares[name] = squares[name].to(square) + square
+    size = total(size)
+    return {name: total(square) / (draws * float(size)) for name, square in squares.items()}
+
+
+def _few(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:
+    """The first images, few at a time."""
+    for batch in batches:
+        yield from batch[:images].split(AT_ONCE)
+        images -= len(batch)
+        if images <= 0:
+            return

@@ -1,0 +1,112 @@
+"""What hangs on each neuron of a converted network: the operations that its spikes cause, and how many are in a row."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..spiking import CodedNeuron, share_clock
+from .record import ELEMENTWISE, FUSED, MATRIX, TRANSFORMS, WEIGHTED, count_macs, on_meta, tensors_in
+
+VIEWS = {"transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand"}
+ANALOG_COST = 5
+"""Multiply-accumulates charged for each value of a softmax, LayerNorm or activation function: about the operations of a softmax
+(maximum, difference, exponential, sum, quotient)."""
+
+
+@dataclass(frozen=True)
+class Dataflow:
+    """What flows where in one pass of a converted network, for one image.
+
+    Attributes:
+        fan_out: for each neuron, the accumulates that one spike causes in its receivers: multiply-accumulates of the operations
+            that it drives over its number of outputs. In a product both operands count, because a spike of either one meets the
+            decoded value of the other. At the border of a convolution with padding a spike has fewer.
+        undriven: multiply-accumulates of synaptic operations that no neuron drives.
+        analog: multiply-accumulates charged for nonlinear functions, `ANALOG_COST` for each value.
+        macs: of all synaptic operations.
+        depth: neurons on the longest way from image to logits.
+    """
+
+    fan_out: dict[str, float]
+    undriven: int
+    analog: int
+    macs: int
+    depth: int
+
+
+def dataflow(network: nn.Module, input_size: tuple[int, ...]) -> Dataflow:
+    """Follow the signals of a converted network of coded neurons; neither weights nor data are needed.
+
+    Args:
+        network: a `SpikingModel`'s network.
+        input_size: of one image, ``(C, H, W)``.
+    """
+    shadow = on_meta(network)
+    share_clock(shadow)
+    follower = _Follower(shadow)
+    dtype = next(p.dtype for p in shadow.parameters())
+    with follower, torch.no_grad():
+        logits = shadow(torch.empty(1, *input_size, dtype=dtype, device="meta"))
+    return Dataflow(
+        dict(follower.fan_out), follower.undriven, ANALOG_COST * follower.analog, follower.macs, follower.stage(logits)
+    )
+
+
+class _Follower(TorchFunctionMode):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.fan_out: dict[str, float] = defaultdict(float)
+        self.undriven, self.analog, self.macs = 0, 0, 0
+        self.sources: dict[int, str] = {}  # of tensors that are a neuron's output, its name
+        self.stages: dict[int, int] = {}  # of tensors, the neurons on the longest way to them
+        self.held: list[Tensor] = []  # so that no id is used twice
+        for name, module in network.named_modules():
+            if isinstance(module, CodedNeuron):
+                module.analog = True
+                module.register_forward_hook(self._leave(name))
+
+    def stage(self, *tensors: Tensor) -> int:
+        """Neurons on the longest way to any of these."""
+        return max((self.stages.get(id(tensor), 0) for tensor in tensors), default=0)
+
+    def _leave(self, name: str) -> Callable[..., Tensor]:
+        def leave(neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
+            self._note(output, self.stage(*inputs) + 1)
+            self.sources[id(output)] = name
+            return output
+
+        return leave
+
+    def _note(self, tensor: Tensor, stage: int) -> None:
+        self.held.append(tensor)
+        self.stages[id(tensor)] = stage
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operands = tensors_in([*args, *kwargs.values()])
+        result = func(*args, **kwargs)
+        name, made = getattr(func, "__name__", ""), tensors_in([result])
+        for tensor in made:
+            self._note(tensor, max(self.stage(*operands), self.stage(tensor)))
+        if name in VIEWS and id(operands[0]) in self.sources:
+            self.sources[id(made[0])] = self.sources[id(operands[0])]
+        driving = [operand for operand in operands if id(operand) in self.sources]
+        if name in WEIGHTED | FUSED | MATRIX or (name in ELEMENTWISE and len(driving) > 1):
+            macs = count_macs(name, operands, made[0])
+            self.macs += macs
+            self.undriven += 0 if driving else macs
+            for operand in driving:
+                self.fan_out[self.sources[id(operand)]] += macs / operand.numel()
+        elif name in TRANSFORMS:
+            self.analog += made[0].numel()
+        return result

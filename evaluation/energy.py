@@ -1,0 +1,40 @@
+"""What a converted network costs, by the field's convention: additions for spikes, multiply-accumulates for what is analog.
+
+Compute only, with the energies of 32-bit floating-point arithmetic at 45 nm (Horowitz, "Computing's energy problem", ISSCC
+2014): memory traffic, and the shift that a graded spike needs, are not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..convert.dataflow import Dataflow
+
+AC, MAC = 0.9, 4.6  # pJ
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a run.
+
+    Attributes:
+        flow: of the network.
+        caused: accumulates that spikes caused up to each timestep, ``[T]``, of all images together.
+        synchronous: whether the network is layer-synchronous: its nonlinear functions are then evaluated only once.
+    """
+
+    flow: Dataflow
+    caused: Tensor
+    synchronous: bool
+
+    def at(self, t: int, images: int) -> tuple[float, float]:
+        """After ``t`` timesteps, for an image: accumulates over the ANN's multiply-accumulates, and energy over the ANN's.
+
+        Charged are `AC` for each accumulate that a spike caused, and `MAC` for each multiply-accumulate of an operation that no
+        neuron drives and of the nonlinear functions, in every timestep; to the ANN its synaptic operations and these functions.
+        """
+        caused = float(self.caused[t - 1]) / images
+        analog = (self.flow.undriven + self.flow.analog) * (1 if self.synchronous else t)
+        return caused / self.flow.macs, (AC * caused + MAC * analog) / (MAC * (self.flow.macs + self.flow.analog))
