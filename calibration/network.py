@@ -51,15 +51,15 @@ def calibrate(
         rule: where thresholds come from.
         prior: the ``mean`` activation at each position, the ``minimum`` of each channel, or ``none``.
         bias: whether each step gets a bias for each channel.
-        sense: whether neurons are silenced on which no logit depends, and spikes have to be worth the rule's price. The network
-            with analog neurons must be the ANN.
+        sense: whether neurons with closed-loop thresholds keep silent where no logit depends on them, or a spike is not worth
+            the rule's price. The network with analog neurons must be the ANN.
 
     Raises:
         ModelError: a neuron's input is not finite; the message names the neuron.
     """
     found = {name: n for name, n in neurons(network) if isinstance(n, CodedNeuron) and n.alphabet is not None}
     activity = observe(network, clock, batches, found)
-    if sense:
+    if sense and rule.closed_loop:
         images, draws = (PRICED_ON, DRAWS) if rule.price else (1, 1)
         for name, sensitivity in sensitivities(network, clock, batches, found, images, draws).items():
             activity[name].sensitivity = sensitivity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,10 @@ from vit2snn.errors import DataError, NothingConvertedError
 
 if TYPE_CHECKING:
     from vit2snn.convert import Recipe
+    from vit2snn.evaluation import Evaluation, Point
 
 DEMO_TIMESTEPS = 8
+COMPARED = 16  # calibration images on which the network is compared with the ANN at the end
 
 
 @click.command()
@@ -38,6 +41,7 @@ DEMO_TIMESTEPS = 8
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the converted model.")
 @click.option("--recipe", default="faithful", show_default=True, metavar="NAME|FILE", help="A recipe, or its JSON file.")
 @click.option("--timesteps", type=click.IntRange(min=1), help="T to calibrate for, instead of the recipe's.")
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), help="Energy at T, relative to the ANN's, to keep to.")
 @click.option("--refit", type=click.Choice(["none", "ridge", "blocks"]), help="Of spiking branches, instead of the recipe's.")
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration images.")
 @click.option("--split", default="train", show_default=True, help="Split of the data to calibrate on.")
@@ -46,7 +50,7 @@ DEMO_TIMESTEPS = 8
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
 @data_options
 def convert(
-    model: str, out: Path, recipe: str, timesteps: int | None, refit: str | None, checkpoint: str | None,
+    model: str, out: Path, recipe: str, timesteps: int | None, budget: float | None, refit: str | None, checkpoint: str | None,
     num_classes: int | None, overwrite: bool, as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL and write the spiking network to OUT.
@@ -59,10 +63,13 @@ def convert(
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
     vit2snn convert demo --recipe qkformer -o demo-qk
     """
-    chosen = find_recipe(recipe, timesteps=timesteps, refit=refit)
+    from vit2snn.evaluation.text import parity_table
+
+    chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit)
     with launched(images["device"]) as device:
-        summary = _convert(model, out, chosen, checkpoint, num_classes, overwrite, images, device)
-    emit(as_json, summary, f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}")
+        summary, result = _convert(model, out, chosen, checkpoint, num_classes, overwrite, images, device)
+    told = f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}"
+    emit(as_json, summary, f"{told}\n{parity_table(result)}")
     data = "" if model == DEMO else " --data DATA"
     note(f"score it with: vit2snn evaluate {out}{data}")
 
@@ -78,8 +85,6 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
     vit2snn inspect vit_base_patch16_224 --recipe qkformer
     vit2snn inspect demo-snn
     """
-    from dataclasses import asdict
-
     from timm.data import resolve_model_data_config
 
     from vit2snn import load
@@ -154,17 +159,19 @@ def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
 def _convert(
     name: str, out: Path, recipe: Recipe, checkpoint: str | None, num_classes: int | None, overwrite: bool,
     images: dict[str, Any], device: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Calibrate, convert, diagnose, save; the summary of it. The processes of a group do it together."""
+) -> tuple[dict[str, Any], Evaluation]:  # fmt: skip
+    """Calibrate, convert, compare with the ANN on calibration images, save; the summary of it, and the comparison.
+
+    The processes of a group do it together.
+    """
     import torch
     from timm.data import resolve_model_data_config
 
     from vit2snn.convert import load_model, plan, provisional, to_spiking
     from vit2snn.convert.artifact import is_artifact, versions
     from vit2snn.convert.files import check_output
-    from vit2snn.data import prepared
-    from vit2snn.evaluation import diagnose
-    from vit2snn.evaluation.accuracy import DIAGNOSED
+    from vit2snn.data import batches, prepared
+    from vit2snn.evaluation import evaluate
     from vit2snn.spiking.shards import processes, smallest
 
     started = time.time()
@@ -185,17 +192,26 @@ def _convert(
         note(f"note: {used} images are used to calibrate ({shares}), not {images['samples']}")
     pixels = torch.stack([sample.image for sample in samples])
     snn = to_spiking(ann.to(device), recipe, Pass(pixels.to(device).split(images["batch_size"]), "calibrating"))
-    errors = diagnose(snn, pixels[: -(-DIAGNOSED // processes())].to(device))
+    result = evaluate(snn, bar(batches(samples[: -(-COMPARED // processes())], images["batch_size"]), "comparing"))
     run = {"command": sys.argv, "seed": images["seed"], "versions": versions(), "seconds": round(time.time() - started, 1)}
-    by_name = {error.name: error.relative_error for error in errors}
+    by_name = {error.name: error.relative_error for error in result.modules}
+    parity = {"images": result.images, "calibration_images": True, "snn": [_parity(point) for point in result.points]}
     if is_main():
-        snn.save(out, source=name, overwrite=overwrite, records={"run.json": run}, errors=by_name)
+        records = {"run.json": run, "parity.json": parity}
+        snn.save(out, source=name, overwrite=overwrite, records=records, errors=by_name)
     wait()
     actions = [module.action for module in snn.plan.modules]
-    return {
+    summary = {
         "out": str(out),
         "timesteps": recipe.timesteps,
         "images": used,
         **{action: actions.count(action) for action in ("spiking", "analog", "ignored")},
-        "worst": [{"neuron": e.name, "relative_error": e.relative_error[-1]} for e in errors[:3]],
+        "parity": parity,
+        "worst": [{"neuron": e.name, "relative_error": e.relative_error[-1]} for e in result.modules[:3]],
     }
+    return summary, result
+
+
+def _parity(point: Point) -> dict[str, Any]:
+    """What of a point of the curve can be told on calibration images: not the accuracy, which would flatter."""
+    return {name: value for name, value in asdict(point).items() if name != "top1"}

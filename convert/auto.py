@@ -20,12 +20,12 @@ from ..errors import RecipeError
 from ..spiking import Clock, catching, over_time, share_clock
 from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan
 from .branches import transformer_blocks
+from .energy import AC, MAC
 from .recipe import Recipe
 from .record import record
 from .spike_driven import fit_branch, restructure
 
 IMAGES = 64  # on which candidates are measured
-AC, MAC = 0.9, 4.6  # pJ, 32-bit float at 45 nm (Horowitz, "Computing's energy problem", ISSCC 2014)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..errors import DataError, ModelError
 from ..spiking import CodedNeuron, analog, neurons, shards, share_clock, simulate
 from .auto import Candidate, candidates, choose
 from .blocks import AUTO
+from .budget import affordable
 from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
 from .recipe import Recipe
@@ -173,7 +174,16 @@ def to_spiking(
     torch.set_rng_state(shards.first(torch.get_rng_state()))  # new modules start alike in all processes
     if AUTO in (recipe.attention, recipe.mlp):
         recipe = choose(recipe, _over_processes(candidates(model.eval(), recipe, batches)))
-    snn = structure(model, recipe, tuple(first.shape[1:]))
+    elif recipe.max_energy is not None:
+        recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
+    snn = _fitted(model, recipe, batches)
+    snn.calibrated_on = shards.collected(batches.digests)
+    return snn
+
+
+def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:
+    """The converted network, calibrated and re-fitted; the recipe leaves nothing to be chosen."""
+    snn = structure(model, recipe, tuple(next(iter(batches)).shape[1:]))
     if not recipe.keeps_function:
         snn.teacher = copy.deepcopy(model).eval().requires_grad_(False)
     if recipe.spike_driven:
@@ -186,7 +196,6 @@ def to_spiking(
         calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, prior, bias, sense)
     for value in snn.network.state_dict().values() if shards.processes() > 1 else ():
         value.copy_(shards.first(value))  # where devices round differently
-    snn.calibrated_on = shards.collected(batches.digests)
     return snn
 
 

@@ -62,7 +62,8 @@ class Recipe:
         rate: spikes in a timestep that ``balance`` aims at, 0..1.
         max_error: of ``auto``: the relative error that a branch may be left with, in the mean over branches; the cheapest such
             plan is taken.
-        max_energy: of ``auto``: the energy of the replaced branches, relative to the ANN's; the plan of least error is taken.
+        max_energy: relative to the ANN's. Of ``auto``: that of the replaced branches; the plan of least error is taken. Of
+            coded neurons: that of all timesteps; the lowest price of spikes that keeps to it is taken.
         ignore: patterns (``fnmatch``) of module names that stay analog.
         version: of this schema.
 
@@ -143,10 +144,16 @@ class Recipe:
                         f"recipe field {name!r} is {getattr(self, name)!r}, and no branch is a spiking one",
                         "choose a spiking attention or mlp, such as attention ssa and mlp spiking",
                     )
-        budgets = [name for name in ("max_error", "max_energy") if getattr(self, name) is not None]
-        if budgets and AUTO not in (self.attention, self.mlp):
-            raise RecipeError(f"recipe field {budgets[0]!r} is given, and neither attention nor mlp is 'auto'")
-        if len(budgets) == 2:
+        auto = AUTO in (self.attention, self.mlp)
+        if self.max_error is not None and not auto:
+            raise RecipeError("recipe field 'max_error' is given, and neither attention nor mlp is 'auto'")
+        if self.max_energy is not None and not auto and (self.spike_driven or self.thresholds == "static" or not self.levels):
+            raise RecipeError(
+                "recipe field 'max_energy' is given, and there is neither an 'auto' branch nor a network of coded neurons only "
+                "with closed-loop thresholds",
+                "choose attention auto, or leave the budget out",
+            )
+        if self.max_error is not None and self.max_energy is not None:
             raise RecipeError("recipe fields 'max_error' and 'max_energy' are both given", "choose one of the budgets")
         if self.shortcut == "sew" and self.refit == "blocks":
             raise RecipeError(
@@ -242,7 +249,17 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 
 RECIPES: dict[str, Recipe] = {
     "faithful": Recipe(),
+    "frugal": Recipe(timesteps=1, price=3e-8),
     "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, granularity="channel"),
+    # Each step leaves at most a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes.
+    "ternary-synchronous": Recipe(
+        timesteps=8,
+        schedule="layer-synchronous",
+        levels=1,
+        input_spikes=1,
+        observer="max",
+        headroom=0.7,
+    ),
     "binary": Recipe(
         timesteps=32,
         coding="rate",

@@ -4,4 +4,3 @@ from .accuracy import Evaluation as Evaluation, Point as Point, evaluate as eval
 from .curve import write_evaluation as write_evaluation
 from .diagnosis import ModuleError as ModuleError, diagnose as diagnose
 from .scoring import Score as Score, Scores as Scores, score as score
-from .spikes import SpikeCount as SpikeCount, counting_spikes as counting_spikes

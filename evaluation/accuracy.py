@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..convert.dataflow import dataflow
+from ..convert.energy import Cost
 from ..errors import DataError
+from ..spiking import SpikeCount, counting_spikes
 from ..spiking.shards import processes, smallest, total
 from .diagnosis import ModuleError, diagnose
-from .energy import Cost
-from .spikes import SpikeCount, counting_spikes
 
 DIAGNOSED = 8  # images of the first batch on which the error of every neuron is measured
 
@@ -33,7 +33,9 @@ class Point:
         spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images.
         operations: accumulates that spikes have caused so far for an image, relative to the multiply-accumulates of the ANN's
             synaptic operations. None for a spike-driven network.
-        energy: of these and of all that is analog, relative to the ANN's (see `vit2snn.evaluation.energy`). None as above.
+        energy: of these and of all that is analog, relative to the ANN's (see `vit2snn.convert.energy`). None as above.
+        latency: timesteps from the image to this readout: more than ``timestep`` if layers take their timesteps one after the
+            other.
     """
 
     timestep: int
@@ -43,6 +45,7 @@ class Point:
     spikes_per_neuron: float
     operations: float | None
     energy: float | None
+    latency: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class _Logits:
         self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
         self.size = float(total(torch.tensor(self.size, dtype=torch.float64)))
 
-    def point(self, t: int, spikes: Tensor, cost: Cost | None) -> Point:
+    def point(self, t: int, spikes: Tensor, cost: Cost | None, depth: int) -> Point:
         """The figures after ``t`` timesteps."""
         operations, energy = cost.at(t, self.images) if cost else (None, None)
         return Point(
@@ -99,6 +102,7 @@ class _Logits:
             spikes_per_neuron=float(spikes[t - 1]),
             operations=operations,
             energy=energy,
+            latency=depth * t,
         )
 
 
@@ -145,5 +149,6 @@ def evaluate(
     logits.join()
     spikes = spikes.over_processes()
     cost = Cost(flow, spikes.caused(), snn.recipe.synchronous) if flow else None
-    points = tuple(logits.point(t, spikes.per_neuron(), cost) for t in reported)
+    depth = flow.depth if flow and snn.recipe.synchronous else 1
+    points = tuple(logits.point(t, spikes.per_neuron(), cost, depth) for t in reported)
     return Evaluation(logits.images, 100 * logits.ann_right / logits.images, points, modules)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..convert import SpikingModel
-from ..spiking import Event, analog, outputs_of, probing, simulate
+from ..spiking import Event, SpikeCount, analog, counting_spikes, outputs_of, probing, simulate
 from ..spiking.shards import total
-from .spikes import SpikeCount, counting_spikes
 
 TINY = torch.finfo(torch.float32).tiny
 

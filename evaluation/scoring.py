@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..spiking import counting_spikes
 from ..spiking.shards import smallest, total
 from ..zoo import SpikingTransformer
-from .spikes import counting_spikes
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..convert import Plan
-from .accuracy import Evaluation
+from .accuracy import Evaluation, Point
 from .scoring import Scores
 
 
@@ -17,25 +19,35 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     )
 
 
+def points_table(points: Sequence[Point], accuracy: bool = True) -> str:
+    """Points of a curve for the terminal, a row for each timestep; with or without the accuracy."""
+    columns = {
+        "T": [str(p.timestep) if p.latency == p.timestep else f"{p.timestep} per layer, {p.latency} in all" for p in points],
+        "top-1 %": [f"{p.top1:.1f}" for p in points] if accuracy else [],
+        "agreement %": [f"{p.agreement:.1f}" for p in points],
+        "relative error": [f"{p.relative_error:.2g}" for p in points],
+        "spikes/neuron": [f"{p.spikes_per_neuron:.2f}" for p in points],
+        "energy, % of the ANN's": [f"{100 * p.energy:.0f}" for p in points if p.energy is not None],
+    }
+    shown = {head: column for head, column in columns.items() if column}
+    return table(list(shown), [list(row) for row in zip(*shown.values(), strict=True)])
+
+
 def curve_table(result: Evaluation) -> str:
     """An evaluation for the terminal, a row for each timestep."""
-    rows = [
-        [
-            str(p.timestep),
-            f"{p.top1:.1f}",
-            f"{p.agreement:.1f}",
-            f"{p.relative_error:.2g}",
-            f"{p.spikes_per_neuron:.2f}",
-            *([] if p.energy is None else [f"{100 * p.energy:.0f}"]),
-        ]
-        for p in result.points
-    ]
-    heads = ["T", "top-1 %", "agreement %", "relative error", "spikes/neuron", "energy, % of the ANN's"]
-    rows_text = table(heads[: len(rows[0])], rows)
     worst = result.modules[0]
     return (
-        f"ANN top-1: {result.ann_top1:.1f} % on {result.images} images\n{rows_text}\n"
+        f"ANN top-1: {result.ann_top1:.1f} % on {result.images} images\n{points_table(result.points)}\n"
         f"largest error at the last step: {worst.name} ({worst.relative_error[-1]:.2g})"
+    )
+
+
+def parity_table(result: Evaluation) -> str:
+    """How a new conversion compares with its ANN on calibration images, whose accuracy would flatter; where it errs most."""
+    worst = ", ".join(f"{module.name} ({module.relative_error[-1]:.2g})" for module in result.modules[:3])
+    return (
+        f"beside the ANN, on {result.images} of the calibration images:\n{points_table(result.points, accuracy=False)}\n"
+        f"largest errors at the last step: {worst}"
     )
 
 

@@ -10,6 +10,7 @@ from .attention import (
     SpikingSelfAttention as SpikingSelfAttention,
 )
 from .coding import Coding as Coding
+from .counting import SpikeCount as SpikeCount, counting_spikes as counting_spikes
 from .experts import (
     ExpertMixtureAttention as ExpertMixtureAttention,
     ExpertMixturePerceptron as ExpertMixturePerceptron,

@@ -58,3 +58,20 @@ def test_kinds() -> None:
 def test_impossible_alphabets_are_refused(arguments: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Alphabet(*arguments)  # type: ignore[arg-type]
+
+
+@given(u=st.floats(-10, 10), silence=st.floats(0, 5), ratio=st.floats(1.05, 3))
+@settings(max_examples=80, deadline=None)
+def test_a_ladder_may_have_a_ratio_and_a_silence_of_its_own(u: float, silence: float, ratio: float) -> None:
+    alphabet = Alphabet(6)
+    one, x = torch.tensor(1.0, dtype=torch.float64), torch.tensor(u, dtype=torch.float64)
+    ladder = alphabet.ladder(one, one * ratio, one * silence)
+    spike = float(alphabet.quantize(x, ladder))
+    nearest = float(Alphabet(6, ratio).quantize(x, Alphabet(6, ratio).ladder(one)))
+    assert spike == (pytest.approx(nearest) if abs(u) >= silence else 0.0)
+
+
+def test_infinite_silence_never_fires() -> None:
+    alphabet = Alphabet(4)
+    ladder = alphabet.ladder(torch.tensor(1.0), silence=torch.tensor([torch.inf, 0.0]))
+    assert alphabet.quantize(torch.tensor([[1e9, 1e9]]), ladder).tolist() == [[0.0, 1.0]]

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from vit2snn.calibration import ThresholdRule, calibrate
 from vit2snn.calibration.channels import from_channels, to_channels
-from vit2snn.convert import Recipe, to_spiking
+from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.errors import ModelError
+from vit2snn.evaluation import evaluate
 from vit2snn.spiking import Alphabet, Clock, CodedNeuron, Coding, SpikingLinear, driven, neurons, simulate
 
 
@@ -151,3 +152,50 @@ def test_calibration_restores_the_network_after_a_failure() -> None:
     assert network[0].neuron is neuron
     assert neuron.probe is None
     assert neuron.clock == Clock()
+
+
+def test_levels_are_as_fine_as_the_range_of_the_values_allows() -> None:
+    ratios = {}
+    for name, x in {"narrow": torch.rand(400, 6) + 1, "wide": torch.exp(4 * torch.randn(4000, 6))}.items():
+        network, neuron = single(Alphabet(8, 2**0.25))
+        calibrate(network, neuron.clock, [x], 1, ThresholdRule("mse", headroom=1.0), "none")
+        ratios[name] = float(neuron.ratio)
+    assert ratios["narrow"] == pytest.approx(2**0.25)
+    assert ratios["wide"] > 1.4
+
+
+def test_neurons_on_which_no_logit_depends_keep_silent(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, Recipe(timesteps=2), images)
+    last = {name: neuron for name, neuron in snn.neurons().items() if name.startswith("blocks.1.")}
+    for part in ("spiking_attention.query", "proj.neuron", "fc1.neuron", "fc2.neuron"):
+        (neuron,) = (neuron for name, neuron in last.items() if name.endswith(part))
+        silent = torch.isinf(neuron.silence[0]).squeeze()  # by token; only the class token is read
+        assert silent.tolist() == [False] + 16 * [True]
+    for part in ("key", "value", "qkv.neuron"):
+        (neuron,) = (neuron for name, neuron in last.items() if name.endswith(part))
+        assert not torch.isinf(neuron.silence).any()
+    with torch.no_grad():
+        before = snn(images)
+        for neuron in snn.neurons().values():
+            neuron.silence = torch.where(torch.isinf(neuron.silence), 0.0, neuron.silence)
+        assert torch.equal(snn(images), before)
+
+
+def test_a_price_saves_the_spikes_that_matter_least(vit: nn.Module, images: Tensor) -> None:
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    points = [evaluate(to_spiking(vit, Recipe(price=price), images), [(images, labels)]).points for price in (0.0, 1e-5, 1e-4)]
+    spikes = [[point.spikes_per_neuron for point in curve] for curve in points]
+    assert spikes[0] > spikes[1] > spikes[2]
+    assert points[1][0].relative_error < points[2][0].relative_error < 1
+    assert points[2][3].relative_error < 0.3 * points[2][0].relative_error  # a price falls with time
+
+
+@torch.no_grad()
+def test_layer_synchronous_ternary_steps_carry_more_than_a_bit_each(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, RECIPES["ternary-synchronous"], images)
+    ann = vit(images)
+    error = [(logits - ann).norm() / ann.norm() for logits in snn(images, 8)]
+    assert error[7] < 2e-2
+    assert error[7] < 0.1 * error[4] < 0.1 * error[2]
+    assert torch.equal(snn(images, 8, chunk=3), snn(images, 8))
+    assert torch.equal(snn(images, 5), snn(images, 8)[:5])

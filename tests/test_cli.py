@@ -69,7 +69,7 @@ def test_evaluate_prints_the_document_of_the_contract(converted: Path) -> None:
     assert document["images"] == 60
     assert set(document["ann"]) == {"top1"}
     assert [point["timestep"] for point in document["snn"]] == [1, 2, 4]
-    keys = {"timestep", "top1", "agreement", "relative_error", "spikes_per_neuron", "operations", "energy"}
+    keys = {"timestep", "top1", "agreement", "relative_error", "spikes_per_neuron", "operations", "energy", "latency"}
     assert all(set(point) == keys for point in document["snn"])
     assert document["snn"][-1]["agreement"] >= 95
     assert document["snn"][0]["relative_error"] > document["snn"][-1]["relative_error"]

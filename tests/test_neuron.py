@@ -138,3 +138,20 @@ def test_tables_take_their_shape_from_a_state_dict() -> None:
     other.load_state_dict(made.state_dict())
     x = torch.randn(2, 4, 5)
     assert torch.equal(run(made, x, 3), run(other, x, 3))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_a_layer_synchronous_neuron_spends_its_timesteps_on_each_input(chunk: int | None) -> None:
+    """What it puts out at t is what t steps of an ordinary neuron make of the input at t."""
+    made, other = neuron(Alphabet(1), Coding.DIFFERENTIAL), neuron(Alphabet(1), Coding.DIFFERENTIAL)
+    made.synchronous = True
+    for one in (made, other):
+        one.threshold, one.bias = torch.tensor([[1.0], [0.5], [0.25]]), torch.tensor([[0.0], [0.1]])
+    frames = torch.randn(3, 4, 5)
+    out = torch.stack([run(other, frame, t + 1)[-1] for t, frame in enumerate(frames)])
+    events: list[Event] = []
+    with probing(nn.ModuleDict({"n": made}), {"n": events.append}):
+        got = simulate(lambda x: made(x.flatten(1)), made.clock, frames.reshape(3, 4, 1, 1, 5), 3, chunk)
+    assert torch.equal(got, out)
+    assert [len(event.spikes) for event in events] == [1, 2, 3]
+    assert torch.allclose(sum(events[2].spikes) + 0.1, out[2])

@@ -7,10 +7,17 @@ Compute only, with the energies of 32-bit floating-point arithmetic at 45 nm (Ho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from ..convert.dataflow import Dataflow
+from ..spiking import SpikeCount, counting_spikes
+from ..spiking.shards import total
+from .dataflow import Dataflow, dataflow
+
+if TYPE_CHECKING:
+    from .model import SpikingModel
 
 AC, MAC = 0.9, 4.6  # pJ
 
@@ -38,3 +45,13 @@ class Cost:
         caused = float(self.caused[t - 1]) / images
         analog = (self.flow.undriven + self.flow.analog) * (1 if self.synchronous else t)
         return caused / self.flow.macs, (AC * caused + MAC * analog) / (MAC * (self.flow.macs + self.flow.analog))
+
+
+@torch.no_grad()
+def energy(snn: SpikingModel, images: Tensor) -> float:
+    """Of all the recipe's timesteps on these images ``[B, C, H, W]``, relative to the ANN's; over all processes of a group."""
+    flow = dataflow(snn.network, snn.input_size)
+    with counting_spikes(snn.network, SpikeCount(flow.fan_out, snn.recipe.synchronous)) as count:
+        snn(images, chunk=1)
+    cost = Cost(flow, count.over_processes().caused(), snn.recipe.synchronous)
+    return cost.at(snn.recipe.timesteps, int(total(torch.tensor(len(images)))))[1]

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, Event, Neuron, neurons, probing
-from ..spiking.shards import total
+from .neuron import CodedNeuron, Event, probing
+from .shards import total
+from .time import Neuron, neurons
 
 
 class SpikeCount:

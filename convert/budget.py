@@ -1,0 +1,66 @@
+"""Keeping to a budget: the price of a spike at which a network of coded neurons needs no more energy than it may."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..errors import RecipeError
+from .dataflow import dataflow
+from .energy import Cost, energy
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .model import SpikingModel
+
+LOWEST, HIGHEST = 1e-10, 1e-4  # prices between which the search goes on
+HALVINGS = 6
+MARGIN = 0.98  # of the budget, because the energy differs from image to image
+
+
+def affordable(convert: Callable[[Recipe], SpikingModel], recipe: Recipe, images: Tensor) -> Recipe:
+    """``recipe`` with the lowest price of spikes at which the energy of all its timesteps is within its ``max_energy``.
+
+    All thresholds and silences follow from the price, site by site: a spike is sent where it saves the logits an error that is
+    worth it (reverse water-filling). The energy falls with the price, so halving the interval of its logarithm finds it.
+
+    Args:
+        convert: makes the network of a recipe; called some eight times.
+        recipe: with ``max_energy``.
+        images: ``[B, C, H, W]``, on which the energy is measured.
+
+    Raises:
+        RecipeError: what is analog needs more than the budget, or a network that hardly fires does.
+    """
+    assert recipe.max_energy is not None
+
+    def priced(price: float) -> Recipe:
+        return dataclasses.replace(recipe, price=price, max_energy=None)
+
+    def costs(price: float) -> float:
+        return energy(convert(priced(price)), images)
+
+    bound, lowest, highest = MARGIN * recipe.max_energy, LOWEST, HIGHEST
+    snn = convert(priced(0.0))
+    spent = energy(snn, images)
+    if spent <= bound:
+        return priced(0.0)
+    silent = Cost(dataflow(snn.network, snn.input_size), images.new_zeros(recipe.timesteps), recipe.synchronous)
+    least = silent.at(recipe.timesteps, 1)[1]
+    if least >= bound or costs(highest) > bound:
+        raise RecipeError(
+            f"a budget of {recipe.max_energy} of the ANN's energy is out of reach in {recipe.timesteps} timesteps: without it "
+            f"the network needs {spent:.3f}, of that {least:.3f} for functions that stay analog",
+            "raise the budget, or take fewer timesteps",
+        )
+    for _ in range(HALVINGS):
+        middle = math.sqrt(lowest * highest)
+        if costs(middle) > bound:
+            lowest = middle
+        else:
+            highest = middle
+    return priced(highest)
