@@ -8,6 +8,10 @@
 ``IMAGES`` has ``train`` and ``val`` folders of class folders, as ImageNet has. Calibration images come from ``train`` only.
 Each result is added to ``benchmarks/results/faithful_MODEL.json`` as it comes; ``--table`` prints what is there.
 
+``faithful`` lets the neurons that see the image send two spikes in a timestep, counted as two; ``one spike`` does not.
+``priced`` is ``faithful`` with a price that makes it send no more spikes than ``dcgs``. ``image analog`` leaves the patch
+embedding to multiply, as most published networks do, and is charged for it.
+
 The rules of others are put in our own terms: same sites, same simulation, thresholds of each tensor from the same calibration
 images, no prior, no bias. ``rate`` is ternary rate coding with the 99.9 % quantile as threshold. ``dcgs`` is the differential
 coding of DCGS (ICML 2025): 8 powers of two below 4 times the 99.9 % quantile, in units that fall as 1/t. ``ecmt`` is the
@@ -35,13 +39,15 @@ from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN: dict[str, Any] = {"thresholds": "static", "observer": "percentile", "prior": "none", "bias": False, "input_spikes": 1}
-FAITHFUL = dataclasses.replace(RECIPES["faithful"], timesteps=8)
+FAITHFUL = RECIPES["faithful"]
+IMAGE_ANALOG = dataclasses.replace(FAITHFUL, ignore=("patch_embed.proj",))
 RULES = {
-    "faithful": FAITHFUL,
+    "faithful": dataclasses.replace(FAITHFUL, timesteps=8),
+    "priced": dataclasses.replace(FAITHFUL, timesteps=8, price=1.5e-8),
     "one spike": dataclasses.replace(FAITHFUL, input_spikes=1),
-    "8 powers of two": dataclasses.replace(FAITHFUL, levels=8, ratio=2.0, input_spikes=1),
-    "4 powers of two": dataclasses.replace(FAITHFUL, levels=4, ratio=2.0, input_spikes=1),
-    "priced": dataclasses.replace(FAITHFUL, price=1.5e-8),
+    "one spike, image analog": IMAGE_ANALOG,
+    "8 powers of two, image analog": dataclasses.replace(IMAGE_ANALOG, levels=8, ratio=2.0),
+    "4 powers of two, image analog": dataclasses.replace(IMAGE_ANALOG, levels=4, ratio=2.0),
     "frugal": RECIPES["frugal"],
     "ternary": RECIPES["ternary"],
     "ternary, layer-synchronous": RECIPES["ternary-synchronous"],

@@ -66,7 +66,8 @@ class Subject:
     calibration: ImageSource
     training: ImageSource | None
     scored: ImageSource
-    lr: float
+    lr: float  # of converted networks
+    scratch_lr: float
     augmentation: Augmentation
 
     def loader(self) -> TrainingLoader:
@@ -79,9 +80,8 @@ def demo(data: str | None, weights: str | None, kept: str | None) -> Subject:
     training = open_images("torch/fashion_mnist", "train", classes=10, mode="L", root=data) if data else None
     calibration, scored = (array_source(*demo_images(split), "L") for split in ("train", "val"))
     # About what the ANN was trained with: mirrored, and shifted by a pixel.
-    return Subject(
-        load_model("demo").requires_grad_(False), calibration, training, scored, 1e-2, Augmentation(scale=(0.9, 1.0))
-    )
+    augmentation = Augmentation(scale=(0.9, 1.0))
+    return Subject(load_model("demo").requires_grad_(False), calibration, training, scored, 1e-2, 1e-2, augmentation)
 
 
 def deit(data: str | None, weights: str | None, kept: str | None) -> Subject:
@@ -103,7 +103,7 @@ def deit(data: str | None, weights: str | None, kept: str | None) -> Subject:
             Settings(epochs=3, lr=2e-4, warmup_epochs=0.2),
         )
         safetensors.torch.save_model(ann, kept)
-    return Subject(ann.requires_grad_(False), training, training, scored, 1e-3, augmentation)
+    return Subject(ann.requires_grad_(False), training, training, scored, 2e-4, 1e-3, augmentation)
 
 
 SUBJECTS = {"demo": demo, "deit": deit}
@@ -128,12 +128,12 @@ def from_scratch(subject: Subject, preset: str) -> SpikingModel:
     return snn
 
 
-def tune(snn: SpikingModel, subject: Subject, passes: int) -> None:
+def tune(snn: SpikingModel, subject: Subject, passes: int, lr: float) -> None:
     loader = subject.loader()
     epochs, rest = divmod(passes // BATCH, len(loader))
     updates = epochs * len(loader) + rest
     warmup = min(1.0, updates / len(loader) / 10)
-    settings = Settings(epochs=1, max_steps=updates, lr=subject.lr, warmup_epochs=warmup)
+    settings = Settings(epochs=1, max_steps=updates, lr=lr, warmup_epochs=warmup)
     snn.teacher = None
     train(snn, loader, settings, objective=Distillation(LOSS, subject.ann))
     snn.teacher = subject.ann
@@ -145,7 +145,7 @@ def measure(subject: Subject, preset: str, stage: str, passes: int) -> dict[str,
     refit = REFIT.get(stage, RECIPES[preset].refit)
     snn = from_scratch(subject, preset) if stage == "scratch" else converted(subject, preset, refit)
     if stage not in REFIT:
-        tune(snn, subject, passes)
+        tune(snn, subject, passes, subject.scratch_lr if stage == "scratch" else subject.lr)
     result = evaluate(snn, batches(prepared(subject.ann, subject.scored, count=SCORED), 100))
     return {
         "preset": preset,

@@ -37,6 +37,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     summary = json.loads(result.stdout)
     assert summary["spiking"] == 22 and summary["images"] == 48 and summary["timesteps"] == 3
     assert "vit2snn evaluate" in result.stderr
+    assert [point["timestep"] for point in summary["parity"]["snn"]] == [1, 2, 3]
+    assert summary["parity"]["snn"][2]["relative_error"] < summary["parity"]["snn"][0]["relative_error"] < 0.5
+    assert "top1" not in summary["parity"]["snn"][0]  # the images are those of the calibration
+    assert summary["parity"] == json.loads((out / "parity.json").read_text())
+    assert summary["worst"][0]["relative_error"] == max(row["relative_error"] for row in summary["worst"])
     return out
 
 
@@ -239,3 +244,26 @@ def test_grey_images_in_colour_files_are_read(converted: Path, folder: Path) -> 
     pixels = np.asarray(Image.open(path))
     Image.fromarray(np.stack([pixels] * 3, -1)).save(path)
     assert run("evaluate", converted, "--data", folder, "--timesteps", "1").exit_code == 0
+
+
+def test_a_budget_is_kept_or_refused(tmp_path: Path) -> None:
+    convert = ["convert", "demo", "--timesteps", 1, "--samples", 16]
+    result = run(*convert, "--budget", 0.17, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["parity"]["snn"][0]["energy"] <= 0.17
+    recipe = json.loads((tmp_path / "out" / "config.json").read_text())["vit2snn"]["recipe"]
+    assert recipe["price"] > 0 and recipe["max_energy"] is None
+    result = run(*convert, "--budget", 0.001, "-o", tmp_path / "none")
+    assert result.exit_code == 2 and "out of reach in 1 timesteps" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_layer_synchronous_network_tells_its_latency(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("convert", "demo", "--recipe", "ternary-synchronous", "--timesteps", 3, "--samples", 16, "-o", out)
+    assert result.exit_code == 0, result.output
+    result = run("evaluate", out, "--samples", 16)
+    depth = 2 + 4 * 6
+    assert f"3 per layer, {3 * depth} in all" in result.stdout
+    result = run("evaluate", out, "--samples", 16, "--json")
+    assert [point["latency"] for point in json.loads(result.stdout)["snn"]] == [depth, 2 * depth, 3 * depth]
