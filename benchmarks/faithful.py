@@ -43,7 +43,7 @@ FAITHFUL = RECIPES["faithful"]
 IMAGE_ANALOG = dataclasses.replace(FAITHFUL, ignore=("patch_embed.proj",))
 RULES = {
     "faithful": dataclasses.replace(FAITHFUL, timesteps=8),
-    "priced": dataclasses.replace(FAITHFUL, timesteps=8, price=1.5e-8),
+    "priced": dataclasses.replace(FAITHFUL, timesteps=8, price=1e-8),
     "one spike": dataclasses.replace(FAITHFUL, input_spikes=1),
     "one spike, image analog": IMAGE_ANALOG,
     "8 powers of two, image analog": dataclasses.replace(IMAGE_ANALOG, levels=8, ratio=2.0),
