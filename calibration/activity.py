@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -65,6 +66,13 @@ class Activity:
             return torch.ones_like(self.scale, dtype=torch.bool)
         kept = [axis for axis in range(-self.sensitivity.ndim, 0) if axis in self.axes]
         return self.sensitivity.amax(kept, keepdim=True) > 0
+
+    def samples(self) -> int:
+        """How many values of each channel bear on the logits, in all images together."""
+        shape = self.mean.shape
+        channels = math.prod(shape[axis] for axis in range(-len(shape), 0) if axis in self.axes)
+        positions = int(self.bearing().sum()) if self.sensitivity is not None else self.mean.numel() // channels
+        return int(self.images) * positions
 
     def silence(self, price: float) -> Tensor:
         """The magnitude below which a spike saves less than ``price`` of the relative squared error of the logits.

@@ -16,10 +16,6 @@ from .channels import from_channels
 from .observers import Observer
 from .rule import Levels, ThresholdRule, magnitudes
 
-STEEPEST = 0.3
-"""A closed-loop threshold is at least this share of the one before it. Innovations that are larger than any on the calibration
-images would otherwise never be made up for: the thresholds of all later steps together would be too small to reach them."""
-
 
 class ClosedLoop(Neuron):
     """Stands in for a coded neuron during calibration: at each step it sets its levels and bias first, then fires.
@@ -74,9 +70,7 @@ class ClosedLoop(Neuron):
         if t == len(self.observers):
             self.observers.append(self.rule.watch(self.neuron, 1))
         self.observers[t].update(magnitudes(self.neuron, u, self.seen))
-        levels = self.rule.levels(self.neuron, self.observers[t], self.seen, t)
-        if t > 0:
-            levels = levels._replace(threshold=torch.maximum(levels.threshold, STEEPEST * self.levels[t - 1].threshold))
+        levels = self.rule.levels(self.neuron, self.observers[t], self.seen, t, self.levels[t - 1] if t else None)
         self.levels[t:] = [levels, *self.levels[t + 1 :]]
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:

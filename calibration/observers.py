@@ -103,12 +103,13 @@ class MseObserver(HistogramObserver):
         """The best threshold for the alphabet's own ratio."""
         return self.search([self.code.alphabet.ratio])[0]
 
-    def search(self, ratios: Sequence[float], silence: float = 0.0) -> tuple[Tensor, Tensor]:
+    def search(self, ratios: Sequence[float], silence: float = 0.0, least: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """The best of the candidate thresholds and of ``ratios`` for each channel, by exhaustive search on the histogram.
 
         Args:
             ratios: ρ that may be chosen.
             silence: magnitudes below it send nothing, and its square is the price of a spike that is sent.
+            least: thresholds below it are not chosen, for each channel or for all.
 
         Returns:
             Thresholds and ratios, both ``[channels]`` float64.
@@ -117,15 +118,16 @@ class MseObserver(HistogramObserver):
         candidates = _candidates(histogram)
         span = slice(2 * candidates.start, 2 * candidates.stop - 1)
         values, counts = points().float(), histogram.counts.float()
+        tried, least = thresholds()[span], torch.as_tensor(least).reshape(-1, 1)
         costs = []
         for ratio in ratios:
             error = squared_errors(self.code, ratio)[span]
             if silence:
                 error = torch.where(values < silence, values.square(), error + silence**2)
-            costs.append(counts @ error.mean(2).T)
+            costs.append((counts @ error.mean(2).T).masked_fill(tried < least, torch.inf))
         best = torch.stack(costs, 2).flatten(1).argmin(1)  # [channels], over thresholds by ratios
-        tried = torch.tensor(ratios, dtype=torch.float64)
-        return thresholds()[span][best // len(ratios)], tried[best % len(ratios)]
+        ratio = torch.tensor(ratios, dtype=torch.float64)[best % len(ratios)]
+        return torch.maximum(tried[best // len(ratios)], least.flatten()), ratio
 
 
 class EntropyObserver(HistogramObserver):

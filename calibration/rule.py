@@ -18,6 +18,13 @@ from .observers import OBSERVERS, MseObserver, Observer
 PRICE_FALL = 10.0
 """A spike is worth this much less at each further timestep: about what the squared error of the logits falls by."""
 
+STEEPEST = 0.3
+"""A threshold is at least this share of the one at the timestep before. Innovations that are larger than any on the calibration
+images would otherwise never be made up for: the thresholds of all later steps together would be too small to reach them."""
+
+FEWEST = 500
+"""Samples that a channel needs for a threshold of its own: a value beyond the largest of few would never be made up for."""
+
 
 class Levels(NamedTuple):
     """θ, ρ and silence for one timestep, in shapes that broadcast against one image's input."""
@@ -51,23 +58,27 @@ class ThresholdRule:
         """A new observer for a neuron whose levels will serve ``timesteps`` timesteps."""
         return OBSERVERS[self.observer](self.percentile, Code.of(neuron, timesteps))
 
-    def levels(self, neuron: CodedNeuron, observer: Observer, seen: Activity, t: int = 0) -> Levels:
-        """What the observer's statistic makes of timestep ``t``; thresholds are never 0.
+    def levels(
+        self, neuron: CodedNeuron, observer: Observer, seen: Activity, t: int = 0, before: Levels | None = None
+    ) -> Levels:
+        """What the observer's statistic makes of timestep ``t``, ``before`` which others were; thresholds are never 0.
 
         A neuron, channel or step that was silent on the calibration images may still have to fire on others, so its
         threshold is a small share of what the rest of the neuron has.
         """
         assert neuron.alphabet is not None
         silence = seen.silence(self.price / PRICE_FALL**t)
+        least = STEEPEST * before.threshold.flatten().double().cpu() if before else torch.zeros(1, dtype=torch.float64)
         if isinstance(observer, MseObserver):
-            values, ratios = observer.search(finer_ratios(neuron.alphabet.ratio), float(silence.min().nan_to_num(posinf=0.0)))
+            given = finer_ratios(neuron.alphabet.ratio), float(silence.min().nan_to_num(posinf=0.0)), least / self.headroom
+            values, ratios = observer.search(*given)
         else:
             values = observer.value()
             ratios = torch.full_like(values, neuron.alphabet.ratio)
-        values = values * self.headroom
+        values = torch.maximum(values * self.headroom, least)
         floor = max(float(values.max()) * 2.0**-10, float(seen.scale) * 2.0**-20)
         values = values.clamp(min=floor) if floor > 0 else torch.ones_like(values)
-        axes = neuron.axes if neuron.per_channel else ()
+        axes = threshold_axes(neuron, seen)
         threshold, ratio = (from_channels(column, seen.mean.unsqueeze(0), axes) for column in (values, ratios))
         return Levels(threshold, ratio, silence)
 
@@ -80,4 +91,9 @@ def finer_ratios(finest: float) -> list[float]:
 def magnitudes(neuron: CodedNeuron, u: Tensor, seen: Activity) -> Tensor:
     """What a neuron's alphabet can express of ``u`` ``[B, ...]``, as observers want it: ``[channels, samples]``."""
     assert neuron.alphabet is not None
-    return seen.columns(neuron.alphabet.magnitudes(u), neuron.axes if neuron.per_channel else ())
+    return seen.columns(neuron.alphabet.magnitudes(u), threshold_axes(neuron, seen))
+
+
+def threshold_axes(neuron: CodedNeuron, seen: Activity) -> tuple[int, ...]:
+    """The axes along which thresholds vary: none where a channel has too few samples for a threshold of its own."""
+    return neuron.axes if neuron.per_channel and seen.samples() >= FEWEST else ()

@@ -84,7 +84,7 @@ class Recipe:
     thresholds: Literal["closed-loop", "static"] = "closed-loop"
     observer: Literal["percentile", "max", "mse", "entropy"] = "mse"
     percentile: float = 99.9
-    headroom: float = 1.0
+    headroom: float = 1.25
     price: float = 0.0
     granularity: Literal["tensor", "channel"] = "tensor"
     prior: Prior = "mean"
@@ -250,7 +250,7 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 RECIPES: dict[str, Recipe] = {
     "faithful": Recipe(),
     "frugal": Recipe(timesteps=1, price=3e-8),
-    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, granularity="channel"),
+    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, headroom=1.0, granularity="channel"),
     # Each step leaves at most a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes.
     "ternary-synchronous": Recipe(
         timesteps=8,
@@ -260,16 +260,9 @@ RECIPES: dict[str, Recipe] = {
         observer="max",
         headroom=0.7,
     ),
+    # A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below.
     "binary": Recipe(
-        timesteps=32,
-        coding="rate",
-        levels=1,
-        signed=False,
-        input_spikes=1,
-        thresholds="static",
-        observer="percentile",
-        granularity="channel",
-        prior="minimum",
+        timesteps=32, coding="rate", levels=1, input_spikes=1, thresholds="static", headroom=1.0, granularity="channel"
     ),
     "exact": Recipe(timesteps=1, levels=0),
     "qkformer": Recipe(

@@ -58,11 +58,11 @@ def test_difficult_channels_are_decoded(rule: ThresholdRule, per_channel: bool, 
 def test_thresholds_and_biases_have_the_shapes_that_are_documented() -> None:
     for per_channel, shape in [(False, (5, 1)), (True, (5, 6))]:
         network, neuron = single(Alphabet(4), per_channel)
-        calibrate(network, neuron.clock, [difficult()], 5, ThresholdRule())
+        calibrate(network, neuron.clock, [difficult(600)], 5, ThresholdRule())
         assert neuron.threshold.shape == shape
         assert neuron.bias.shape == (5, 6)
         assert neuron.prior.shape == (6,)
-        calibrate(network, neuron.clock, [difficult()], 5, ThresholdRule(closed_loop=False), "none", bias=False)
+        calibrate(network, neuron.clock, [difficult(600)], 5, ThresholdRule(closed_loop=False), "none", bias=False)
         assert neuron.threshold.shape == (1, *shape[1:])
         assert neuron.bias.numel() == 0
 
@@ -199,3 +199,10 @@ def test_layer_synchronous_ternary_steps_carry_more_than_a_bit_each(vit: nn.Modu
     assert error[7] < 0.1 * error[4] < 0.1 * error[2]
     assert torch.equal(snn(images, 8, chunk=3), snn(images, 8))
     assert torch.equal(snn(images, 5), snn(images, 8)[:5])
+
+
+def test_channels_of_few_samples_share_a_threshold(vit: nn.Module) -> None:
+    """Only the class token bears on the logits behind the last attention: one sample of each channel in an image."""
+    snn = to_spiking(vit, Recipe(timesteps=2, granularity="channel"), torch.randn(40, 3, 16, 16))
+    assert snn.neurons()["blocks.0.mlp.fc1.neuron"].threshold.shape == (2, 1, 32)
+    assert snn.neurons()["blocks.1.mlp.fc1.neuron"].threshold.shape == (2, 1, 1)

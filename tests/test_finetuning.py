@@ -183,7 +183,7 @@ def test_objectives_that_do_not_fit_are_told(snn: SpikingModel, images: Tensor) 
 
 
 def test_distillation_brings_a_damaged_network_back_to_its_ann(vit: nn.Module, images: Tensor) -> None:
-    # Static thresholds: with closed-loop ones, tokens that no logit depends on keep silent, and their features stay as they are.
+    # Static thresholds: with closed-loop ones, tokens that no logit depends on keep silent, and their features stay.
     recipe = Recipe(timesteps=2, thresholds="static", observer="percentile", headroom=4.0, ratio=2**0.5)
     snn = to_spiking(vit, recipe, images)
     for parameter in snn.network.parameters():
