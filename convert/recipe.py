@@ -270,6 +270,14 @@ RECIPES: dict[str, Recipe] = {
     ),
     "experts": Recipe(attention="emsa", mlp="emsp", norm="batchnorm", neuron="if", readout="mean"),
     "spike-driven": Recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean"),
-    "shift": Recipe(attention="shift-softmax", mlp="shift-mlp", norm="shift-layernorm", levels=8, ratio=2.0),
+    "shift": Recipe(
+        attention="shift-softmax",
+        mlp="shift-mlp",
+        norm="shift-layernorm",
+        levels=8,
+        ratio=2.0,
+        observer="percentile",
+        headroom=4.0,
+    ),
 }
 """Recipes by name; ``exact`` has analog neurons, for checking that a conversion computes what the ANN computes."""
