@@ -28,7 +28,9 @@ from .sensitivity import sensitivities
 
 Prior = Literal["none", "mean", "minimum"]
 
-PRICED_ON, DRAWS = 32, 4  # images and random directions from which the worth of a spike is estimated
+# Images and random directions of logits from which the worth of a spike is estimated, or only whether it has any.
+PRICED_ON, PRICED_BY = 32, 4
+SENSED_ON, SENSED_BY = 8, 1
 
 
 def calibrate(
@@ -46,7 +48,7 @@ def calibrate(
     Args:
         network: in evaluation mode.
         clock: the clock of its neurons.
-        batches: images ``[B, C, H, W]``; iterated two or three times. All processes of a group have equally many.
+        batches: images ``[B, C, H, W]``; iterated up to four times. All processes of a group have equally many.
         timesteps: how many steps are calibrated for.
         rule: where thresholds come from.
         prior: the ``mean`` activation at each position, the ``minimum`` of each channel, or ``none``.
@@ -60,7 +62,7 @@ def calibrate(
     found = {name: n for name, n in neurons(network) if isinstance(n, CodedNeuron) and n.alphabet is not None}
     activity = observe(network, clock, batches, found)
     if sense and rule.closed_loop:
-        images, draws = (PRICED_ON, DRAWS) if rule.price else (1, 1)
+        images, draws = (PRICED_ON, PRICED_BY) if rule.price else (SENSED_ON, SENSED_BY)
         for name, sensitivity in sensitivities(network, clock, batches, found, images, draws).items():
             activity[name].sensitivity = sensitivity
     for name, neuron in found.items():
