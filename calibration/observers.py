@@ -126,8 +126,8 @@ class MseObserver(HistogramObserver):
                 error = torch.where(values < silence, values.square(), error + silence**2)
             costs.append((counts @ error.mean(2).T).masked_fill(tried < least, torch.inf))
         best = torch.stack(costs, 2).flatten(1).argmin(1)  # [channels], over thresholds by ratios
-        ratio = torch.tensor(ratios, dtype=torch.float64)[best % len(ratios)]
-        return torch.maximum(tried[best // len(ratios)], least.flatten()), ratio
+        chosen = torch.tensor(ratios, dtype=torch.float64)[best % len(ratios)]
+        return torch.maximum(tried[best // len(ratios)], least.flatten()), chosen
 
 
 class EntropyObserver(HistogramObserver):
