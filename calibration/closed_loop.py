@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, Neuron
+from ..spiking import CodedNeuron, Ladder, Neuron
 from ..spiking.coding import emit, innovation, integrate
 from ..spiking.shards import total
 from .activity import Activity
 from .channels import from_channels
 from .observers import Observer
-from .rule import Levels, ThresholdRule, magnitudes
+from .rule import ThresholdRule, magnitudes
 
 
 class ClosedLoop(Neuron):
@@ -33,7 +33,7 @@ class ClosedLoop(Neuron):
         self.neuron, self.seen, self.rule, self.has_bias, self.timesteps = neuron, seen, rule, bias, timesteps
         self.clock = neuron.clock
         self.observers: list[Observer] = []
-        self.levels: list[Levels] = []
+        self.levels: list[Ladder] = []
         self.lacks: list[Tensor] = []  # [channels], summed over images
         self.images: list[Tensor] = []  # their number
         self.aim: Tensor | None = None
@@ -58,7 +58,7 @@ class ClosedLoop(Neuron):
         u = innovation(neuron.coding, t, x - neuron.prior, d)
         if self.rule.closed_loop:
             self._set_levels(t, u)
-            ladder = neuron.alphabet.ladder(*self.levels[t])
+            ladder = self.levels[t]
         else:
             ladder = neuron.ladder(t)
         d = integrate(neuron.coding, t, d, emit(neuron.alphabet, u, ladder, neuron.spikes_per_step))

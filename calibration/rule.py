@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..spiking import CodedNeuron
+from ..spiking import CodedNeuron, Ladder
 from .activity import Activity
 from .channels import from_channels
 from .code import Code
@@ -24,14 +23,6 @@ images would otherwise never be made up for: the thresholds of all later steps t
 
 FEWEST = 500
 """Samples that a channel needs for a threshold of its own: a value beyond the largest of few would never be made up for."""
-
-
-class Levels(NamedTuple):
-    """θ, ρ and silence for one timestep, in shapes that broadcast against one image's input."""
-
-    threshold: Tensor
-    ratio: Tensor
-    silence: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,9 +50,11 @@ class ThresholdRule:
         return OBSERVERS[self.observer](self.percentile, Code.of(neuron, timesteps))
 
     def levels(
-        self, neuron: CodedNeuron, observer: Observer, seen: Activity, t: int = 0, before: Levels | None = None
-    ) -> Levels:
+        self, neuron: CodedNeuron, observer: Observer, seen: Activity, t: int = 0, before: Ladder | None = None
+    ) -> Ladder:
         """What the observer's statistic makes of timestep ``t``, ``before`` which others were; thresholds are never 0.
+
+        Shapes broadcast against one image's input.
 
         A neuron, channel or step that was silent on the calibration images may still have to fire on others, so its
         threshold is a small share of what the rest of the neuron has.
@@ -80,7 +73,7 @@ class ThresholdRule:
         values = values.clamp(min=floor) if floor > 0 else torch.ones_like(values)
         axes = threshold_axes(neuron, seen)
         threshold, ratio = (from_channels(column, seen.mean.unsqueeze(0), axes) for column in (values, ratios))
-        return Levels(threshold, ratio, silence)
+        return Ladder(threshold, ratio, silence)
 
 
 def finer_ratios(finest: float) -> list[float]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..spiking import CodedNeuron, share_clock
-from .record import ELEMENTWISE, FUSED, MATRIX, TRANSFORMS, WEIGHTED, count_macs, on_meta, tensors_in
+from .record import ELEMENTWISE, FUSED, MATRIX, TRANSFORMS, WEIGHTED, Calls, count_macs, on_meta, tensors_in
 
 VIEWS = {"transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand"}
 ANALOG_COST = 5
@@ -59,7 +58,7 @@ def dataflow(network: nn.Module, input_size: tuple[int, ...]) -> Dataflow:
     )
 
 
-class _Follower(TorchFunctionMode):
+class _Follower(Calls):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.fan_out: dict[str, float] = defaultdict(float)
@@ -89,13 +88,9 @@ class _Follower(TorchFunctionMode):
         self.held.append(tensor)
         self.stages[id(tensor)] = stage
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        operands = tensors_in([*args, *kwargs.values()])
-        result = func(*args, **kwargs)
-        name, made = getattr(func, "__name__", ""), tensors_in([result])
+    def see(self, name: str, operands: list[Tensor], result: Any) -> None:
+        """Follow signals from neuron to operation, and count."""
+        made = tensors_in([result])
         for tensor in made:
             self._note(tensor, max(self.stage(*operands), self.stage(tensor)))
         if name in VIEWS and id(operands[0]) in self.sources:
@@ -109,4 +104,3 @@ class _Follower(TorchFunctionMode):
                 self.fan_out[self.sources[id(operand)]] += macs / operand.numel()
         elif name in TRANSFORMS:
             self.analog += made[0].numel()
-        return result

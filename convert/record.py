@@ -95,7 +95,24 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-class _Recorder(TorchFunctionMode):
+class Calls(TorchFunctionMode):
+    """Sees every call of a torch function within its context."""
+
+    def see(self, name: str, operands: list[Tensor], result: Any) -> None:
+        """A function of that name made ``result`` of these tensors."""
+        raise NotImplementedError
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operands = tensors_in([*args, *kwargs.values()])
+        result = func(*args, **kwargs)
+        self.see(getattr(func, "__name__", ""), operands, result)
+        return result
+
+
+class _Recorder(Calls):
     def __init__(self, model: nn.Module, calls: dict[str, int]) -> None:
         super().__init__()
         self.operations: list[Operation] = []
@@ -124,19 +141,13 @@ class _Recorder(TorchFunctionMode):
         for tensor in tensors_in([value]):
             self.signals[id(tensor)] = tensor
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        operands = tensors_in([*args, *kwargs.values()])
-        result = func(*args, **kwargs)
+    def see(self, name: str, operands: list[Tensor], result: Any) -> None:
+        """Follow signals, and note what is done to them."""
         signals = sum(id(operand) in self.signals for operand in operands)
-        name = getattr(func, "__name__", "")
         if signals:
             self.mark(result)
         if signals or name in WEIGHTED | FUSED:
             self._note(name, operands, result, signals)
-        return result
 
     def _note(self, name: str, operands: list[Tensor], result: Any, signals: int) -> None:
         kind: Kind

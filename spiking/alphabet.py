@@ -15,7 +15,8 @@ class Ladder(NamedTuple):
     Attributes:
         threshold: θ > 0, the largest level.
         ratio: ρ > 1 of neighbouring levels.
-        silence: magnitudes below this send nothing; at least half the smallest level, infinite for neurons that never fire.
+        silence: magnitudes below this send nothing, where it is more than half the smallest level; infinite for neurons that
+            never fire.
     """
 
     threshold: Tensor
@@ -56,8 +57,7 @@ class Alphabet:
     def ladder(self, threshold: Tensor, ratio: Tensor | None = None, silence: Tensor | None = None) -> Ladder:
         """The levels below ``threshold``; with the alphabet's ρ and with rounding to the nearest unless others are given."""
         ratio = torch.full_like(threshold, self.ratio) if ratio is None else ratio
-        nearest = threshold * ratio ** (1 - self.levels) / 2
-        return Ladder(threshold, ratio, nearest if silence is None else torch.maximum(nearest, silence))
+        return Ladder(threshold, ratio, torch.zeros_like(threshold) if silence is None else silence)
 
     def quantize(self, u: Tensor, ladder: Ladder) -> Tensor:
         """The nearest level, or 0 below the ladder's silence; a tie goes to the larger (``>=``, as in the literature).
@@ -65,7 +65,7 @@ class Alphabet:
         Not differentiable: see `vit2snn.spiking.coding.emit`.
         """
         y = self.magnitudes(u)
-        fires = y >= ladder.silence
+        fires = y >= torch.maximum(ladder.silence, ladder.threshold * ladder.ratio ** (1 - self.levels) / 2)
         if self.levels == 1:
             level = y.fill_(1.0)
         else:
