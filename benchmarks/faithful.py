@@ -9,8 +9,8 @@
 Each result is added to ``benchmarks/results/faithful_MODEL.json`` as it comes; ``--table`` prints what is there.
 
 ``faithful`` lets the neurons that see the image send two spikes in a timestep, counted as two; ``one spike`` does not.
-``priced`` is ``faithful`` with a price that makes it send no more spikes than ``dcgs``. ``image analog`` leaves the patch
-embedding to multiply, as most published networks do, and is charged for it.
+``priced`` is ``faithful`` with a price that makes it send about as many spikes as ``dcgs``, or fewer. ``image analog`` leaves
+the patch embedding to multiply, as most published networks do, and is charged for it.
 
 The rules of others are put in our own terms: same sites, same simulation, thresholds of each tensor from the same calibration
 images, no prior, no bias. ``rate`` is ternary rate coding with the 99.9 % quantile as threshold. ``dcgs`` is the differential

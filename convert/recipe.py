@@ -149,9 +149,9 @@ class Recipe:
             raise RecipeError("recipe field 'max_error' is given, and neither attention nor mlp is 'auto'")
         if self.max_energy is not None and not auto and (self.spike_driven or self.thresholds == "static" or not self.levels):
             raise RecipeError(
-                "recipe field 'max_energy' is given, and there is neither an 'auto' branch nor a network of coded neurons only "
-                "with closed-loop thresholds",
-                "choose attention auto, or leave the budget out",
+                "recipe field 'max_energy' (--budget) is given, and needs an 'auto' branch, or closed-loop thresholds of spikes in a "
+                "network without spiking branches",
+                "choose another recipe, such as faithful, or leave the budget out",
             )
         if self.max_error is not None and self.max_energy is not None:
             raise RecipeError("recipe fields 'max_error' and 'max_energy' are both given", "choose one of the budgets")
