@@ -149,7 +149,7 @@ class Recipe:
             raise RecipeError("recipe field 'max_error' is given, and neither attention nor mlp is 'auto'")
         if self.max_energy is not None and not auto and (self.spike_driven or self.thresholds == "static" or not self.levels):
             raise RecipeError(
-                "recipe field 'max_energy' (--budget) is given, and needs an 'auto' branch, or closed-loop thresholds of spikes in a "
+                "recipe field 'max_energy' (--budget) is given, and needs an 'auto' branch, or closed-loop thresholds in a "
                 "network without spiking branches",
                 "choose another recipe, such as faithful, or leave the budget out",
             )
