@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, share_clock
+from ..spiking import CodedNeuron, Hadamard, share_clock
 from .record import ELEMENTWISE, FUSED, MATRIX, TRANSFORMS, WEIGHTED, Calls, count_macs, on_meta, tensors_in
 
 VIEWS = {"transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand"}
@@ -29,6 +29,7 @@ class Dataflow:
             decoded value of the other. At the border of a convolution with padding a spike has fewer.
         undriven: multiply-accumulates of synaptic operations that no neuron drives.
         analog: multiply-accumulates charged for nonlinear functions, `ANALOG_COST` for each value.
+        additions: of Hadamard rotations.
         macs: of all synaptic operations.
         depth: neurons on the longest way from image to logits.
     """
@@ -36,6 +37,7 @@ class Dataflow:
     fan_out: dict[str, float]
     undriven: int
     analog: int
+    additions: int
     macs: int
     depth: int
 
@@ -54,7 +56,12 @@ def dataflow(network: nn.Module, input_size: tuple[int, ...]) -> Dataflow:
     with follower, torch.no_grad():
         logits = shadow(torch.empty(1, *input_size, dtype=dtype, device="meta"))
     return Dataflow(
-        dict(follower.fan_out), follower.undriven, ANALOG_COST * follower.analog, follower.macs, follower.stage(logits)
+        fan_out=dict(follower.fan_out),
+        undriven=follower.undriven,
+        analog=ANALOG_COST * follower.analog,
+        additions=follower.additions,
+        macs=follower.macs,
+        depth=follower.stage(logits),
     )
 
 
@@ -62,7 +69,7 @@ class _Follower(Calls):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.fan_out: dict[str, float] = defaultdict(float)
-        self.undriven, self.analog, self.macs = 0, 0, 0
+        self.undriven, self.analog, self.additions, self.macs = 0, 0, 0, 0
         self.sources: dict[int, str] = {}  # of tensors that are a neuron's output, its name
         self.stages: dict[int, int] = {}  # of tensors, the neurons on the longest way to them
         self.held: list[Tensor] = []  # so that no id is used twice
@@ -70,6 +77,9 @@ class _Follower(Calls):
             if isinstance(module, CodedNeuron):
                 module.analog = True
                 module.register_forward_hook(self._leave(name))
+            elif isinstance(module, Hadamard):
+                module.register_forward_hook(self._rotate)
+                module.forward = torch.clone  # type: ignore[assignment]  # its matrix product is a butterfly of additions
 
     def stage(self, *tensors: Tensor) -> int:
         """Neurons on the longest way to any of these."""
@@ -83,6 +93,9 @@ class _Follower(Calls):
             return output
 
         return leave
+
+    def _rotate(self, rotation: Hadamard, inputs: Any, output: Tensor) -> None:
+        self.additions += output.numel() * rotation.additions
 
     def _note(self, tensor: Tensor, stage: int) -> None:
         self.held.append(tensor)

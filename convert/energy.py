@@ -39,12 +39,15 @@ class Cost:
     def at(self, t: int, images: int) -> tuple[float, float]:
         """After ``t`` timesteps, for an image: accumulates over the ANN's multiply-accumulates, and energy over the ANN's.
 
-        Charged are `AC` for each accumulate that a spike caused, and `MAC` for each multiply-accumulate of an operation that no
-        neuron drives and of the nonlinear functions, in every timestep; to the ANN its synaptic operations and these functions.
+        Charged are `AC` for each accumulate that a spike caused, and in every timestep `AC` for each addition of a rotation and
+        `MAC` for each multiply-accumulate of an operation that no neuron drives and of the nonlinear functions; to the ANN its
+        synaptic operations and these functions.
         """
         caused = float(self.caused[t - 1]) / images
-        analog = (self.flow.undriven + self.flow.analog) * (1 if self.synchronous else t)
-        return caused / self.flow.macs, (AC * caused + MAC * analog) / (MAC * (self.flow.macs + self.flow.analog))
+        passes = 1 if self.synchronous else t
+        added = caused + passes * self.flow.additions
+        analog = passes * (self.flow.undriven + self.flow.analog)
+        return caused / self.flow.macs, (AC * added + MAC * analog) / (MAC * (self.flow.macs + self.flow.analog))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..calibration import Prior, calibrate
 from ..data import digest
 from ..errors import DataError, ModelError
-from ..spiking import CodedNeuron, analog, neurons, shards, share_clock, simulate
+from ..spiking import CodedNeuron, analog, neurons, rotate_inputs, shards, share_clock, simulate
 from .auto import Candidate, candidates, choose
 from .blocks import AUTO
 from .budget import affordable
@@ -237,6 +237,8 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     _convert_children(network, "", planned, recipe)
     network = _converted(network, "", planned, recipe)
     replace_softmax(network, planned.blocks)
+    if recipe.rotation:
+        rotate_inputs(network)
     return SpikingModel(network, recipe, planned, input_size).eval()
 
 

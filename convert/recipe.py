@@ -40,6 +40,8 @@ class Recipe:
         ratio: ρ of the alphabet; with observer ``mse`` the finest that a neuron may have: it gets 2, or a finer 2^(1/m),
             whichever leaves least error.
         signed: whether spikes have both signs.
+        rotation: whether the neurons of linear layers see their input rotated by a Hadamard matrix (see
+            `vit2snn.spiking.Hadamard`), which small alphabets need.
         spikes_per_step: the longest burst that a neuron may send in one timestep.
         input_spikes: the same for the first neurons, which see the image itself; every later neuron inherits their error.
         thresholds: ``closed-loop`` (for each timestep, from the spiking network itself) or ``static``.
@@ -79,6 +81,7 @@ class Recipe:
     levels: int = 16
     ratio: float = 2**0.25
     signed: bool = True
+    rotation: bool = False
     spikes_per_step: int = 1
     input_spikes: int = 2
     thresholds: Literal["closed-loop", "static"] = "closed-loop"
@@ -250,19 +253,27 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 RECIPES: dict[str, Recipe] = {
     "faithful": Recipe(),
     "frugal": Recipe(timesteps=1, price=3e-8),
-    "ternary": Recipe(timesteps=16, levels=1, input_spikes=1, headroom=1.0, granularity="channel"),
+    "ternary": Recipe(timesteps=16, levels=1, rotation=True, input_spikes=1, headroom=1.0, granularity="channel"),
     # Each step leaves at most a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes.
     "ternary-synchronous": Recipe(
         timesteps=8,
         schedule="layer-synchronous",
         levels=1,
+        rotation=True,
         input_spikes=1,
         observer="max",
         headroom=0.7,
     ),
     # A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below.
     "binary": Recipe(
-        timesteps=32, coding="rate", levels=1, input_spikes=1, thresholds="static", headroom=1.0, granularity="channel"
+        timesteps=32,
+        coding="rate",
+        levels=1,
+        rotation=True,
+        input_spikes=1,
+        thresholds="static",
+        headroom=1.0,
+        granularity="channel",
     ),
     "exact": Recipe(timesteps=1, levels=0),
     "qkformer": Recipe(

@@ -37,6 +37,7 @@ from .mlp import SpikingMLP as SpikingMLP
 from .neuron import CodedNeuron as CodedNeuron, Event as Event, analog as analog, probing as probing
 from .patches import SPEDS as SPEDS, DeformedShortcut as DeformedShortcut, SpikingPatchSplitting as SpikingPatchSplitting
 from .projection import ConvBN as ConvBN, SpikingProjection as SpikingProjection
+from .rotation import Hadamard as Hadamard, RotatedLinear as RotatedLinear, rotate_inputs as rotate_inputs
 from .shift import ShiftGELU as ShiftGELU, ShiftLayerNorm as ShiftLayerNorm, ShiftSoftmax as ShiftSoftmax
 from .shortcut import MembraneShortcut as MembraneShortcut, SEWShortcut as SEWShortcut
 from .surrogate import Surrogate as Surrogate

@@ -1,0 +1,69 @@
+"""Hadamard rotation of what neurons see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vit2snn.convert import RECIPES, Recipe, load, load_model, to_spiking
+from vit2snn.convert.dataflow import dataflow
+from vit2snn.convert.model import structure
+from vit2snn.evaluation import evaluate
+from vit2snn.spiking import Hadamard, RotatedLinear
+
+SIZE = (3, 16, 16)
+ROTATED = Recipe(timesteps=2, levels=2, ratio=2.0, rotation=True)
+
+
+@pytest.mark.parametrize(("channels", "block"), [(32, 32), (24, 8), (7, 1)])
+def test_a_hadamard_matrix_is_its_own_inverse(channels: int, block: int) -> None:
+    rotation, x = Hadamard(channels), torch.randn(2, 3, channels, dtype=torch.float64)
+    torch.testing.assert_close(rotation(rotation(x)), x, rtol=0, atol=1e-6)
+    signs = rotation.matrix * block**0.5
+    assert rotation.additions == block.bit_length() - 1
+    torch.testing.assert_close(signs.abs(), torch.ones(block, block))
+
+
+def test_one_outlier_is_spread_over_its_block() -> None:
+    x = torch.zeros(64)
+    x[5] = 8.0
+    assert Hadamard(64)(x).abs().max() == pytest.approx(1.0)
+
+
+def test_the_function_is_kept(vit: nn.Module, images: Tensor) -> None:
+    snn = structure(vit, Recipe(levels=0, rotation=True), SIZE)
+    assert isinstance(snn.network.blocks[0].mlp.fc1, RotatedLinear)
+    assert not torch.allclose(snn.network.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)  # type: ignore[union-attr]
+    torch.testing.assert_close(snn(images, 1)[0], vit(images), rtol=1e-5, atol=1e-5)
+
+
+def test_additions_are_charged_and_no_operation_is_undriven() -> None:
+    model = load_model("demo")
+    size = (1, 28, 28)
+    plain, rotated = (dataflow(structure(model, Recipe(rotation=on), size).network, size) for on in (False, True))
+    assert plain.additions == 0 and rotated.undriven == plain.undriven == 0
+    assert (rotated.fan_out, rotated.depth, rotated.macs) == (plain.fan_out, plain.depth, plain.macs)
+    dim, tokens, depth = model.embed_dim, 50, len(model.blocks)  # type: ignore[arg-type]
+    assert dim == 64
+    # A value of 64 channels takes part in 6 additions and one of 256 in 8: qkv, proj, fc1; fc2; and the head.
+    assert rotated.additions == depth * tokens * (3 * dim * 6 + 4 * dim * 8) + dim * 6
+
+
+def test_an_artifact_keeps_rotated_weights(demo_sample: tuple[Tensor, Tensor, Tensor], tmp_path: Path) -> None:
+    calibration, scored, _ = demo_sample
+    snn = to_spiking(load_model("demo"), ROTATED, calibration[:16])
+    snn.save(tmp_path / "out")
+    assert torch.equal(load(tmp_path / "out")(scored[:4], 2), snn(scored[:4], 2))
+
+
+def test_ternary_spikes_profit(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
+    calibration, scored, labels = demo_sample
+    errors = []
+    for rotation in (False, True):
+        recipe = Recipe.from_json(RECIPES["ternary"].to_json() | {"timesteps": 6, "rotation": rotation})
+        snn = to_spiking(load_model("demo"), recipe, calibration)
+        errors.append(evaluate(snn, [(scored, labels)]).points[-1].relative_error)
+    assert errors[1] < 0.9 * errors[0]
