@@ -47,7 +47,9 @@ RULES = {
     "one spike": dataclasses.replace(FAITHFUL, input_spikes=1),
     "one spike, image analog": IMAGE_ANALOG,
     "8 powers of two, image analog": dataclasses.replace(IMAGE_ANALOG, levels=8, ratio=2.0, headroom=1.0),
-    "4 powers of two, image analog": dataclasses.replace(IMAGE_ANALOG, levels=4, ratio=2.0, headroom=1.0, rotation=True),
+    "4 powers of two, image analog": dataclasses.replace(
+        IMAGE_ANALOG, levels=4, ratio=2.0, headroom=1.0, granularity="channel", rotation=True, attention_spikes=4
+    ),
     "frugal": RECIPES["frugal"],
     "ternary": RECIPES["ternary"],
     "ternary, layer-synchronous": RECIPES["ternary-synchronous"],

@@ -14,8 +14,8 @@ from .channels import from_channels
 from .code import Code
 from .observers import OBSERVERS, MseObserver, Observer
 
-PRICE_FALL = 10.0
-"""A spike is worth this much less at each further timestep: about what the squared error of the logits falls by."""
+PRICE_FALL = 5.0
+"""A spike is worth this much less at each further timestep: somewhat less than the squared error of the logits falls by."""
 
 STEEPEST = 0.3
 """A threshold is at least this share of the one at the timestep before. Innovations that are larger than any on the calibration

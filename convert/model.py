@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from ..calibration import Prior, calibrate
 from ..data import digest
 from ..errors import DataError, ModelError
-from ..spiking import CodedNeuron, analog, neurons, rotate_inputs, shards, share_clock, simulate
+from ..spiking import (
+    CodedNeuron,
+    SpikingDotProductAttention,
+    analog,
+    neurons,
+    rotate_inputs,
+    shards,
+    share_clock,
+    simulate,
+)
 from .auto import Candidate, candidates, choose
 from .blocks import AUTO
 from .budget import affordable
@@ -239,6 +248,9 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     replace_softmax(network, planned.blocks)
     if recipe.rotation:
         rotate_inputs(network)
+    for module in network.modules():
+        if isinstance(module, SpikingDotProductAttention) and isinstance(module.weights, CodedNeuron):
+            module.weights.spikes_per_step = max(recipe.spikes_per_step, recipe.attention_spikes)
     return SpikingModel(network, recipe, planned, input_size).eval()
 
 

@@ -43,7 +43,9 @@ class Recipe:
         rotation: whether the neurons of linear layers see their input rotated by a Hadamard matrix (see
             `vit2snn.spiking.Hadamard`), which small alphabets need.
         spikes_per_step: the longest burst that a neuron may send in one timestep.
-        input_spikes: the same for the first neurons, which see the image itself; every later neuron inherits their error.
+        input_spikes: the same for the first neurons, where it is more: they see the image itself, and all others inherit their
+            error.
+        attention_spikes: the same for the outputs of softmax, where it is more: they span the most octaves, and few fire.
         thresholds: ``closed-loop`` (for each timestep, from the spiking network itself) or ``static``.
         observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``.
         percentile: of the ``percentile`` observer, 0..100.
@@ -84,6 +86,7 @@ class Recipe:
     rotation: bool = False
     spikes_per_step: int = 1
     input_spikes: int = 2
+    attention_spikes: int = 1
     thresholds: Literal["closed-loop", "static"] = "closed-loop"
     observer: Literal["percentile", "max", "mse", "entropy"] = "mse"
     percentile: float = 99.9
@@ -117,6 +120,7 @@ class Recipe:
             "ratio": math.isfinite(self.ratio) and self.ratio > 1,
             "spikes_per_step": self.spikes_per_step >= 1,
             "input_spikes": self.input_spikes >= 1,
+            "attention_spikes": self.attention_spikes >= 1,
             "percentile": 0 < self.percentile <= 100,
             "headroom": math.isfinite(self.headroom) and self.headroom > 0,
             "price": math.isfinite(self.price) and self.price >= 0,
@@ -190,7 +194,7 @@ class Recipe:
 
     def coded_neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
         """A new neuron for an input whose channels lie along the negative ``axes``."""
-        per_channel, burst = self.granularity == "channel", self.input_spikes if sees_image else self.spikes_per_step
+        per_channel, burst = self.granularity == "channel", max(self.spikes_per_step, self.input_spikes if sees_image else 1)
         return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, self.synchronous)
 
     def to_json(self) -> dict[str, Any]:

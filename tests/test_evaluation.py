@@ -12,6 +12,7 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, load_model, to_spiking
+from vit2snn.convert.model import structure
 from vit2snn.errors import DataError
 from vit2snn.evaluation import Evaluation, diagnose, evaluate, write_evaluation
 
@@ -70,6 +71,14 @@ def test_bursts_count_every_spike(vit: nn.Module, images: Tensor, labels: Tensor
     double = evaluate(to_spiking(vit, dataclasses.replace(one, spikes_per_step=2), images), [(images, labels)]).points[0]
     assert single.spikes_per_neuron < double.spikes_per_neuron <= 2
     assert double.relative_error < single.relative_error
+
+
+def test_bursts_may_be_those_of_the_image_or_of_attention_alone(vit: nn.Module) -> None:
+    snn = structure(vit, Recipe(input_spikes=2, attention_spikes=3), (3, 16, 16))
+    longest = {name: neuron.spikes_per_step for name, neuron in snn.neurons().items()}
+    assert longest.pop("patch_embed.proj.neuron") == 2
+    assert [longest.pop(f"blocks.{block}.attn.spiking_attention.weights") for block in (0, 1)] == [3, 3]
+    assert set(longest.values()) == {1}
 
 
 def test_timesteps_are_reported_as_asked(snn: SpikingModel, images: Tensor, labels: Tensor) -> None:
