@@ -6,7 +6,6 @@ from .folder import is_model_folder as is_model_folder, save_model as save_model
 from .folding import fold as fold
 from .model import SpikingModel as SpikingModel, to_spiking as to_spiking
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
-from .products import rewrite_products as rewrite_products
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog
 from .source import load_model as load_model, read_checkpoint as read_checkpoint

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, Hadamard, share_clock
-from .record import ELEMENTWISE, FUSED, MATRIX, TRANSFORMS, WEIGHTED, Calls, count_macs, on_meta, tensors_in
+from ..spiking import CodedNeuron, Hadamard, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, share_clock
+from ..spiking.calls import tensors_in
+from .record import Call, Signals, on_meta
 
 VIEWS = {"transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand"}
+SHIFT_ONLY = (ShiftGELU, ShiftLayerNorm, ShiftSoftmax)
 ANALOG_COST = 5
 """Multiply-accumulates charged for each value of a softmax, LayerNorm or activation function: about the operations of a softmax
 (maximum, difference, exponential, sum, quotient)."""
@@ -52,9 +54,10 @@ def dataflow(network: nn.Module, input_size: tuple[int, ...]) -> Dataflow:
     shadow = on_meta(network)
     share_clock(shadow)
     follower = _Follower(shadow)
-    dtype = next(p.dtype for p in shadow.parameters())
+    images = torch.empty(1, *input_size, dtype=next(p.dtype for p in shadow.parameters()), device="meta")
+    follower.mark(images)
     with follower, torch.no_grad():
-        logits = shadow(torch.empty(1, *input_size, dtype=dtype, device="meta"))
+        logits = shadow(images)
     return Dataflow(
         fan_out=dict(follower.fan_out),
         undriven=follower.undriven,
@@ -65,14 +68,13 @@ def dataflow(network: nn.Module, input_size: tuple[int, ...]) -> Dataflow:
     )
 
 
-class _Follower(Calls):
+class _Follower(Signals):
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__(network)
         self.fan_out: dict[str, float] = defaultdict(float)
         self.undriven, self.analog, self.additions, self.macs = 0, 0, 0, 0
         self.sources: dict[int, str] = {}  # of tensors that are a neuron's output, its name
         self.stages: dict[int, int] = {}  # of tensors, the neurons on the longest way to them
-        self.held: list[Tensor] = []  # so that no id is used twice
         for name, module in network.named_modules():
             if isinstance(module, CodedNeuron):
                 module.analog = True
@@ -88,7 +90,8 @@ class _Follower(Calls):
     def _leave(self, name: str) -> Callable[..., Tensor]:
         def leave(neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
-            self._note(output, self.stage(*inputs) + 1)
+            self.mark(output)
+            self.stages[id(output)] = self.stage(*inputs) + 1
             self.sources[id(output)] = name
             return output
 
@@ -97,23 +100,19 @@ class _Follower(Calls):
     def _rotate(self, rotation: Hadamard, inputs: Any, output: Tensor) -> None:
         self.additions += output.numel() * rotation.additions
 
-    def _note(self, tensor: Tensor, stage: int) -> None:
-        self.held.append(tensor)
-        self.stages[id(tensor)] = stage
-
-    def see(self, name: str, operands: list[Tensor], result: Any) -> None:
+    def see(self, call: Call, signals: tuple[int, ...]) -> None:
         """Follow signals from neuron to operation, and count."""
-        made = tensors_in([result])
+        made = tensors_in([call.result])
         for tensor in made:
-            self._note(tensor, max(self.stage(*operands), self.stage(tensor)))
-        if name in VIEWS and id(operands[0]) in self.sources:
-            self.sources[id(made[0])] = self.sources[id(operands[0])]
-        driving = [operand for operand in operands if id(operand) in self.sources]
-        if name in WEIGHTED | FUSED | MATRIX or (name in ELEMENTWISE and len(driving) > 1):
-            macs = count_macs(name, operands, made[0])
-            self.macs += macs
-            self.undriven += 0 if driving else macs
+            self.stages[id(tensor)] = max(self.stage(*call.operands), self.stage(tensor))
+        if call.name in VIEWS and id(call.operands[0]) in self.sources:
+            self.sources[id(made[0])] = self.sources[id(call.operands[0])]
+        kind = call.kind(len(signals))
+        if kind in ("weighted", "product"):
+            driving = [operand for operand in call.operands if id(operand) in self.sources]
+            self.macs += call.macs
+            self.undriven += 0 if driving else call.macs
             for operand in driving:
-                self.fan_out[self.sources[id(operand)]] += macs / operand.numel()
-        elif name in TRANSFORMS:
+                self.fan_out[self.sources[id(operand)]] += call.macs / operand.numel()
+        elif kind == "analog" and not isinstance(self.stack[-1] if self.stack else None, SHIFT_ONLY):
             self.analog += made[0].numel()

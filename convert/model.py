@@ -30,7 +30,9 @@ from .blocks import AUTO
 from .budget import affordable
 from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
+from .products import drive_operations
 from .recipe import Recipe
+from .record import untied
 from .registry import handler_for
 from .spike_driven import fit, restructure
 
@@ -239,7 +241,7 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
         RecipeError: the recipe names blocks that the model does not have, or mixes no tokens.
     """
     planned = plan(model, recipe, input_size)
-    network = copy.deepcopy(model).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
+    network = untied(copy.deepcopy(model)).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
     replace_functions(network, planned.blocks, recipe)
     if recipe.spike_driven:
         restructure(network, planned.blocks, recipe)
@@ -262,7 +264,9 @@ def _convert_children(module: nn.Module, prefix: str, planned: Plan, recipe: Rec
 
 
 def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> nn.Module:
-    handler = handler_for(module)
-    if handler is None or not planned.coded(path):
+    coded = planned.coded(path)
+    if coded is None:
         return module
-    return handler(module, partial(recipe.coded_neuron, sees_image=path == planned.first))
+    neuron = partial(recipe.coded_neuron, sees_image=path == planned.first)
+    handler = handler_for(module)
+    return handler(module, neuron) if handler else drive_operations(module, coded.calls, neuron)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ class PlannedModule:
     """One module: its class, what it computes, and its multiply-accumulates for one image.
 
     ``action`` is ``spiking`` (its synaptic operations will be driven by neurons), ``analog`` (it computes on real values) or
-    ``ignored`` (the recipe leaves it as it is). ``becomes`` is the class that takes its place in a spiking branch.
+    ``ignored`` (the recipe leaves it as it is). ``becomes`` is the class that takes its place in a spiking branch. ``calls``
+    are the operations of its own ``forward``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PlannedModule:
     macs: int
     action: Action
     becomes: str = ""
+    calls: tuple[Operation, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Plan:
         """The action planned for a module; None where nothing is."""
         return next((module.action for module in self.modules if module.name == name), None)
 
-    def coded(self, name: str) -> bool:
-        """Whether coded neurons will drive a module: it keeps its function, and is not part of a spiking branch."""
-        return any(m.name == name and m.action == "spiking" and not m.becomes for m in self.modules)
+    def coded(self, name: str) -> PlannedModule | None:
+        """A module that coded neurons will drive: it keeps its function, and is not part of a spiking branch."""
+        return next((m for m in self.modules if m.name == name and m.action == "spiking" and not m.becomes), None)
 
 
 def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
@@ -132,7 +134,7 @@ def _planned(
     model: nn.Module, recipe: Recipe, operations: Sequence[Operation]
 ) -> tuple[list[PlannedModule], list[tuple[str, nn.Module, list[Operation]]]]:
     """The modules that do something to the signal, and those of them that no rule covers."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     branches = {name: module for name, module in modules.items() if isinstance(module, (TokenBranch, SpikingNorm))}
     done: dict[str, list[Operation]] = {}
     for operation in operations:
@@ -141,21 +143,20 @@ def _planned(
     planned, missing = [], []
     for name, own in done.items():
         handler = handler_for(modules[name])
-        if all(operation.kind == "scale" for operation in own):
-            handler = keep_analog
+        synaptic = any(operation.macs for operation in own)
         if any(fnmatchcase(name, pattern) for pattern in recipe.ignore):
             action: Action = "ignored"
         elif name in branches:
             action = "spiking"
-        elif handler is None:
+        elif handler is None and any(operation.kind == "opaque" for operation in own):
             missing.append((name, modules[name], own))
             continue
         else:
-            action = "analog" if handler is keep_analog else "spiking"
+            action = "analog" if handler is keep_analog or not (handler or synaptic) else "spiking"
         macs = 0 if action == "analog" else sum(operation.macs for operation in own)
         functions = tuple(operation.function for operation in own)
         becomes = _class_of(branches[name]) if name in branches else ""
-        planned.append(PlannedModule(name, type(modules[name]).__name__, functions, macs, action, becomes))
+        planned.append(PlannedModule(name, type(modules[name]).__name__, functions, macs, action, becomes, tuple(own)))
     return planned, missing
 
 

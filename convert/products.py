@@ -1,116 +1,56 @@
-"""Products of two activations: found in the graph of the module that multiplies, and driven by neurons there.
-
-Only that module is rewritten; its children keep their names, and so does the rest of the network.
-"""
+"""Synaptic operations in the ``forward`` of a module that is no layer: found by running it once, and driven by neurons."""
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 
-from torch import fx, nn
+from torch import nn
 
-from ..errors import UnsupportedModuleError
-from ..spiking import CodedNeuron, SpikingDotProductAttention
-from .record import FUSED, WEIGHTED
+from ..spiking import SpikingDotProductAttention
+from ..spiking.calls import FUSED, DrivenCall, drive
+from .record import Operation
 from .registry import NeuronFactory
 
-MATRIX = {"matmul", "bmm", "mm", "einsum"}
-ELEMENTWISE = {"mul", "mul_", "imul", "multiply"}
-NOT_REWRITTEN = WEIGHTED | {"baddbmm", "addcmul", "addbmm"}
 
+def drive_operations(module: nn.Module, operations: Sequence[Operation], neuron: NeuronFactory) -> nn.Module:
+    """Drive every recorded synaptic operation of ``module.forward`` by neurons on all operands that depend on the image.
 
-class _OneModule(fx.Tracer):
-    """Traces the ``forward`` of one module; its children are single nodes."""
+    Fused attention is opened into product, softmax, product, with neurons on query, key, softmax and value. The module keeps
+    its code, its attributes and its children; the neurons are new children.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def rewrite_products(module: nn.Module, neuron: NeuronFactory) -> nn.Module:
-    """Drive every product of two activations in ``module.forward`` by neurons on both operands.
-
-    Fused attention is opened into product, softmax, product, with neurons on query, key, softmax and value. The attributes
-    of ``module`` that its graph does not use are dropped. Arguments of ``forward`` with a default keep that value.
-
-    Raises:
-        UnsupportedModuleError: the module cannot be traced, multiplies nothing, or has a synaptic operation of another kind
-            in its own ``forward``, such as a functional linear map.
+    Args:
+        module: changed in place.
+        operations: those of `vit2snn.convert.record.record` that this module's own ``forward`` makes.
+        neuron: makes a neuron for given channel axes.
     """
-    if hasattr(module, "fused_attn"):
-        module.fused_attn = True  # type: ignore[assignment]
-    graph = _trace(module)
-    signals = _signals(graph)
-    operands = {node: [i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a in signals] for node in graph.nodes}
-    fused = [node for node in graph.nodes if _function(node) in FUSED]
-    products = [node for node in graph.nodes if _function(node) in MATRIX | ELEMENTWISE and len(operands[node]) > 1]
-    others = {_function(node) for node in graph.nodes if operands[node] and _function(node) in NOT_REWRITTEN}
-    if others or not fused + products:
-        what = f"calls {', '.join(sorted(others))}" if others else "multiplies no two activations"
-        raise UnsupportedModuleError(
-            f"the forward of {type(module).__name__} {what}, which rewrite_products does not handle",
-            f"use a module such as nn.Linear for weights, or write a handler: @vit2snn.converts({type(module).__name__})",
-        )
-    for index, node in enumerate(fused):
-        heads = (-3, -1)
-        name = _add(module, "attention", index, SpikingDotProductAttention(
-            query=neuron(heads), key=neuron(heads), weights=neuron((-3,)), value=neuron(heads)
-        ))  # fmt: skip
-        with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.call_module(name, node.args, node.kwargs))
-        graph.erase_node(node)
-    for index, node in enumerate(products):
-        axes = (-3,) if _function(node) in MATRIX else (-1,)
-        for side, position in enumerate(operands[node]):
-            name = _add(module, f"operand{side}", index, neuron(axes))
-            with graph.inserting_before(node):
-                node.update_arg(position, graph.call_module(name, (node.args[position],)))
-    graph.lint()
-    return fx.GraphModule(module, graph, class_name=f"Spiking{type(module).__name__}")
+    calls = {}
+    synaptic = [operation for operation in operations if operation.macs]
+    for index, operation in enumerate(synaptic):
+        suffix = f"_{index}" if index else ""
+        if operation.function in FUSED:
+            heads = (-3, -1)
+            name = f"spiking_attention{suffix}"
+            module.add_module(name, SpikingDotProductAttention(
+                query=neuron(heads), key=neuron(heads), weights=neuron((-3,)), value=neuron(heads)
+            ))  # fmt: skip
+            calls[operation.call] = DrivenCall(operation.function, {}, name)
+        else:
+            names = {position: f"spiking_operand{side}{suffix}" for side, position in enumerate(operation.operands)}
+            for position, name in names.items():
+                module.add_module(name, neuron(channel_axes(operation, position)))
+            calls[operation.call] = DrivenCall(operation.function, names)
+    return drive(module, calls)
 
 
-def _add(module: nn.Module, role: str, index: int, child: CodedNeuron | SpikingDotProductAttention) -> str:
-    name = f"spiking_{role}" if index == 0 else f"spiking_{role}_{index}"
-    module.add_module(name, child)
-    return name
-
-
-def _trace(module: nn.Module) -> fx.Graph:
-    """The graph of ``module.forward``, with arguments that have a default fixed to it."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    try:
-        graph = _OneModule().trace(module, concrete_args=defaults)
-    except Exception as error:
-        raise UnsupportedModuleError(
-            f"{type(module).__name__} cannot be traced: {error}",
-            f"write a handler for it: @vit2snn.converts({type(module).__name__})",
-        ) from error
-    # torch.fx calls a fixed argument NAME_1 and checks its value in the graph: callers know it by its own name.
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and node.target.removesuffix("_1") in defaults:
-            node.target = node.target.removesuffix("_1")
-            _erase_users(graph, node)
-    return graph
-
-
-def _erase_users(graph: fx.Graph, node: fx.Node) -> None:
-    for user in list(node.users):
-        _erase_users(graph, user)
-        graph.erase_node(user)
-
-
-def _signals(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on values of the module's input: not its shape, nor what parameters alone give."""
-    signals: set[fx.Node] = set()
-    for node in graph.nodes:
-        is_shape = node.target == "size" or (node.target is getattr and node.args[1] == "shape")
-        if node.op == "placeholder" or (not is_shape and any(operand in signals for operand in node.all_input_nodes)):
-            signals.add(node)
-    return signals
-
-
-def _function(node: fx.Node) -> str:
-    """The name of the function or method that a node calls; empty for other nodes."""
-    if node.op == "call_method":
-        return str(node.target)
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+def channel_axes(operation: Operation, position: int) -> tuple[int, ...]:
+    """The axes of an operand along which thresholds and biases may vary: channels, or the heads of attention."""
+    function = operation.function
+    if function.startswith("conv"):
+        return (-1 - int(function[-2]),)
+    if operation.kind == "weighted":
+        return (-2,) if function == "matmul" and position == 1 else (-1,)
+    if function in ("mul", "rmul", "imul", "multiply", "addcmul"):
+        smaller = min((operation.shapes[index] for index in operation.operands), key=lambda shape: shape.numel())
+        varying = tuple(axis for axis in range(1 - len(smaller), 0) if smaller[axis] > 1)
+        return varying if len(varying) == 1 else (-1,)
+    return (-3,)

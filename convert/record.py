@@ -4,53 +4,122 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError
+from ..spiking import Neuron
+from ..spiking.calls import ELEMENTWISE, FUSED, MATRIX, SYNAPTIC, WEIGHTED, Calls, function_name, tensors_in
 
-WEIGHTED = {
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose2d",
-    "addmm",
-    "bilinear",
-    "multi_head_attention_forward",
-}
-FUSED = {"scaled_dot_product_attention"}
-MATRIX = {"matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "baddbmm", "einsum"}
-ELEMENTWISE = {"mul", "__mul__", "__rmul__", "mul_", "__imul__", "multiply", "addcmul"}
 TRANSFORMS = {
-    "layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "normalize", "gelu", "relu", "relu_", "relu6",
-    "silu", "silu_", "hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "sigmoid", "sigmoid_", "tanh", "softmax",
-    "log_softmax", "exp", "log", "sqrt", "rsqrt", "pow", "max_pool2d", "rfft2", "irfft2",
+    "layer_norm", "rms_norm", "group_norm", "instance_norm", "local_response_norm", "normalize", "norm", "softmax",
+    "log_softmax", "gelu", "relu", "relu6", "hardtanh", "silu", "hardswish", "hardsigmoid", "leaky_relu", "elu", "celu",
+    "selu", "mish", "softplus", "prelu", "sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "pow", "square", "reciprocal",
+    "abs", "erf", "sin", "cos", "clamp", "maximum", "minimum", "max", "min", "amax", "amin", "std", "var", "var_mean",
+    "topk", "sort", "argmax", "max_pool1d", "max_pool2d", "adaptive_max_pool2d",
 }  # fmt: skip
+DIVISIONS = {"div", "truediv", "rtruediv", "itruediv", "true_divide"}
+OPAQUE = {
+    "multi_head_attention_forward", "bilinear", "glu", "grid_sample", "rfft2", "irfft2", "fft2", "ifft2", "rfft", "irfft",
+    "lerp", "addbmm", "mul_", "cumprod", "prod", "lstm", "gru", "rnn_tanh", "rnn_relu",
+}  # fmt: skip
+"""Functions that multiply signals and that no neuron can be put in front of from outside."""
 
-Kind = Literal["weighted", "product", "analog", "scale"]
+ADDS_FIRST = {"baddbmm", "addcmul", "addmm"}
+"""Functions whose first tensor is only added."""
+
+BATCH = 2
+Kind = Literal["weighted", "product", "analog", "scale", "opaque"]
 
 
 @dataclass(frozen=True)
 class Operation:
     """What a module's own ``forward`` did to the signal in one call.
 
-    ``kind`` is ``weighted`` (a signal meets a matrix of parameters), ``product`` (two signals meet), ``analog`` (a nonlinear
-    function) or ``scale`` (a signal is multiplied element by element with a constant, which folds into the layer before).
-    ``macs`` are the multiply-accumulates of the first two kinds for one image.
+    Attributes:
+        module: its name.
+        kind: ``weighted`` (a signal meets a matrix of parameters), ``product`` (two signals meet), ``analog`` (a nonlinear
+            function), ``scale`` (a signal is multiplied element by element with constants, which fold into the layer before or
+            behind) or ``opaque`` (a function that hides a product).
+        function: its name.
+        macs: multiply-accumulates of the first two kinds, for one image.
+        call: number among the synaptic calls of this ``forward``.
+        operands: positions, among the tensors of the call, of those that depend on the image.
+        shapes: of all tensors of the call.
     """
 
     module: str
     kind: Kind
     function: str
     macs: int
+    call: int = 0
+    operands: tuple[int, ...] = ()
+    shapes: tuple[torch.Size, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a torch function: its name, its arguments by position, all tensors among its arguments, and what it made."""
+
+    name: str
+    args: tuple[Any, ...]
+    operands: list[Tensor]
+    result: Any
+
+    @property
+    def factors(self) -> range:
+        """The positions of operands that are not just added."""
+        return range(1 if self.name in ADDS_FIRST else 0, len(self.operands))
+
+    def kind(self, signals: int) -> Kind | None:
+        """What it does where so many factors are signals; None where it only moves or adds."""
+        if not signals or (self.name == "einsum" and len(self.operands) == 1):
+            return None
+        if self.name in OPAQUE and (signals > 1 or self.name not in ELEMENTWISE):
+            return "opaque"
+        if self.name in SYNAPTIC and signals > 1:
+            several = self.name == "einsum" and len(self.operands) > 2
+            return "opaque" if self.name in WEIGHTED or several else "product"
+        if self.name in WEIGHTED | MATRIX | FUSED:
+            return "weighted"
+        name = self.name.removesuffix("_")  # of functions that work in place
+        if name in TRANSFORMS or (name in DIVISIONS and signals > 1):
+            return "analog"
+        return "scale" if name in ELEMENTWISE | DIVISIONS | {"batch_norm"} else None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a synaptic operation, for all images in it."""
+        first, second = (self.operands[index] for index in self.factors[:2])
+        if self.name in FUSED:
+            value = self.operands[2]
+            return math.prod(first.shape[:-1]) * second.shape[-2] * (first.shape[-1] + value.shape[-1])
+        if self.name == "conv_transpose2d":
+            return first.numel() * second[0].numel()
+        if self.name.startswith("conv"):
+            return int(self.result.numel()) * second[0].numel()
+        if self.name in ELEMENTWISE:
+            return int(self.result.numel())
+        if self.name == "einsum":
+            return _einsum_macs(self.args[0], self.operands)
+        return int(self.result.numel()) * (second if self.name == "rmatmul" else first).shape[-1]
+
+
+def _einsum_macs(equation: str, operands: Iterable[Tensor]) -> int:
+    """The product of the sizes of all indices; those of an ellipsis are counted from the right."""
+    sizes: dict[str | int, int] = {}
+    for term, operand in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        before, dots, after = term.partition("...")
+        hidden = operand.ndim - len(before) - len(after)
+        indices = [*before, *(range(-hidden, 0) if dots else ()), *after]
+        for index, size in zip(indices, operand.shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))
+    return math.prod(sizes.values())
 
 
 def record(model: nn.Module, input_size: tuple[int, ...]) -> list[Operation]:
@@ -63,26 +132,43 @@ def record(model: nn.Module, input_size: tuple[int, ...]) -> list[Operation]:
         input_size: of one image, ``(C, H, W)``.
 
     Raises:
-        ModelError: the model cannot be run on one tensor of that size, or uses a synaptic module twice.
+        ModelError: the model cannot be run on one tensor of that size, uses a synaptic module twice, or does not keep the
+            images along the first axis of what a synaptic operation reads.
     """
-    shadow = on_meta(model)
-    calls: dict[str, int] = defaultdict(int)
-    recorder = _Recorder(shadow, calls)
-    with recorder, torch.no_grad():
-        dtype = next((p.dtype for p in shadow.parameters()), torch.float32)
-        images = torch.empty(1, *input_size, dtype=dtype, device="meta")
-        recorder.mark(images)
-        try:
+    shadow = untied(on_meta(model))
+    one, several = (_recorded(shadow, input_size, batch) for batch in (1, BATCH))
+    if len(one) != len(several):
+        raise ModelError(f"{type(model).__name__} makes other calls for {BATCH} images than for one", "convert a part of it")
+    for operation, again in zip(one, several, strict=True):
+        for position in operation.operands:
+            small, large = operation.shapes[position], again.shapes[position]
+            if operation.macs and large != (BATCH * small[0], *small[1:]):
+                raise ModelError(
+                    f"what {operation.function} in module {operation.module!r} reads has shape {tuple(small)} for one image "
+                    f"and {tuple(large)} for {BATCH}: neurons need the images along the first axis",
+                    f"write a handler for it, or leave it analog: recipe field ignore = {[operation.module]!r}",
+                )
+    return one
+
+
+def _recorded(shadow: nn.Module, input_size: tuple[int, ...], batch: int) -> list[Operation]:
+    recorder = _Recorder(shadow)
+    dtype = next((p.dtype for p in shadow.parameters()), torch.float32)
+    images = torch.empty(batch, *input_size, dtype=dtype, device="meta")
+    recorder.mark(images)
+    try:
+        with recorder, torch.no_grad():
             shadow(images)
-        except Exception as error:
-            raise ModelError(
-                f"{type(model).__name__} cannot be run on one image of size {tuple(input_size)}: {error}",
-                "check the input size; models with several inputs are not supported",
-            ) from error
+    except Exception as error:
+        raise ModelError(
+            f"{type(shadow).__name__} cannot be run on an image of size {tuple(input_size)}: {error}",
+            "check the input size; models with several inputs are not supported",
+        ) from error
     for operation in recorder.operations:
-        if operation.macs and calls[operation.module] > 1:
+        uses = recorder.uses[operation.module]
+        if operation.macs and uses > 1:
             raise ModelError(
-                f"module {operation.module!r} is used {calls[operation.module]} times in one pass",
+                f"module {operation.module!r} is used {uses} times in one pass",
                 "a neuron has one state: give each place a module of its own (copy.deepcopy) before converting",
             )
     return recorder.operations
@@ -95,99 +181,100 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-class Calls(TorchFunctionMode):
-    """Sees every call of a torch function within its context."""
+def untied(network: nn.Module) -> nn.Module:
+    """Give each place a module of its own where several have the same one, in place; parameters stay shared.
 
-    def see(self, name: str, operands: list[Tensor], result: Any) -> None:
-        """A function of that name made ``result`` of these tensors."""
-        raise NotImplementedError
+    So two places of one weight have two neurons.
+    """
+    seen: set[int] = set()
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if id(module) in seen:
+            memo: dict[int, Any] = {id(p): p for p in module.parameters()} | {id(b): b for b in module.buffers()}
+            network.set_submodule(name, copy.deepcopy(module, memo))
+        seen.add(id(module))
+    return network
+
+
+class Signals(Calls):
+    """Follows what depends on the image through a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(module): name for name, module in network.named_modules()}
+        self.constant = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+        self.signals: set[int] = set()
+        self.held: list[Any] = []  # so that no id is used twice
+
+    def mark(self, value: Any) -> None:
+        """Note tensors as depending on the image."""
+        found = tensors_in([value])
+        self.held += found
+        self.signals |= {id(tensor) for tensor in found}
+
+    def is_signal(self, tensor: Tensor) -> bool:
+        """Whether it depends on the image."""
+        return id(tensor) in self.signals
+
+    def owner(self) -> str:
+        """The module whose own ``forward`` is running."""
+        return self.names[id(self.stack[-1])] if self.stack else ""
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A module returns; what it made without a function that this mode sees depends on what went in."""
+        super().leave(module, inputs, output)
+        found = tensors_in([output])
+        unseen = [tensor for tensor in found if not self.is_signal(tensor) and id(tensor) not in self.constant]
+        if unseen and any(self.is_signal(tensor) for tensor in tensors_in([inputs])):
+            self.mark(unseen)
+            self.unseen(module)
+
+    def unseen(self, module: nn.Module) -> None:
+        """Called for a module with outputs that no function seen by this mode made: recurrent layers, custom autograd."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        operands = tensors_in([*args, *kwargs.values()])
-        result = func(*args, **kwargs)
-        self.see(getattr(func, "__name__", ""), operands, result)
+        call = Call(function_name(func), args, tensors_in([args, kwargs]), func(*args, **kwargs))
+        operands, result = call.operands, call.result
+        depends = any(map(self.is_signal, operands))
+        if depends and call.name in ("setitem", "copy_"):
+            self.mark(operands[0])
+        elif depends:
+            self.mark(result)
+        else:
+            found = tensors_in([result])
+            self.held += found
+            self.constant |= {id(tensor) for tensor in found}
+        self.see(call, tuple(index for index in call.factors if self.is_signal(operands[index])))
         return result
 
+    def see(self, call: Call, signals: tuple[int, ...]) -> None:
+        """A function was called; ``signals`` are the positions of the factors that depend on the image."""
+        raise NotImplementedError
 
-class _Recorder(Calls):
-    def __init__(self, model: nn.Module, calls: dict[str, int]) -> None:
-        super().__init__()
+
+class _Recorder(Signals):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
         self.operations: list[Operation] = []
-        self.calls = calls
-        self.names = {id(module): name for name, module in model.named_modules()}
-        self.stack: list[str] = []
-        self.signals: dict[int, Tensor] = {}  # the tensors are held so that no id is used twice
-        self.handles: list[RemovableHandle] = []
-        for module in model.modules():
-            self.handles.append(module.register_forward_pre_hook(self._enter))
-            self.handles.append(module.register_forward_hook(self._leave))
+        self.uses: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
 
-    def _enter(self, module: nn.Module, inputs: Any) -> None:
-        name = self.names[id(module)]
-        self.stack.append(name)
-        self.calls[name] += 1
+    def unseen(self, module: nn.Module) -> None:
+        if not any(isinstance(running, Neuron) for running in (*self.stack, module)):
+            self.operations.append(Operation(self.names[id(module)], "opaque", "a function that torch does not show", 0))
 
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.stack.pop()
-        # A custom autograd function, such as that of a neuron, is not seen by this mode.
-        if any(id(tensor) in self.signals for tensor in tensors_in(inputs)):
-            self.mark(output)
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        super().enter(module, inputs)
+        self.uses[self.owner()] += 1
+        self.calls[self.owner()] = 0
 
-    def mark(self, value: Any) -> None:
-        """Note tensors as depending on the image."""
-        for tensor in tensors_in([value]):
-            self.signals[id(tensor)] = tensor
-
-    def see(self, name: str, operands: list[Tensor], result: Any) -> None:
-        """Follow signals, and note what is done to them."""
-        signals = sum(id(operand) in self.signals for operand in operands)
-        if signals:
-            self.mark(result)
-        if signals or name in WEIGHTED | FUSED:
-            self._note(name, operands, result, signals)
-
-    def _note(self, name: str, operands: list[Tensor], result: Any, signals: int) -> None:
-        kind: Kind
-        if name in FUSED or (name in MATRIX | ELEMENTWISE and signals > 1):
-            kind = "product"
-        elif name in WEIGHTED or name in MATRIX:
-            kind = "weighted"
-        elif name in TRANSFORMS | ELEMENTWISE:
-            kind = "analog" if name in TRANSFORMS else "scale"
-        else:
-            return
-        module = self.stack[-1] if self.stack else ""
-        macs = count_macs(name, operands, result) if kind in ("weighted", "product") else 0
-        self.operations.append(Operation(module, kind, name.strip("_"), macs))
-
-    def __exit__(self, *exception: Any) -> None:
-        for handle in self.handles:
-            handle.remove()
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
-
-
-def count_macs(name: str, operands: list[Tensor], result: Tensor) -> int:
-    """Multiply-accumulates of one call of a synaptic operation, for one image."""
-    first, second = operands[0], operands[1]
-    if name == "scaled_dot_product_attention":
-        value = operands[2]
-        return math.prod(first.shape[:-1]) * second.shape[-2] * (first.shape[-1] + value.shape[-1])
-    if name.startswith("conv"):
-        return result.numel() * second[0].numel()
-    if name in ELEMENTWISE:
-        return result.numel()
-    return result.numel() * first.shape[-1]
-
-
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among ``values`` and in lists and tuples among them."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += tensors_in(value)
-    return found
+    def see(self, call: Call, signals: tuple[int, ...]) -> None:
+        number = self.calls[self.owner()]
+        self.calls[self.owner()] += call.name in SYNAPTIC
+        kind = call.kind(len(signals))
+        if kind:
+            macs = call.macs if kind in ("weighted", "product") else 0
+            shapes = tuple(operand.shape for operand in call.operands)
+            self.operations.append(Operation(self.owner(), kind, call.name, macs, number, signals, shapes))

@@ -33,8 +33,9 @@ def converts(*types: type[nn.Module]) -> Callable[[H], H]:
         def linear(module: nn.Linear, neuron: NeuronFactory) -> nn.Module:
             return nn.Sequential(neuron(), module)
 
-    A module whose own ``forward`` multiplies two activations is handled by `rewrite_products`; one that holds no synaptic
-    operation by `keep_analog`. A later registration for a type replaces an earlier one.
+    Modules without a handler need none where a neuron in front of each operand of their synaptic calls will do (see
+    `vit2snn.convert.products.drive_operations`), or where they make no such call. `keep_analog` leaves a module as it is. A
+    later registration for a type replaces an earlier one.
     """
 
     def register(handler: H) -> H:

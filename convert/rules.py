@@ -1,13 +1,11 @@
-"""The built-in conversion rules."""
+"""The built-in conversion rules. Modules that are no layers need none: see `vit2snn.convert.products`."""
 
 from __future__ import annotations
 
-import timm.layers as tl
 from torch import nn
 
-from ..spiking import ShiftGELU, ShiftLayerNorm, SpikingConv2d, SpikingLinear, driven
-from .products import rewrite_products
-from .registry import NeuronFactory, converts, keep_analog
+from ..spiking import SpikingConv2d, SpikingLinear, driven
+from .registry import NeuronFactory, converts
 
 
 @converts(nn.Linear)
@@ -20,12 +18,3 @@ def linear(module: nn.Linear, neuron: NeuronFactory) -> SpikingLinear:
 def conv2d(module: nn.Conv2d, neuron: NeuronFactory) -> SpikingConv2d:
     """Channels are the first axis of an image."""
     return driven(SpikingConv2d, module, neuron((-3,)))
-
-
-converts(tl.Attention, tl.AttentionPoolLatent, tl.AttentionPoolPrr, tl.GluMlp, tl.SwiGLU)(rewrite_products)
-
-converts(
-    nn.LayerNorm, tl.LayerNorm, tl.LayerNormFp32, tl.RmsNorm, nn.RMSNorm,
-    nn.GELU, tl.GELU, tl.GELUTanh, tl.QuickGELU, nn.SiLU, nn.ReLU, nn.Sigmoid, nn.Tanh,
-    nn.Softmax, tl.LayerScale, ShiftLayerNorm, ShiftGELU,
-)(keep_analog)  # fmt: skip

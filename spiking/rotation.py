@@ -42,7 +42,8 @@ class Hadamard(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate the last axis."""
-        return (x.unflatten(-1, (-1, len(self.matrix))) @ self.matrix.to(x.dtype)).flatten(-2)
+        rotated: Tensor = x.unflatten(-1, (-1, len(self.matrix))) @ self.matrix.to(x.dtype)
+        return rotated.flatten(-2)
 
     def extra_repr(self) -> str:
         """The size of a block, as ``print(model)`` shows it."""

@@ -48,28 +48,57 @@ def test_every_module_has_its_action(vit: nn.Module) -> None:
     assert planned.action("blocks.0") is None
 
 
+class Opaque(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 1).mul_(x)
+
+
 @pytest.mark.parametrize(
-    ("name", "arguments", "module"),
+    ("module", "message"),
     [
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1)}, r"layers\.0\.blocks\.0\.attn \(WindowAttention"),
-        ("resnet18", {}, r"bn1 \(BatchNorm2d: batch_norm\)"),
-        ("eva02_tiny_patch14_224", {"depth": 1}, r"blocks\.0\.attn \(EvaAttention"),
+        (Opaque(), r"1\.attention \(MultiheadAttention: multi_head_attention_forward\)"),
+        (InPlace(), r"1 \(InPlace: mul_\)"),
     ],
+)
+def test_products_that_cannot_be_reached_are_refused_by_name(module: nn.Module, message: str) -> None:
+    with pytest.raises(UnsupportedModuleError, match=message) as error:
+        plan(nn.Sequential(nn.Linear(16, 16), module), Recipe(), (4, 16))
+    assert f"@vit2snn.converts({'MultiheadAttention' if isinstance(module, Opaque) else 'InPlace'})" in error.value.hint
+
+
+class TokensFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return (x @ x.transpose(1, 2)).transpose(0, 1)
+
+
+def test_operands_without_the_images_along_the_first_axis_are_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"matmul in module '1' reads has shape \(4, 1, 16\) for one image and \(4, 2, 16\) for 2"
+    ):
+        plan(nn.Sequential(nn.Linear(16, 16), TokensFirst()), Recipe(), (4, 16))
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "macs"),
+    [("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)], 2 * 3 * 4 * 5), ("...c, ...d -> ...cd", [(2, 3, 4), (2, 1, 5)], 2 * 3 * 4 * 5)],
 )  # fmt: skip
-def test_other_families_are_refused_by_the_name_of_the_module(name: str, arguments: dict[str, object], module: str) -> None:
-    model = timm.create_model(name, **arguments)
-    with pytest.raises(UnsupportedModuleError, match=module) as error:
-        plan(model, Recipe(), timm.data.resolve_model_data_config(model)["input_size"])
-    assert "@vit2snn.converts(" in error.value.hint
-
-
-def test_products_in_the_forward_of_an_unknown_module_are_refused() -> None:
-    class Squared(nn.Module):
+def test_operations_of_an_einsum(equation: str, shapes: list[tuple[int, ...]], macs: int) -> None:
+    class Product(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x @ x.transpose(-2, -1)
+            return torch.einsum(equation, *(x.new_ones(len(x) * shape[0], *shape[1:]) + x.sum() for shape in shapes))
 
-    with pytest.raises(UnsupportedModuleError, match=r"1 \(Squared: matmul\)"):
-        plan(nn.Sequential(nn.Linear(16, 4), Squared()), Recipe(), (2, 4, 16))
+    (operation,) = record(Product(), (3, 4, 4))
+    assert operation.macs == macs
 
 
 def test_a_conversion_of_nothing_is_an_error() -> None:
@@ -81,14 +110,22 @@ def test_a_conversion_of_nothing_is_an_error() -> None:
 
 def test_a_shared_module_and_a_wrong_size_are_refused() -> None:
     shared = nn.Linear(4, 4)
-    with pytest.raises(ModelError, match="'0' is used 2 times"):
-        plan(nn.Sequential(shared, nn.GELU(), shared), Recipe(), (4,))
-    with pytest.raises(ModelError, match=r"cannot be run on one image of size \(3, 20, 20\)"):
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = shared
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.step(self.step(x))
+
+    with pytest.raises(ModelError, match="'step' is used 2 times"):
+        plan(Loop(), Recipe(), (4,))
+    with pytest.raises(ModelError, match=r"cannot be run on an image of size \(3, 20, 20\)"):
         plan(make_vit(), Recipe(), (3, 20, 20))
 
 
 def test_a_spiking_network_is_not_converted_again() -> None:
-    import timm
 
     import vit2snn.zoo  # noqa: F401  (registers the model)
 
