@@ -38,6 +38,10 @@ class ClosedLoop(Neuron):
         self.images: list[Tensor] = []  # their number
         self.aim: Tensor | None = None
 
+    def unfold(self, x: Tensor) -> Tensor:
+        """As the neuron does."""
+        return self.neuron.unfold(x)
+
     def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The timesteps of a chunk; see `Neuron.run`."""
         if not self.neuron.synchronous or self.aim is None:

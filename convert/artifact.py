@@ -104,7 +104,10 @@ def _config(snn: SpikingModel, path: Path) -> dict[str, Any]:
     try:
         save_config_for_hf(ann, str(path))
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rebuilt = {name: value.shape for name, value in _create(config).state_dict().items()}
+        again = _create(config)
+        if snn.teacher is None:
+            again = structure(again, snn.recipe, snn.input_size).network
+        rebuilt = {name: value.shape for name, value in again.state_dict().items() if value.numel()}
     except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ArtifactError(
             f"this model cannot be described by a timm name and arguments: {error}",

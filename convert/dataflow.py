@@ -114,5 +114,5 @@ class _Follower(Signals):
             self.undriven += 0 if driving else call.macs
             for operand in driving:
                 self.fan_out[self.sources[id(operand)]] += call.macs / operand.numel()
-        elif kind == "analog" and not isinstance(self.stack[-1] if self.stack else None, SHIFT_ONLY):
+        elif kind == "analog" and not isinstance(self.stack[-1] if self.stack else None, (*SHIFT_ONLY, CodedNeuron)):
             self.analog += made[0].numel()

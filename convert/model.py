@@ -25,6 +25,7 @@ from ..spiking import (
     share_clock,
     simulate,
 )
+from .absorption import absorb_functions, absorb_norms
 from .auto import Candidate, candidates, choose
 from .blocks import AUTO
 from .budget import affordable
@@ -242,12 +243,14 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     """
     planned = plan(model, recipe, input_size)
     network = untied(copy.deepcopy(model)).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
+    absorb_norms(network, planned.absorbed)
     replace_functions(network, planned.blocks, recipe)
     if recipe.spike_driven:
         restructure(network, planned.blocks, recipe)
     _convert_children(network, "", planned, recipe)
     network = _converted(network, "", planned, recipe)
     replace_softmax(network, planned.blocks)
+    absorb_functions(network, planned.absorbed)
     if recipe.rotation:
         rotate_inputs(network)
     for module in network.modules():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from ..errors import ModelError, NothingConvertedError, RecipeError, UnsupportedModuleError
 from ..spiking import SpikingNorm, TokenBranch, neurons
 from . import rules  # noqa: F401  (registers the built-in rules)
+from .absorption import absorbed
 from .blocks import AUTO, BlockPlan, check_mixing, kinds_by_block
 from .branches import transformer_blocks
 from .recipe import Recipe
@@ -20,16 +20,16 @@ from .record import Operation, record
 from .registry import handler_for, keep_analog
 from .spike_driven import restructure
 
-Action = Literal["spiking", "analog", "ignored"]
+Action = Literal["spiking", "analog", "ignored", "absorbed"]
 
 
 @dataclass(frozen=True)
 class PlannedModule:
     """One module: its class, what it computes, and its multiply-accumulates for one image.
 
-    ``action`` is ``spiking`` (its synaptic operations will be driven by neurons), ``analog`` (it computes on real values) or
-    ``ignored`` (the recipe leaves it as it is). ``becomes`` is the class that takes its place in a spiking branch. ``calls``
-    are the operations of its own ``forward``.
+    ``action`` is ``spiking`` (its synaptic operations will be driven by neurons), ``analog`` (it computes on real values),
+    ``absorbed`` (it goes into weights or a neuron) or ``ignored`` (the recipe leaves it as it is). ``becomes`` is the class
+    that takes its place in a spiking branch. ``calls`` are the operations of its own ``forward``.
     """
 
     name: str
@@ -43,10 +43,14 @@ class PlannedModule:
 
 @dataclass(frozen=True)
 class Plan:
-    """The modules in order of execution, and the blocks where the recipe gives them spiking branches."""
+    """The modules in order of execution, and the blocks where the recipe gives them spiking branches.
+
+    ``absorbed`` has the modules that disappear, and the layers that they go into.
+    """
 
     modules: tuple[PlannedModule, ...]
     blocks: tuple[BlockPlan, ...] = ()
+    absorbed: dict[str, str] = field(default_factory=dict)
 
     @property
     def macs(self) -> int:
@@ -79,7 +83,9 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
         raise ModelError(f"{type(model).__name__} is a spiking network already", "convert the ANN it came from, or train it")
     if recipe.spike_driven:
         return _spike_driven_plan(model, recipe, input_size)
-    planned, missing = _planned(model, recipe, record(model, input_size))
+    operations = record(model, input_size)
+    pairs = absorbed(model, operations, recipe)
+    planned, missing = _planned(model, recipe, operations, pairs)
     if missing:
         raise _unsupported(model, missing)
     blocks = () if recipe.attention == "softmax" and recipe.mlp == "mlp" else block_plans(model, recipe)
@@ -88,7 +94,7 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
             f"nothing in {type(model).__name__} would be converted",
             "see what a plan covers with: vit2snn inspect MODEL",
         )
-    return Plan(tuple(planned), blocks)
+    return Plan(tuple(planned), blocks, pairs)
 
 
 def block_plans(model: nn.Module, recipe: Recipe) -> tuple[BlockPlan, ...]:
@@ -115,7 +121,7 @@ def _spike_driven_plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, 
     blocks = block_plans(model, recipe)
     network: Any = copy.deepcopy(model)
     restructure(network, blocks, recipe)
-    planned, missing = _planned(network, recipe, record(network, input_size))
+    planned, missing = _planned(network, recipe, record(network, input_size), {})
     if missing:
         raise _unsupported(model, missing)
     types = {name: type(module).__name__ for name, module in model.named_modules()}
@@ -131,7 +137,7 @@ def _spike_driven_plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, 
 
 
 def _planned(
-    model: nn.Module, recipe: Recipe, operations: Sequence[Operation]
+    model: nn.Module, recipe: Recipe, operations: Sequence[Operation], pairs: dict[str, str]
 ) -> tuple[list[PlannedModule], list[tuple[str, nn.Module, list[Operation]]]]:
     """The modules that do something to the signal, and those of them that no rule covers."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -144,8 +150,10 @@ def _planned(
     for name, own in done.items():
         handler = handler_for(modules[name])
         synaptic = any(operation.macs for operation in own)
-        if any(fnmatchcase(name, pattern) for pattern in recipe.ignore):
+        if recipe.ignores(name):
             action: Action = "ignored"
+        elif name in pairs:
+            action = "absorbed"
         elif name in branches:
             action = "spiking"
         elif handler is None and any(operation.kind == "opaque" for operation in own):

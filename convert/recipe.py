@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -186,6 +187,15 @@ class Recipe:
     def alphabet(self) -> Alphabet | None:
         """The spikes; None for exact neurons."""
         return Alphabet(self.levels, self.ratio, self.signed) if self.levels else None
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether a neuron's decoded value of something negative is 0, so that a ReLU in front of it does nothing."""
+        return self.levels > 0 and not (self.signed or self.bias or self.rotation) and self.prior == "none"
+
+    def ignores(self, name: str) -> bool:
+        """Whether a module of that name is left as it is."""
+        return any(fnmatchcase(name, pattern) for pattern in self.ignore)
 
     @property
     def threshold_rule(self) -> ThresholdRule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -51,6 +52,7 @@ class Operation:
         call: number among the synaptic calls of this ``forward``.
         operands: positions, among the tensors of the call, of those that depend on the image.
         shapes: of all tensors of the call.
+        behind: the module whose own ``forward`` made the first of these operands, if nothing else reads it.
     """
 
     module: str
@@ -60,6 +62,7 @@ class Operation:
     call: int = 0
     operands: tuple[int, ...] = ()
     shapes: tuple[torch.Size, ...] = ()
+    behind: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,15 @@ def _recorded(shadow: nn.Module, input_size: tuple[int, ...], batch: int) -> lis
             f"{type(shadow).__name__} cannot be run on an image of size {tuple(input_size)}: {error}",
             "check the input size; models with several inputs are not supported",
         ) from error
-    for operation in recorder.operations:
+    operations = recorder.finished()
+    for operation in operations:
         uses = recorder.uses[operation.module]
         if operation.macs and uses > 1:
             raise ModelError(
                 f"module {operation.module!r} is used {uses} times in one pass",
                 "a neuron has one state: give each place a module of its own (copy.deepcopy) before converting",
             )
-    return recorder.operations
+    return operations
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -260,10 +264,24 @@ class _Recorder(Signals):
         self.operations: list[Operation] = []
         self.uses: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.makers: dict[int, str] = {}  # of tensors
+        self.readers: Counter[int] = Counter()  # of tensors
+        self.first: list[int] = []  # of each operation, the first tensor that it reads
+
+    def finished(self) -> list[Operation]:
+        """The operations, each knowing what it is behind."""
+        return [
+            operation if self.readers[tensor] == 1 else dataclasses.replace(operation, behind="")
+            for operation, tensor in zip(self.operations, self.first, strict=True)
+        ]
 
     def unseen(self, module: nn.Module) -> None:
         if not any(isinstance(running, Neuron) for running in (*self.stack, module)):
-            self.operations.append(Operation(self.names[id(module)], "opaque", "a function that torch does not show", 0))
+            self._note(Operation(self.names[id(module)], "opaque", "a function that torch does not show", 0), None)
+
+    def _note(self, operation: Operation, first: Tensor | None) -> None:
+        self.operations.append(operation)
+        self.first.append(id(first))
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         super().enter(module, inputs)
@@ -277,4 +295,16 @@ class _Recorder(Signals):
         if kind:
             macs = call.macs if kind in ("weighted", "product") else 0
             shapes = tuple(operand.shape for operand in call.operands)
-            self.operations.append(Operation(self.owner(), kind, call.name, macs, number, signals, shapes))
+            first = call.operands[signals[0]]
+            behind = self.makers.get(id(first), "")
+            self._note(Operation(self.owner(), kind, call.name, macs, number, signals, shapes, behind), first)
+        self._follow(call)
+
+    def _follow(self, call: Call) -> None:
+        """Note who made a tensor, and how often it is read since."""
+        made = tensors_in([call.result])
+        for operand in call.operands if made else ():
+            self.readers[id(operand)] += 1
+        for tensor in made:
+            self.makers[id(tensor)] = self.owner()
+            self.readers[id(tensor)] = 0  # also where it was changed in place

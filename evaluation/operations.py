@@ -21,9 +21,10 @@ from ..spiking.calls import tensors_in
 
 FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "mv": (0, 1), "convolution": (0, 1), "mul": (0, 1)}
 MOVES = {
-    "view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "clone",
-    "_to_copy", "alias", "detach", "unbind", "split", "split_with_sizes", "cat", "stack", "constant_pad_nd", "im2col", "unfold",
-    "roll", "flip", "repeat", "index", "as_strided", "mul", "div", "pixel_unshuffle", "_reshape_alias", "copy_", "zeros_like",
+    "view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
+    "clone", "_to_copy", "alias", "detach", "unbind", "split", "split_with_sizes", "cat", "stack", "constant_pad_nd",
+    "im2col", "unfold", "roll", "flip", "repeat", "index", "as_strided", "mul", "div", "pixel_unshuffle", "_reshape_alias",
+    "copy_", "zeros_like",
 }  # fmt: skip
 """What may lie between a neuron and its receiver: the values stay those of spikes, up to constants."""
 
@@ -69,7 +70,7 @@ def dispatched(snn: SpikingModel, image: Tensor) -> list[Dispatched]:
 
 class _Watcher(TorchDispatchMode):
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[Dispatched] = []
         self.signals: set[int] = set()
         self.decoded: set[int] = set()

@@ -42,6 +42,8 @@ class CodedNeuron(Neuron):
     A layer-synchronous neuron spends all its timesteps on one input before its receivers read it. So its output at timestep t
     is what t steps make of the input at t, which comes from neurons that had t steps themselves.
 
+    Where ``rectified`` is set, its target is the positive part of its input: it has absorbed the ReLU in front of it.
+
     Args:
         alphabet: the spikes; None for an exact (analog) neuron, which passes its input through.
         coding: rate or differential.
@@ -75,6 +77,7 @@ class CodedNeuron(Neuron):
         self.synchronous = synchronous
         self.probe: Callable[[Event], None] | None = None
         self.analog = alphabet is None
+        self.rectified = False
         for name in TABLES:
             self.register_buffer(name, torch.empty(0))
 
@@ -88,6 +91,11 @@ class CodedNeuron(Neuron):
     def speaking(self, x: Tensor) -> Tensor:
         """``x`` ``[B, ...]`` with zeros where the neuron never fires."""
         return torch.where(torch.isinf(self.silence[0]), 0.0, x) if len(self.silence) else x
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """See `Neuron.unfold`."""
+        unfolded = super().unfold(x)
+        return unfolded.relu() if self.rectified else unfolded
 
     def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Any]:
         """The timesteps of a chunk; see `Neuron.run`."""
