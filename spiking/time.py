@@ -26,12 +26,15 @@ class Clock:
         still: batch size of signals that do not change in time (a static image and what is computed from it before the
             first neuron): a neuron that sees a batch of this size shows it to itself at every timestep. None if the
             signals of all timesteps are folded into the batch from the start.
+        batch: number of images, where it is known: a signal may hold several parts of each along its first axis, such as the
+            windows of an image.
         states: of the neurons, at the end of the chunk before.
     """
 
     elapsed: int = 0
     timesteps: int = 1
     still: int | None = None
+    batch: int | None = None
     states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
 
 
@@ -39,7 +42,8 @@ class Neuron(nn.Module):
     """A module that sees time. Subclasses implement one timestep; the state of a run never survives into the next.
 
     Shapes: input and output ``[T * B, ...]``, time-major, where ``T`` is the number of timesteps of the present chunk; or
-    input ``[B, ...]`` where that is still (see `Clock`).
+    input ``[B, ...]`` where that is still (see `Clock`). Where each image has K parts, ``[T * B * K, ...]``, a timestep is
+    ``[B, K, ...]``.
     """
 
     def __init__(self) -> None:
@@ -69,11 +73,14 @@ class Neuron(nn.Module):
             x = x.float()
         if x.shape[0] == clock.still:
             return x.expand(clock.timesteps, *x.shape)
-        if x.shape[0] % clock.timesteps:
+        images = clock.batch or 1
+        if x.shape[0] % (clock.timesteps * images):
             raise RuntimeError(
-                f"a neuron got a batch of {x.shape[0]}, not a multiple of the {clock.timesteps} timesteps folded into it"
+                f"a neuron got a batch of {x.shape[0]}, not a multiple of the {clock.timesteps} timesteps of {images} images "
+                "folded into it"
             )
-        unfolded: Tensor = x.unflatten(0, (clock.timesteps, -1))
+        whole = clock.batch is None or x.shape[0] == clock.timesteps * images
+        unfolded: Tensor = x.unflatten(0, (clock.timesteps, -1) if whole else (clock.timesteps, images, -1))
         return unfolded
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +91,7 @@ class Neuron(nn.Module):
         """
         clock = self.clock
         outputs, clock.states[self] = self.run(self.unfold(x), clock.elapsed, clock.states.get(self) if clock.elapsed else None)
-        return outputs.flatten(0, 1)
+        return outputs.reshape(-1, *x.shape[1:])
 
 
 def neurons(network: nn.Module) -> Iterator[tuple[str, Neuron]]:
@@ -146,6 +153,7 @@ def simulate(
     if x.ndim == 5 and x.shape[0] != timesteps:
         raise ValueError(f"an input of {x.shape[0]} timesteps was given to a run of {timesteps} timesteps")
     outputs = []
+    clock.batch = x.shape[1] if x.ndim == 5 else len(x)
     try:
         for start in range(0, timesteps, chunk or timesteps):
             clock.elapsed = start
@@ -158,6 +166,6 @@ def simulate(
                 clock.still, frames = None, x.expand(clock.timesteps, *x.shape).flatten(0, 1)
             outputs.append(network(frames).unflatten(0, (clock.timesteps, -1)))
     finally:
-        clock.elapsed, clock.timesteps, clock.still = 0, 1, None
+        clock.elapsed, clock.timesteps, clock.still, clock.batch = 0, 1, None, None
         clock.states.clear()
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

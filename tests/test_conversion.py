@@ -233,6 +233,27 @@ def test_weights_in_the_forward_of_a_module_are_driven() -> None:
     assert error[-1] < 0.01 < error[0]
 
 
+class Windows(nn.Module):
+    """Attention within the halves of an image, which lie along the first axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = x.reshape(-1, x.shape[1] // 2, x.shape[2])
+        return (halves @ halves.transpose(1, 2) @ halves).reshape(x.shape)
+
+
+def test_each_window_of_an_image_has_its_own_prior() -> None:
+    position = torch.arange(4.0).reshape(1, 4, 1)
+    x = torch.randn(16, 4, 8) * 0.1 + position
+    model = nn.Sequential(nn.Identity(), Windows(), nn.Linear(8, 3)).eval()
+    snn = to_spiking(model, Recipe(timesteps=8), x)
+    prior = snn.neurons()["1.spiking_operand0"].prior
+    assert prior.shape == (2, 2, 8)
+    torch.testing.assert_close(prior, x.mean(0).reshape(2, 2, 8))
+    snn.double()
+    with torch.no_grad():
+        torch.testing.assert_close(snn(x.double(), 4)[:, :1], snn(x[:1].double(), 4, chunk=1))
+
+
 class Moody(nn.Module):
     """Computes something else on the second call."""
 
