@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..convert import Plan
+from ..convert.planning import PlannedModule
+from ..convert.record import Operation
 from .accuracy import Evaluation, Point
 from .scoring import Scores
 
@@ -58,17 +60,8 @@ def score_table(result: Scores) -> str:
 
 
 def plan_table(plan: Plan, timesteps: int) -> str:
-    """A plan for the terminal: a row for each module, and what they cost together."""
-    rows = [
-        [
-            m.name,
-            m.type,
-            m.action,
-            m.becomes or "+".join(m.operations).replace("scaled_dot_product_", ""),
-            f"{m.macs / 1e6:.2f}",
-        ]
-        for m in plan.modules
-    ]
+    """A plan for the terminal: a row for each operation, what drives it, and what they cost together."""
+    rows = [row for module in plan.modules for row in _plan_rows(module, plan.absorbed)]
     # Of a spiking branch, what takes the module's place is told in the column of its operations.
     analog = sum(module.macs for module in plan.modules if module.action != "spiking")
     cost = f"{plan.macs / 1e6:.2f} MMAC for one image and timestep"
@@ -77,4 +70,32 @@ def plan_table(plan: Plan, timesteps: int) -> str:
     driven = plan.macs - analog
     most = f"{driven * timesteps / 1e6:.1f} M synaptic operations in {timesteps} timesteps"
     bound = f"at most {most}, if all neurons fired"
-    return f"{table(['module', 'type', 'action', 'operations', 'MMAC'], rows)}\n{cost}\n{bound}"
+    return f"{table(['module', 'type', 'operation', 'neurons on', 'MMAC'], rows)}\n{cost}\n{bound}"
+
+
+def _plan_rows(module: PlannedModule, absorbed: dict[str, str]) -> list[list[str]]:
+    """One row for each synaptic operation that neurons drive, or one for what the module does otherwise."""
+    synaptic = [call for call in module.calls if call.macs]
+    if module.action == "spiking" and not module.becomes and synaptic:
+        cells = [(_short(call.function), _operands(call), f"{call.macs / 1e6:.2f}") for call in synaptic]
+        return [[module.name, module.type, *row] for row in cells]
+    constant = all(call.kind == "scale" for call in module.calls) and not module.becomes
+    driven = {
+        "spiking": "its own spikes",
+        "analog": "(constants)" if constant else "(analog)",
+        "ignored": "(ignored)",
+        "absorbed": f"(goes into {absorbed.get(module.name)})",
+    }[module.action]
+    operations = "+".join(_short(function) for function in dict.fromkeys(module.operations))
+    return [[module.name, module.type, module.becomes or operations, driven, f"{module.macs / 1e6:.2f}"]]
+
+
+def _short(function: str) -> str:
+    return function.removeprefix("scaled_dot_product_")
+
+
+def _operands(call: Operation) -> str:
+    """What the neurons of an operation see."""
+    if call.function == "scaled_dot_product_attention":
+        return "q, k, softmax, v"
+    return "input" if call.kind == "weighted" else f"{len(call.operands)} operands"

@@ -138,9 +138,10 @@ def test_inspect_needs_no_data() -> None:
     assert document["macs"] == 1_253_683_200  # 1.254 G, attention included
     assert len([m for m in document["modules"] if m["action"] == "spiking"]) == 62
     table = run("inspect", "vit_base_patch16_siglip_224").stdout
-    assert "blocks.0.attn.qkv" in table and "analog" in table
+    assert "blocks.0.attn.qkv" in table and "q, k, softmax, v" in table and "(analog)" in table
     assert max(map(len, table.splitlines())) <= 80
-    fails(1, "WindowAttention", "inspect", "swin_tiny_patch4_window7_224")
+    assert "goes into conv1" in run("inspect", "resnet10t").stdout
+    fails(1, "LSTM: lstm", "inspect", "sequencer2d_s")
 
 
 def test_env_names_versions() -> None:
