@@ -13,12 +13,16 @@ Each is converted and checked in four ways:
 * ``alone``: how far the logits of an image differ if it is run with others, in float64 (not at all: time and images are not
   mixed up).
 
-Weights are drawn so that every part matters: layer scales are near 1, batch normalisations know the statistics of their input.
+The scored images are others than those for calibration, which are 8, or 32 where 8 are too few: a value that is larger than any
+that was seen is never made up for. Weights are drawn so that every part matters: layer scales are near 1, batch normalisations
+know the statistics of 32 images. (Their own scale is below 1 and their offset positive: a deep random network of ReLUs and
+normalisations is chaotic otherwise, and rounding alone makes an error of 1e-5.)
 A model of more than 12 GMACs is made with fewer blocks, or for a smaller image.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -63,6 +67,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "hieradet_sam2": {"img_size": 256},
 }
 LARGEST = 12e9
+CALIBRATION = (8, 32)
 FAITHFUL = dataclasses.replace(RECIPES["faithful"], timesteps=8, levels=8)
 ELEMENTWISE = {"mul", "rmul", "imul", "multiply", "addcmul"}
 
@@ -105,9 +110,12 @@ def enliven(model: nn.Module, images: Tensor) -> None:
             parameter.uniform_(0.5, 1.5)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
+        norm.weight.uniform_(0.2, 0.6)
+        norm.bias.uniform_(0, 0.5)
         norm.momentum = None  # the mean over all batches
         norm.train()
-    model(images)
+    if norms:
+        model(images)
     model.eval()
 
 
@@ -119,8 +127,10 @@ def error(logits: Tensor, expected: Tensor) -> float:
 @torch.no_grad()
 def checked(model: nn.Module, size: tuple[int, ...], calibration: int, images: int) -> dict[str, Any]:
     """The figures of one model."""
-    shown, scored = torch.randn(calibration, *size), torch.randn(images, *size)
-    enliven(model, shown)
+    torch.manual_seed(0)
+    many, scored = torch.randn(max(CALIBRATION), *size), torch.randn(images, *size)
+    enliven(model, many)
+    shown = many[:calibration]
     exact = structure(model, RECIPES["exact"], size)
     found = dispatched(exact, scored[0])
     matrix = [operation for operation in found if not operation.elementwise]
@@ -129,6 +139,7 @@ def checked(model: nn.Module, size: tuple[int, ...], calibration: int, images: i
     expected = model(scored)
     logits = snn(scored, chunk=1)
     return {
+        "calibration": calibration,
         "gmacs": float(f"{exact.plan.macs / 1e9:.3g}"),
         "operations": len(matrix),
         "gates": sum(operation.elementwise for operation in found),
@@ -149,7 +160,7 @@ def alone(snn: SpikingModel, images: Tensor) -> float:
 
 def passes(row: dict[str, Any]) -> bool:
     """Whether a model meets all bars."""
-    if "refused" in row:
+    if "error" not in row:
         return False
     errors = list(row["error"].values())
     falls = all(later < earlier for earlier, later in itertools.pairwise(errors))
@@ -160,17 +171,18 @@ def passes(row: dict[str, Any]) -> bool:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """All families, and how many pass."""
     lines = [
-        "| family | model | GMACs | operations (gates) | exact | error at T = 1, 2, 4, 8 in % | missed | passes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| family | model | GMACs | operations (gates) | exact | images | error at T = 1, 2, 4, 8 in % | missed | passes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for family, row in sorted(rows.items()):
         arguments = "".join(f", {name} {value}" for name, value in row["arguments"].items())
         if "refused" in row:
-            lines.append(f"| {family} | {row['model']}{arguments} | | | | | | no: {row['refused']} |")
+            lines.append(f"| {family} | {row['model']}{arguments} | | | | | | | no: {row['refused']} |")
             continue
         errors = ", ".join(f"{100 * value:.2g}" for value in row["error"].values())
         cells = (
-            f"{row['gmacs']} | {row['operations']} ({row['gates']}) | {row['exact']:.0e} | {errors} | {len(row['missed'])} | "
+            f"{row['gmacs']} | {row['operations']} ({row['gates']}) | {row['exact']:.0e} | {row['calibration']} | {errors} | "
+            f"{len(row['missed'])} | "
             f"{'yes' if passes(row) else 'no'}"
         )
         lines.append(f"| {family} | {row['model']}{arguments} | {cells} |")
@@ -181,10 +193,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 @click.command()
 @click.argument("modules", nargs=-1, type=click.Choice([*TRANSFORMERS, *NEIGHBOURS]))
-@click.option("--calibration", default=8, show_default=True, help="Random images to calibrate on.")
 @click.option("--images", default=4, show_default=True, help="Random images that are scored.")
 @click.option("--table", "only_table", is_flag=True)
-def main(modules: tuple[str, ...], calibration: int, images: int, only_table: bool) -> None:
+def main(modules: tuple[str, ...], images: int, only_table: bool) -> None:
     warnings.filterwarnings("ignore")
     torch.set_flush_denormal(True)
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -194,7 +205,9 @@ def main(modules: tuple[str, ...], calibration: int, images: int, only_table: bo
         row: dict[str, Any] = {"model": name, "arguments": {}}
         try:
             model, size, row["arguments"] = made(family, name)
-            row |= checked(model, size, calibration, images)
+            for calibration in CALIBRATION:
+                if not passes(row):
+                    row |= checked(copy.deepcopy(model), size, calibration, images)
         except (Vit2SnnError, RuntimeError, ValueError) as refusal:
             row["refused"] = str(refusal).splitlines()[0]
         row["seconds"] = round(time.time() - started)
