@@ -30,14 +30,15 @@ def sensitivities(
         draws: backward passes for each image.
 
     Returns:
-        By name, the shape of one image's input; exactly 0 where no logit depends on it for any of the images.
+        By name, the shape of one image's input; exactly 0 where no logit depends on it for any of the images. A neuron inside a
+        custom autograd function, where no gradient is known, has none.
     """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, event: Event) -> None:
         seen[name] = event.target
 
-    squares = dict.fromkeys(neurons, torch.zeros(()))
+    squares: dict[str, Tensor] = {}
     size = torch.zeros((), dtype=torch.float64)
     with probing(network, {name: partial(keep, name) for name in neurons}), analog(network), torch.enable_grad():
         for few in _few(batches, images):
@@ -46,11 +47,11 @@ def sensitivities(
             generator = torch.Generator().manual_seed(0)
             for draw in range(draws):
                 combined = (logits @ torch.randn(logits.shape[-1], generator=generator).to(logits)).sum()
-                inputs = [seen[name] for name in neurons]
-                gradients = torch.autograd.grad(combined, inputs, retain_graph=draw + 1 < draws, allow_unused=True)
-                for name, x, gradient in zip(neurons, inputs, gradients, strict=True):
+                inputs = {name: seen[name] for name in neurons if seen[name].requires_grad}
+                gradients = torch.autograd.grad(combined, [*inputs.values()], retain_graph=draw + 1 < draws, allow_unused=True)
+                for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
                     square = torch.zeros_like(x[0]) if gradient is None else gradient.square().sum(0)
-                    squares[name] = squares[name].to(square) + square
+                    squares[name] = squares[name] + square if name in squares else square
     size = total(size)
     return {name: total(square) / (draws * float(size)) for name, square in squares.items()}
 

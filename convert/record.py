@@ -83,7 +83,7 @@ class Call:
         """What it does where so many factors are signals; None where it only moves or adds."""
         if not signals or (self.name == "einsum" and len(self.operands) == 1):
             return None
-        if self.name in OPAQUE and (signals > 1 or self.name not in ELEMENTWISE):
+        if ":" in self.name or (self.name in OPAQUE and (signals > 1 or self.name not in ELEMENTWISE)):
             return "opaque"
         if self.name in SYNAPTIC and signals > 1:
             several = self.name == "einsum" and len(self.operands) > 2
@@ -161,12 +161,14 @@ def _recorded(shadow: nn.Module, input_size: tuple[int, ...], batch: int) -> lis
     recorder.mark(images)
     try:
         with recorder, torch.no_grad():
-            shadow(images)
+            output = shadow(images)
     except Exception as error:
+        raise _not_recorded(shadow, input_size, recorder, error) from error
+    if not isinstance(output, Tensor):
         raise ModelError(
-            f"{type(shadow).__name__} cannot be run on an image of size {tuple(input_size)}: {error}",
-            "check the input size; models with several inputs are not supported",
-        ) from error
+            f"{type(shadow).__name__} gives a {type(output).__name__}, and one tensor was expected",
+            "convert a model with one output, such as a classifier without features_only",
+        )
     operations = recorder.finished()
     for operation in operations:
         uses = recorder.uses[operation.module]
@@ -176,6 +178,19 @@ def _recorded(shadow: nn.Module, input_size: tuple[int, ...], batch: int) -> lis
                 "a neuron has one state: give each place a module of its own (copy.deepcopy) before converting",
             )
     return operations
+
+
+def _not_recorded(shadow: nn.Module, input_size: tuple[int, ...], recorder: Signals, error: Exception) -> ModelError:
+    """What to say of a model that failed: its input is wrong, or some module looks at values."""
+    failed = recorder.stack[-1] if recorder.stack else shadow
+    what = f"{type(shadow).__name__} cannot be run on an image of size {tuple(input_size)}: {error}"
+    if "meta" in str(error):
+        kind = type(failed).__name__
+        return ModelError(
+            f"{what} (in module {recorder.owner()!r}, {kind})",
+            "what it computes depends on values, and conversion knows only shapes: rewrite that part of its forward",
+        )
+    return ModelError(what, "check the input size; models with several inputs are not supported")
 
 
 def on_meta(model: nn.Module) -> nn.Module:

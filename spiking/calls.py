@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..errors import ModelError
 
 WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "addmm"}
 FUSED = {"scaled_dot_product_attention"}
@@ -29,7 +32,9 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """Its name, as ``mul`` also for the operator ``__mul__``."""
+    """Its name, as ``mul`` also for the operator ``__mul__``; with a colon in it for operators of libraries (torch.ops)."""
+    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(function).replace(".", "::")
     name = getattr(function, "__name__", "")
     return name[2:-2] if name.startswith("__") else name
 
@@ -89,7 +94,7 @@ class DrivenCalls(nn.Module):
         """As the module's own.
 
         Raises:
-            RuntimeError: it makes other calls than those that were recorded.
+            ModelError: it makes other calls than those that were recorded.
         """
         with _Driver(self):
             return super().forward(*args, **kwargs)
@@ -113,9 +118,10 @@ class _Driver(Calls):
         if call is None:
             return func(*args, **kwargs)
         if call.function != name:
-            raise RuntimeError(
+            raise ModelError(
                 f"call {self.made} of {type(self.module).__name__} was {call.function} when recorded, and is {name} now: "
-                "what its forward computes depends on more than the shape of its input"
+                "what its forward computes depends on more than the shape of its input",
+                "write a handler for its class: @vit2snn.converts(...)",
             )
         if call.attention:
             return self.module.get_submodule(call.attention)(*args, **kwargs)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import vit2snn
 from vit2snn.convert import RECIPES, Recipe, to_spiking
-from vit2snn.errors import DataError, ModelError
-from vit2snn.spiking import SpikingLinear
+from vit2snn.convert.registry import _HANDLERS, NeuronFactory
+from vit2snn.errors import DataError, ModelError, UnsupportedModuleError
+from vit2snn.spiking import SpikingDotProductAttention, SpikingLinear
 
 FAMILY = {
     "deit": ("deit_tiny_patch16_224", {}),
@@ -233,6 +234,47 @@ def test_weights_in_the_forward_of_a_module_are_driven() -> None:
     assert error[-1] < 0.01 < error[0]
 
 
+class KernelAttention(nn.Module):
+    """Calls an operator of a library, as a user's own kernel is called."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attended: Tensor = torch.ops.aten._scaled_dot_product_attention_math(q, k, v)[0]
+        return attended
+
+
+class UserBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.attention, self.head = nn.Linear(8, 24), KernelAttention(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        logits: Tensor = self.head(self.attention(*qkv).transpose(1, 2).flatten(2).mean(1))
+        return logits
+
+
+def test_a_module_with_a_kernel_of_its_own_needs_a_rule() -> None:
+    model, x = UserBlock().eval(), torch.randn(16, 5, 8)
+    with pytest.raises(UnsupportedModuleError, match=r"attention \(KernelAttention: aten::_scaled_dot_product_attention_math"):
+        to_spiking(model, Recipe(timesteps=10), x)
+    try:
+
+        @vit2snn.converts(KernelAttention)
+        def kernel_attention(module: nn.Module, neuron: NeuronFactory) -> nn.Module:
+            heads = (-3, -1)
+            return SpikingDotProductAttention(
+                query=neuron(heads), key=neuron(heads), weights=neuron((-3,)), value=neuron(heads)
+            )
+
+        snn = to_spiking(model, Recipe(timesteps=10), x)
+    finally:
+        _HANDLERS.pop(KernelAttention, None)
+    assert len(snn.neurons()) == 6
+    with torch.no_grad():
+        assert torch.allclose(snn.ann(x), model(x), atol=1e-6)
+        assert (snn(x)[-1] - model(x)).norm() < 0.01 * model(x).norm()
+
+
 class Windows(nn.Module):
     """Attention within the halves of an image, which lie along the first axis."""
 
@@ -267,7 +309,7 @@ class Moody(nn.Module):
 def test_a_forward_that_makes_other_calls_than_recorded_is_refused() -> None:
     x = torch.randn(4, 5, 5)
     snn = to_spiking(nn.Sequential(nn.Linear(5, 5), Moody()), "exact", x)
-    with pytest.raises(RuntimeError, match="was matmul when recorded, and is mul now"):
+    with pytest.raises(ModelError, match="was matmul when recorded, and is mul now"):
         for _ in range(9):
             snn(x)
 

@@ -131,3 +131,28 @@ def test_a_spiking_network_is_not_converted_again() -> None:
 
     with pytest.raises(ModelError, match="Spikformer is a spiking network already"):
         plan(timm.create_model("spikformer_4_384_cifar10"), Recipe(), (3, 32, 32))
+
+
+class Choosy(nn.Module):
+    """Looks at values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ x.transpose(1, 2) if bool(x.sum() > 0) else x
+
+
+def test_what_depends_on_values_is_refused_by_the_name_of_the_module() -> None:
+    with pytest.raises(ModelError, match=r"\(in module '1', Choosy\)") as error:
+        plan(nn.Sequential(nn.Linear(4, 4), Choosy()), Recipe(), (4, 4))
+    assert "depends on values" in error.value.hint
+
+
+def test_models_of_several_inputs_or_outputs_are_refused() -> None:
+    class TwoInputs(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x @ y
+
+    with pytest.raises(ModelError, match="missing 1 required positional argument: 'y'") as error:
+        plan(TwoInputs(), Recipe(), (4, 4))
+    assert "several inputs" in error.value.hint
+    with pytest.raises(ModelError, match="gives a list, and one tensor was expected"):
+        plan(timm.create_model("resnet10t", features_only=True), Recipe(), (3, 32, 32))
