@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import itertools
 import json
 import re
@@ -68,6 +69,7 @@ SMALLER: dict[str, dict[str, Any]] = {
 }
 LARGEST = 12e9
 CALIBRATION = (8, 32)
+BATCH = 4
 FAITHFUL = dataclasses.replace(RECIPES["faithful"], timesteps=8, levels=8)
 ELEMENTWISE = {"mul", "rmul", "imul", "multiply", "addcmul"}
 
@@ -114,8 +116,8 @@ def enliven(model: nn.Module, images: Tensor) -> None:
         norm.bias.uniform_(0, 0.5)
         norm.momentum = None  # the mean over all batches
         norm.train()
-    if norms:
-        model(images)
+    for batch in images.split(BATCH) if norms else ():
+        model(batch)
     model.eval()
 
 
@@ -135,7 +137,7 @@ def checked(model: nn.Module, size: tuple[int, ...], calibration: int, images: i
     found = dispatched(exact, scored[0])
     matrix = [operation for operation in found if not operation.elementwise]
     planned = [call for module in exact.plan.modules for call in module.calls]
-    snn = to_spiking(model, FAITHFUL, shown)
+    snn = to_spiking(model, FAITHFUL, shown.split(BATCH))
     expected = model(scored)
     logits = snn(scored, chunk=1)
     return {
@@ -211,6 +213,7 @@ def main(modules: tuple[str, ...], images: int, only_table: bool) -> None:
         except (Vit2SnnError, RuntimeError, ValueError) as refusal:
             row["refused"] = str(refusal).splitlines()[0]
         row["seconds"] = round(time.time() - started)
+        gc.collect()
         rows[family] = row
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
         click.echo(f"{'passes' if passes(row) else 'FAILS '} {family} {json.dumps(row)}")
