@@ -17,7 +17,7 @@ The scored images are others than those for calibration, which are 8, or 32 wher
 that was seen is never made up for. Weights are drawn so that every part matters: layer scales are near 1, batch normalisations
 know the statistics of 32 images. (Their own scale is below 1 and their offset positive: a deep random network of ReLUs and
 normalisations is chaotic otherwise, and rounding alone makes an error of 1e-5.)
-A model of more than 12 GMACs is made with fewer blocks, or for a smaller image.
+Images have 128 pixels a side where a model takes them; the largest models are made with fewer blocks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vit2snn.convert import RECIPES, SpikingModel, to_spiking
+from vit2snn.convert import RECIPES, SpikingModel, plan, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.errors import Vit2SnnError
 from vit2snn.evaluation import dispatched
@@ -57,17 +57,16 @@ NEIGHBOURS = ("convmixer", "convnext", "mambaout", "regnet", "repvit", "sequence
 """Without attention; their smallest models are run as well."""
 
 SMALLER: dict[str, dict[str, Any]] = {
-    "deepseek_vit": {"img_size": 224, "depth": 3},
-    "gemma4_vit": {"img_size": 224, "depth": 3},
-    "qwen3_vit": {"img_size": 224, "depth": 3},
-    "naflexvit": {"depth": 3},
     "beit": {"depth": 6},
+    "deepseek_vit": {"depth": 3},
+    "eva": {"depth": 6},
+    "gemma4_vit": {"depth": 3},
+    "naflexvit": {"depth": 3},
+    "qwen3_vit": {"depth": 3},
     "vision_transformer": {"depth": 6},
     "vision_transformer_sam": {"depth": 6},
-    "eva": {"depth": 3},
-    "hieradet_sam2": {"img_size": 256},
 }
-LARGEST = 12e9
+SIDE = 128
 CALIBRATION = (8, 32)
 BATCH = 4
 FAITHFUL = dataclasses.replace(RECIPES["faithful"], timesteps=8, levels=8)
@@ -88,16 +87,20 @@ def families(modules: tuple[str, ...]) -> dict[str, str]:
 
 
 def made(family: str, name: str) -> tuple[nn.Module, tuple[int, ...], dict[str, Any]]:
-    """A model with random weights, the size of its images, and the arguments that keep it small."""
-    arguments: dict[str, Any] = {}
-    model = timm.create_model(name).eval()
-    size = timm.data.resolve_model_data_config(model)["input_size"]
+    """A model with random weights, the size of its images, and the arguments that keep it small.
+
+    Images have 128 pixels a side where the model takes them, and as many as its configuration says elsewhere.
+    """
     smaller = SMALLER.get(family.partition(":")[0], {})
-    if smaller and structure(model, RECIPES["exact"], size).plan.macs > LARGEST:
-        arguments = smaller
-        model = timm.create_model(name, **arguments).eval()
-        size = (3, arguments["img_size"], arguments["img_size"]) if "img_size" in arguments else size
-    return model, size, arguments
+    for arguments in ({"img_size": SIDE} | smaller, smaller):
+        try:
+            model = timm.create_model(name, **arguments).eval()
+            plan(model, RECIPES["exact"], (3, SIDE, SIDE))
+        except (Vit2SnnError, TypeError, AssertionError):
+            continue
+        return model, (3, SIDE, SIDE), arguments
+    model = timm.create_model(name, **smaller).eval()
+    return model, timm.data.resolve_model_data_config(model)["input_size"], smaller
 
 
 @torch.no_grad()
@@ -142,6 +145,7 @@ def checked(model: nn.Module, size: tuple[int, ...], calibration: int, images: i
     logits = snn(scored, chunk=1)
     return {
         "calibration": calibration,
+        "side": size[-1],
         "gmacs": float(f"{exact.plan.macs / 1e9:.3g}"),
         "operations": len(matrix),
         "gates": sum(operation.elementwise for operation in found),
@@ -177,7 +181,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for family, row in sorted(rows.items()):
-        arguments = "".join(f", {name} {value}" for name, value in row["arguments"].items())
+        arguments = "".join(f", {name} {value}" for name, value in row["arguments"].items() if name != "img_size")
         if "refused" in row:
             lines.append(f"| {family} | {row['model']}{arguments} | | | | | | | no: {row['refused']} |")
             continue

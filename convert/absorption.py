@@ -7,7 +7,7 @@ unsigned, and which starts from 0, is what that neuron does anyway (Cao et al., 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import timm.layers as tl
 import torch
@@ -22,7 +22,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, tl.BatchNormAct2d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame)
 
 
-def absorbed(model: nn.Module, operations: Iterable[Operation], recipe: Recipe) -> dict[str, str]:
+def absorbed(model: nn.Module, operations: Sequence[Operation], recipe: Recipe) -> dict[str, str]:
     """The modules of ``model`` that a neighbour absorbs, by name, and the name of the layer which has that neighbour's role.
 
     For a normalisation that is the layer before it, for a ReLU the layer behind it, whose neuron absorbs it.
@@ -30,13 +30,15 @@ def absorbed(model: nn.Module, operations: Iterable[Operation], recipe: Recipe) 
     modules = dict(model.named_modules(remove_duplicate=False))
     rectifying = recipe.rectifies
     found: dict[str, str] = {}
+    repeated = {operation.module for operation in operations if operation.use}
     for operation in operations:
         before = modules.get(operation.behind)
         if operation.function == "batch_norm" and type(modules[operation.module]) in NORMS and type(before) in LAYERS:
             found[operation.module] = operation.behind
         elif rectifying and type(before) is nn.ReLU and type(modules[operation.module]) in (nn.Linear, nn.Conv2d):
             found[operation.behind] = operation.module
-    return {name: layer for name, layer in found.items() if not (recipe.ignores(name) or recipe.ignores(layer))}
+    kept = {name for pair in found.items() for name in pair if recipe.ignores(name)} | repeated
+    return {name: layer for name, layer in found.items() if not kept & {name, layer}}
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from ..data import digest
 from ..errors import DataError, ModelError
 from ..spiking import (
     CodedNeuron,
+    InTurn,
     SpikingDotProductAttention,
     analog,
     neurons,
@@ -24,6 +25,7 @@ from ..spiking import (
     shards,
     share_clock,
     simulate,
+    twin,
 )
 from .absorption import absorb_functions, absorb_norms
 from .auto import Candidate, candidates, choose
@@ -272,4 +274,9 @@ def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> n
         return module
     neuron = partial(recipe.coded_neuron, sees_image=path == planned.first)
     handler = handler_for(module)
-    return handler(module, neuron) if handler else drive_operations(module, coded.calls, neuron)
+    turns: list[nn.Module] = []
+    for use in sorted({call.use for call in coded.calls}):
+        one = twin(module, type(module))
+        calls = [call for call in coded.calls if call.use == use]
+        turns.append(handler(one, neuron) if handler else drive_operations(one, calls, neuron))
+    return InTurn(turns) if len(turns) > 1 else turns[0]

@@ -49,6 +49,7 @@ class Operation:
             behind) or ``opaque`` (a function that hides a product).
         function: its name.
         macs: multiply-accumulates of the first two kinds, for one image.
+        use: number of the call of this module, which the network may call several times.
         call: number among the synaptic calls of this ``forward``.
         operands: positions, among the tensors of the call, of those that depend on the image.
         shapes: of all tensors of the call.
@@ -59,6 +60,7 @@ class Operation:
     kind: Kind
     function: str
     macs: int
+    use: int = 0
     call: int = 0
     operands: tuple[int, ...] = ()
     shapes: tuple[torch.Size, ...] = ()
@@ -135,8 +137,8 @@ def record(model: nn.Module, input_size: tuple[int, ...]) -> list[Operation]:
         input_size: of one image, ``(C, H, W)``.
 
     Raises:
-        ModelError: the model cannot be run on one tensor of that size, uses a synaptic module twice, or does not keep the
-            images along the first axis of what a synaptic operation reads.
+        ModelError: the model cannot be run on one tensor of that size, or does not keep the images along the first axis of what
+            a synaptic operation reads.
     """
     shadow = untied(on_meta(model))
     one, several = (_recorded(shadow, input_size, batch) for batch in (1, BATCH))
@@ -169,15 +171,7 @@ def _recorded(shadow: nn.Module, input_size: tuple[int, ...], batch: int) -> lis
             f"{type(shadow).__name__} gives a {type(output).__name__}, and one tensor was expected",
             "convert a model with one output, such as a classifier without features_only",
         )
-    operations = recorder.finished()
-    for operation in operations:
-        uses = recorder.uses[operation.module]
-        if operation.macs and uses > 1:
-            raise ModelError(
-                f"module {operation.module!r} is used {uses} times in one pass",
-                "a neuron has one state: give each place a module of its own (copy.deepcopy) before converting",
-            )
-    return operations
+    return recorder.finished()
 
 
 def _not_recorded(shadow: nn.Module, input_size: tuple[int, ...], recorder: Signals, error: Exception) -> ModelError:
@@ -312,7 +306,8 @@ class _Recorder(Signals):
             shapes = tuple(operand.shape for operand in call.operands)
             first = call.operands[signals[0]]
             behind = self.makers.get(id(first), "")
-            self._note(Operation(self.owner(), kind, call.name, macs, number, signals, shapes, behind), first)
+            use = self.uses[self.owner()] - 1
+            self._note(Operation(self.owner(), kind, call.name, macs, use, number, signals, shapes, behind), first)
         self._follow(call)
 
     def _follow(self, call: Call) -> None:

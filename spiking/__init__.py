@@ -18,10 +18,12 @@ from .experts import (
 from .hooks import catching as catching, outputs_of as outputs_of
 from .interaction import TemporalInteraction as TemporalInteraction
 from .layers import (
+    InTurn as InTurn,
     SpikingConv2d as SpikingConv2d,
     SpikingDotProductAttention as SpikingDotProductAttention,
     SpikingLinear as SpikingLinear,
     driven as driven,
+    twin as twin,
 )
 from .membrane import (
     IF as IF,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .time import Neuron
+from .time import Neuron, neurons
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,10 +35,46 @@ class SpikingConv2d(nn.Conv2d):
 
 def driven(kind: type[M], module: nn.Module, neuron: Neuron) -> M:
     """``module`` as a ``kind`` (a subclass of its type) with a neuron in front; parameters are shared, not copied."""
-    spiking = kind.__new__(kind)
-    spiking.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
+    spiking = twin(module, kind)
     spiking.neuron = neuron
     return spiking
+
+
+def twin(module: nn.Module, kind: type[M]) -> M:
+    """Another module, of class ``kind``, with the parameters and children of ``module``."""
+    other = kind.__new__(kind)
+    other.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
+    return other
+
+
+class InTurn(nn.Module):
+    """Takes the place of a module that is called several times in one pass: each call has a twin, with neurons of its own.
+
+    Attributes that it does not have are those of the first twin.
+
+    Args:
+        turns: the twins, in order of the calls.
+    """
+
+    def __init__(self, turns: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.turns = nn.ModuleList(turns)
+        self.turn = self.passes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.turns[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the next twin makes of it; each pass begins with the first."""
+        clock = next(neuron for _, neuron in neurons(self)).clock
+        if clock.passes != self.passes:
+            self.turn, self.passes = 0, clock.passes
+        module = self.turns[self.turn]
+        self.turn = (self.turn + 1) % len(self.turns)
+        return module(*args, **kwargs)
 
 
 class SpikingDotProductAttention(nn.Module):

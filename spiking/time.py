@@ -28,6 +28,7 @@ class Clock:
             signals of all timesteps are folded into the batch from the start.
         batch: number of images, where it is known: a signal may hold several parts of each along its first axis, such as the
             windows of an image.
+        passes: how often a network was run.
         states: of the neurons, at the end of the chunk before.
     """
 
@@ -35,6 +36,7 @@ class Clock:
     timesteps: int = 1
     still: int | None = None
     batch: int | None = None
+    passes: int = 0
     states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
 
 
@@ -157,6 +159,7 @@ def simulate(
     try:
         for start in range(0, timesteps, chunk or timesteps):
             clock.elapsed = start
+            clock.passes += 1
             clock.timesteps = min(chunk or timesteps, timesteps - start)
             if x.ndim == 5:
                 frames = x[start : start + clock.timesteps].flatten(0, 1)

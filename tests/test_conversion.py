@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import vit2snn
 from vit2snn.convert import RECIPES, Recipe, to_spiking
+from vit2snn.convert.dataflow import dataflow
 from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import DataError, ModelError, UnsupportedModuleError
 from vit2snn.spiking import SpikingDotProductAttention, SpikingLinear
@@ -232,6 +233,35 @@ def test_weights_in_the_forward_of_a_module_are_driven() -> None:
         assert torch.allclose(exact(x)[0], model(x), atol=1e-6)
         error = (snn(x) - model(x)).flatten(1).norm(dim=1) / model(x).norm()
     assert error[-1] < 0.01 < error[0]
+
+
+class Recurrent(nn.Module):
+    """Calls a layer, and a module with a product, several times in one pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.mix, self.head = nn.Linear(8, 8), Gated(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + torch.tanh(self.layer(x)) * self.layer.weight.mean()
+        return self.head(self.mix(self.mix(x)))
+
+
+def test_a_module_that_is_called_several_times_has_neurons_for_each_call() -> None:
+    model, x = Recurrent().eval(), torch.randn(16, 5, 8)
+    exact, snn = to_spiking(model, "exact", x), to_spiking(model, Recipe(timesteps=12), x)
+    assert len(snn.neurons()) == 3 + 2 * (6 + 2) + 1
+    assert len({id(p) for p in snn.parameters()}) == len(list(model.parameters()))
+    assert snn.plan.macs == dataflow(snn.network, (5, 8)).macs
+    with torch.no_grad():
+        assert torch.allclose(exact(x)[0], model(x), atol=1e-6)
+        with pytest.raises(RuntimeError):
+            snn(torch.randn(16, 5, 9))  # an interrupted pass does not shift the turns of the next
+        expected = snn(x, chunk=1)
+        assert torch.allclose(snn(x), expected, atol=1e-6)
+        error = (expected - model(x)).flatten(1).norm(dim=1) / model(x).norm()
+    assert error[-1] < 0.001 < error[0]
 
 
 class KernelAttention(nn.Module):

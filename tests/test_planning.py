@@ -108,19 +108,7 @@ def test_a_conversion_of_nothing_is_an_error() -> None:
         plan(make_vit(), Recipe(ignore=("*",)), SIZE)
 
 
-def test_a_shared_module_and_a_wrong_size_are_refused() -> None:
-    shared = nn.Linear(4, 4)
-
-    class Loop(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.step = shared
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.step(self.step(x))
-
-    with pytest.raises(ModelError, match="'step' is used 2 times"):
-        plan(Loop(), Recipe(), (4,))
+def test_a_wrong_size_is_refused() -> None:
     with pytest.raises(ModelError, match=r"cannot be run on an image of size \(3, 20, 20\)"):
         plan(make_vit(), Recipe(), (3, 20, 20))
 
