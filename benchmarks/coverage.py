@@ -58,9 +58,9 @@ NEIGHBOURS = ("convmixer", "convnext", "mambaout", "regnet", "repvit", "sequence
 
 SMALLER: dict[str, dict[str, Any]] = {
     "beit": {"depth": 6},
-    "deepseek_vit": {"depth": 3},
+    "deepseek_vit": {"img_size": 112, "depth": 3},
     "eva": {"depth": 6},
-    "gemma4_vit": {"depth": 3},
+    "gemma4_vit": {"img_size": 144, "depth": 3},
     "naflexvit": {"depth": 3},
     "qwen3_vit": {"depth": 3},
     "vision_transformer": {"depth": 6},
@@ -92,13 +92,14 @@ def made(family: str, name: str) -> tuple[nn.Module, tuple[int, ...], dict[str, 
     Images have 128 pixels a side where the model takes them, and as many as its configuration says elsewhere.
     """
     smaller = SMALLER.get(family.partition(":")[0], {})
+    side = smaller.get("img_size", SIDE)
     for arguments in ({"img_size": SIDE} | smaller, smaller):
         try:
             model = timm.create_model(name, **arguments).eval()
-            plan(model, RECIPES["exact"], (3, SIDE, SIDE))
+            plan(model, RECIPES["exact"], (3, side, side))
         except (Vit2SnnError, TypeError, AssertionError):
             continue
-        return model, (3, SIDE, SIDE), arguments
+        return model, (3, side, side), arguments
     model = timm.create_model(name, **smaller).eval()
     return model, timm.data.resolve_model_data_config(model)["input_size"], smaller
 

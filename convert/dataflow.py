@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Hadamard, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, share_clock
 from ..spiking.calls import tensors_in
-from .record import Call, Signals, on_meta
+from .signals import Call, Signals, on_meta
 
 VIEWS = {"transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand"}
 SHIFT_ONLY = (ShiftGELU, ShiftLayerNorm, ShiftSoftmax)
