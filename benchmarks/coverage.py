@@ -188,7 +188,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         if "refused" in row:
             lines.append(f"| {family} | {row['model']}{arguments} | | | | | | | no: {row['refused']} |")
             continue
-        errors = ", ".join(f"{100 * value:.2g}" for value in row["error"].values())
+        errors = ", ".join(f"{100 * value:{'.2g' if value < 1 else '.0f'}}" for value in row["error"].values())
         cells = (
             f"{row['gmacs']} | {row['operations']} ({row['gates']}) | {row['exact']:.0e} | {row['calibration']} | {errors} | "
             f"{len(row['missed'])} | "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -128,11 +129,11 @@ def _spike_driven_plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, 
     first = next(module.name for module in planned if module.macs)
     rows = []
     for module in planned:
-        action = "analog" if module.name == first else module.action
+        action: Action = "analog" if module.name == first else module.action
         kind, becomes = types.get(module.name, module.type), module.becomes
         if module.name == "head":
             becomes = module.type  # fed by the spikes of the last norm
-        rows.append(PlannedModule(module.name, kind, module.operations, module.macs, action, becomes))
+        rows.append(dataclasses.replace(module, type=kind, action=action, becomes=becomes))
     return Plan(tuple(rows), blocks)
 
 

@@ -36,7 +36,7 @@ class Clock:
     timesteps: int = 1
     still: int | None = None
     batch: int | None = None
-    passes: int = 0
+    passes: int = field(default=0, compare=False)
     states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
 
 
