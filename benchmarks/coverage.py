@@ -42,6 +42,7 @@ from vit2snn.convert import RECIPES, SpikingModel, plan, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.errors import Vit2SnnError
 from vit2snn.evaluation import dispatched
+from vit2snn.spiking.calls import ELEMENTWISE
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 TRANSFORMERS = (
@@ -70,7 +71,6 @@ SIDE = 128
 CALIBRATION = (8, 32)
 BATCH = 4
 FAITHFUL = dataclasses.replace(RECIPES["faithful"], timesteps=8, levels=8)
-ELEMENTWISE = {"mul", "rmul", "imul", "multiply", "addcmul"}
 
 
 def families(modules: tuple[str, ...]) -> dict[str, str]:

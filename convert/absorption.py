@@ -23,19 +23,19 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame)
 
 
 def absorbed(model: nn.Module, operations: Sequence[Operation], recipe: Recipe) -> dict[str, str]:
-    """The modules of ``model`` that a neighbour absorbs, by name, and the name of the layer which has that neighbour's role.
+    """The modules of ``model`` that go into a neighbouring layer, by name, and that layer.
 
-    For a normalisation that is the layer before it, for a ReLU the layer behind it, whose neuron absorbs it.
+    For a normalisation it is the layer before, for a ReLU the layer behind, whose neuron absorbs it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     rectifying = recipe.rectifies
     found: dict[str, str] = {}
     repeated = {operation.module for operation in operations if operation.use}
     for operation in operations:
-        before = modules.get(operation.behind)
-        if operation.function == "batch_norm" and type(modules[operation.module]) in NORMS and type(before) in LAYERS:
+        module, before = modules[operation.module], modules.get(operation.behind)
+        if isinstance(module, NORMS) and type(module) in NORMS and type(before) in LAYERS and module.running_mean is not None:
             found[operation.module] = operation.behind
-        elif rectifying and type(before) is nn.ReLU and type(modules[operation.module]) in (nn.Linear, nn.Conv2d):
+        elif rectifying and type(before) is nn.ReLU and type(module) in (nn.Linear, nn.Conv2d):
             found[operation.behind] = operation.module
     kept = {name for pair in found.items() for name in pair if recipe.ignores(name)} | repeated
     return {name: layer for name, layer in found.items() if not kept & {name, layer}}

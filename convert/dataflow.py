@@ -78,7 +78,7 @@ class _Follower(Signals):
         for name, module in network.named_modules():
             if isinstance(module, CodedNeuron):
                 module.analog = True
-                module.register_forward_hook(self._leave(name))
+                module.register_forward_hook(self._sends(name))
             elif isinstance(module, Hadamard):
                 module.register_forward_hook(self._rotate)
                 module.forward = torch.clone  # type: ignore[assignment]  # its matrix product is a butterfly of additions
@@ -87,15 +87,15 @@ class _Follower(Signals):
         """Neurons on the longest way to any of these."""
         return max((self.stages.get(id(tensor), 0) for tensor in tensors), default=0)
 
-    def _leave(self, name: str) -> Callable[..., Tensor]:
-        def leave(neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _sends(self, name: str) -> Callable[..., Tensor]:
+        def note(neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
             self.mark(output)
             self.stages[id(output)] = self.stage(*inputs) + 1
             self.sources[id(output)] = name
             return output
 
-        return leave
+        return note
 
     def _rotate(self, rotation: Hadamard, inputs: Any, output: Tensor) -> None:
         self.additions += output.numel() * rotation.additions

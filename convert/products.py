@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..spiking import SpikingDotProductAttention
-from ..spiking.calls import FUSED, DrivenCall, drive
+from ..spiking.calls import ELEMENTWISE, FUSED, DrivenCall, drive
 from .record import Operation
 from .registry import NeuronFactory
 
@@ -49,7 +49,7 @@ def channel_axes(operation: Operation, position: int) -> tuple[int, ...]:
         return (-1 - int(function[-2]),)
     if operation.kind == "weighted":
         return (-2,) if function == "matmul" and position == 1 else (-1,)
-    if function in ("mul", "rmul", "imul", "multiply", "addcmul"):
+    if function in ELEMENTWISE:
         smaller = min((operation.shapes[index] for index in operation.operands), key=lambda shape: shape.numel())
         varying = tuple(axis for axis in range(1 - len(smaller), 0) if smaller[axis] > 1)
         return varying if len(varying) == 1 else (-1,)

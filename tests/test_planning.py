@@ -114,7 +114,6 @@ def test_a_wrong_size_is_refused() -> None:
 
 
 def test_a_spiking_network_is_not_converted_again() -> None:
-
     import vit2snn.zoo  # noqa: F401  (registers the model)
 
     with pytest.raises(ModelError, match="Spikformer is a spiking network already"):
