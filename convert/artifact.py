@@ -3,7 +3,8 @@
 ``config.json`` is the one that timm writes for the ANN (architecture, its arguments, pretrained configuration), with a section
 ``vit2snn``: schema version, recipe, input size and source. ``model.safetensors`` has weights, thresholds, priors and biases,
 ``ann.safetensors`` the ANN's weights where the network does not compute what the ANN computes; ``conversion.json`` a row for
-each module; ``calibration.json`` the digests of the calibration images. Further JSON files (``records``) go beside them.
+each module; ``calibration.json`` the digests of the calibration images; ``exits.json`` how sure the network was of them.
+Further JSON files (``records``) go beside them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from timm.models._hub import save_config_for_hf
 
 from ..errors import ArtifactError
 from .card import model_card
+from .exit import ExitTable
 from .files import check_output, whole_folder
 from .folding import fold
 from .model import SpikingModel, structure
@@ -87,7 +89,8 @@ def save(
             _write_weights({name: weights[name] for name in _create(config).state_dict()}, folder / TEACHER)
         rows = conversion_rows(snn, errors or {})
         calibration = {"images": len(snn.calibrated_on), "digests": list(snn.calibrated_on)}
-        documents = {"config.json": config, "conversion.json": rows, "calibration.json": calibration, **(records or {})}
+        exits = {"exits.json": snn.exits.to_json()} if snn.exits else {}
+        documents = exits | {"config.json": config, "conversion.json": rows, "calibration.json": calibration, **(records or {})}
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(config, rows), encoding="utf-8")
@@ -178,6 +181,8 @@ def load(folder: str | Path) -> SpikingModel:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"the converted model in {str(folder)!r} is damaged: {error}") from error
     snn.calibrated_on = _calibrated_on(Path(folder) / "calibration.json")
+    exits = Path(folder) / "exits.json"
+    snn.exits = ExitTable.from_json(json.loads(exits.read_text(encoding="utf-8"))) if exits.is_file() else None
     return snn
 
 

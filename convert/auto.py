@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from scipy.optimize import LinearConstraint, milp
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import RecipeError
+from ..metering import FLOAT32, Meter, energy
 from ..spiking import Clock, catching, over_time, share_clock
 from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan
 from .branches import transformer_blocks
-from .energy import AC, MAC
 from .recipe import Recipe
 from .record import record
 from .spike_driven import fit_branch, restructure
@@ -73,16 +73,13 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
             trial = dataclasses.replace(recipe, **other, max_error=None, max_energy=None)
             network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
             restructure(network, plans, trial)
-            products = record(network, tuple(images.shape[1:]))
             clock = share_clock(network.eval())
             for index, name in enumerate(plan.name for plan in plans):
                 part = f"{name}.{'attn' if field == 'attention' else 'mlp'}"
                 stream = norms[index][field == "mlp"][0]
-                error, additions = _measure(network.blocks[index], model.blocks[index], field, kind, clock, trial, stream)
-                graded = sum(o.macs for o in products if o.kind == "product" and o.module.startswith(part))
+                error, spent = _measure(network.blocks[index], model.blocks[index], field, kind, clock, trial, stream)
                 macs = sum(o.macs for o in own if o.module.startswith(part))
-                energy = AC * additions(graded) * recipe.timesteps
-                found.append(Candidate(index, field, kind, error, energy, MAC * macs))
+                found.append(Candidate(index, field, kind, error, spent, FLOAT32.mac * macs))
     return found
 
 
@@ -130,11 +127,11 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
 
 def _measure(
     block: Block, original: Block, field: str, kind: str, clock: Clock, recipe: Recipe, stream: Tensor
-) -> tuple[float, Callable[[int], float]]:
+) -> tuple[float, float]:
     """Fit one candidate to the ANN's stream ``[B, N, C]``.
 
     Returns:
-        Its error, and a function from the multiplications in its products of spikes to its additions for an image and timestep.
+        Its error, and the energy of its synaptic operations for an image in all timesteps, in pJ.
     """
     frames = stream.expand(recipe.timesteps, *stream.shape)
     with torch.no_grad():
@@ -142,20 +139,10 @@ def _measure(
         wanted = after - stream
         error = float((fitted.mean(0) - after).norm() / wanted.norm())
         norm, branch = (block.norm1, block.attn) if field == "attention" else (block.norm2, block.mlp)
-        events: list[tuple[float, float]] = []
-
-        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(module, nn.Conv2d)
-            fan_out = module.out_channels // module.groups * module.weight[0, 0].numel()
-            events.append((float(inputs[0].count_nonzero()) * fan_out, float((inputs[0] != 0).float().mean())))
-
-        handles = [m.register_forward_pre_hook(count) for m in branch.modules() if isinstance(m, nn.Conv2d)]
-        over_time(lambda x: branch(norm(x)), clock, frames)
-        for handle in handles:
-            handle.remove()
-    synaptic = sum(additions for additions, _ in events) / (len(stream) * recipe.timesteps)
-    rate = events[0][1]
-    return error, lambda products: synaptic + rate * products
+        with Meter(block) as meter:
+            over_time(lambda x: branch(norm(x)), clock, meter.show(frames, batch=len(stream)))
+    synaptic = [torch.stack([t.accumulates, t.multiplies], -1) for t in meter.tallies if t.kind != "function"]
+    return error, sum(float(energy(counts).sum()) for counts in synaptic) / meter.images
 
 
 def _out_of_reach(recipe: Recipe, found: Sequence[Candidate], places: int) -> RecipeError:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import RecipeError
-from .dataflow import dataflow
-from .energy import Cost, energy
+from .energy import spent
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,19 +41,16 @@ def affordable(convert: Callable[[Recipe], SpikingModel], recipe: Recipe, images
         return dataclasses.replace(recipe, price=price, max_energy=None)
 
     def costs(price: float) -> float:
-        return energy(convert(priced(price)), images)
+        return spent(convert(priced(price)), images).total
 
     bound, lowest, highest = MARGIN * recipe.max_energy, LOWEST, HIGHEST
-    snn = convert(priced(0.0))
-    spent = energy(snn, images)
-    if spent <= bound:
+    free = spent(convert(priced(0.0)), images)
+    if free.total <= bound:
         return priced(0.0)
-    silent = Cost(dataflow(snn.network, snn.input_size), images.new_zeros(recipe.timesteps), recipe.synchronous)
-    least = silent.at(recipe.timesteps, 1)[1]
-    if least >= bound or costs(highest) > bound:
+    if free.silent >= bound or costs(highest) > bound:
         raise RecipeError(
             f"a budget of {recipe.max_energy} of the ANN's energy is out of reach in {recipe.timesteps} timesteps: without it "
-            f"the network needs {spent:.3f}, of that {least:.3f} for functions that stay analog",
+            f"the network needs {free.total:.3f}, of that {free.silent:.3f} for functions that stay analog",
             "raise the budget, or take fewer timesteps",
         )
     for _ in range(HALVINGS):

@@ -1,8 +1,4 @@
-"""What a converted network costs, by the field's convention: additions for spikes, multiply-accumulates for what is analog.
-
-Compute only, with the energies of 32-bit floating-point arithmetic at 45 nm (Horowitz, "Computing's energy problem", ISSCC
-2014): memory traffic, and the shift that a graded spike needs, are not in it.
-"""
+"""What a converted network costs, beside its ANN: counted by the meter on images."""
 
 from __future__ import annotations
 
@@ -10,51 +6,51 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..spiking import SpikeCount, counting_spikes
-from ..spiking.shards import total
-from .dataflow import Dataflow, dataflow
+from ..metering import FLOAT32, Dense, Meter, Tally, energy
+from ..spiking import analog, simulate
 
 if TYPE_CHECKING:
     from .model import SpikingModel
 
-AC, MAC = 0.9, 4.6  # pJ
-
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of a run.
+class Spent:
+    """The energy of all timesteps of a run, relative to the ANN's: in all, and without what its spikes caused."""
 
-    Attributes:
-        flow: of the network.
-        caused: accumulates that spikes caused up to each timestep, ``[T]``, of all images together.
-        synchronous: whether the network is layer-synchronous: its nonlinear functions are then evaluated only once.
-    """
-
-    flow: Dataflow
-    caused: Tensor
-    synchronous: bool
-
-    def at(self, t: int, images: int) -> tuple[float, float]:
-        """After ``t`` timesteps, for an image: accumulates over the ANN's multiply-accumulates, and energy over the ANN's.
-
-        Charged are `AC` for each accumulate that a spike caused, and in every timestep `AC` for each addition of a rotation and
-        `MAC` for each multiply-accumulate of an operation that no neuron drives and of the nonlinear functions; to the ANN its
-        synaptic operations and these functions.
-        """
-        caused = float(self.caused[t - 1]) / images
-        passes = 1 if self.synchronous else t
-        added = caused + passes * self.flow.additions
-        analog = passes * (self.flow.undriven + self.flow.analog)
-        return caused / self.flow.macs, (AC * added + MAC * analog) / (MAC * (self.flow.macs + self.flow.analog))
+    total: float
+    silent: float
 
 
 @torch.no_grad()
-def energy(snn: SpikingModel, images: Tensor) -> float:
-    """Of all the recipe's timesteps on these images ``[B, C, H, W]``, relative to the ANN's; over all processes of a group."""
-    flow = dataflow(snn.network, snn.input_size)
-    with counting_spikes(snn.network, SpikeCount(flow.fan_out, snn.recipe.synchronous)) as count:
-        snn(images, chunk=1)
-    cost = Cost(flow, count.over_processes().caused(), snn.recipe.synchronous)
-    return cost.at(snn.recipe.timesteps, int(total(torch.tensor(len(images)))))[1]
+def dense(snn: SpikingModel) -> Dense:
+    """What the ANN of a converted network does for one image."""
+    weight = next(snn.network.parameters())
+    image = torch.randn(1, *snn.input_size, dtype=weight.dtype, device=weight.device)
+    network: nn.Module = snn.network if snn.teacher is None else snn.teacher
+    with analog(network), Meter(network) as meter:
+        if snn.teacher is None:
+            simulate(network, snn.clock, meter.show(image), 1)
+        else:
+            network(meter.show(image))
+    return Dense.of(meter.tallies)
+
+
+@torch.no_grad()
+def spent(snn: SpikingModel, images: Tensor) -> Spent:
+    """Of all the recipe's timesteps on these images ``[B, C, H, W]``; over all processes of a group."""
+    with Meter(snn.network) as meter:
+        snn(meter.show(images), chunk=1)
+    meter.over_processes()
+    reference = dense(snn).energy() * meter.images
+    total = _energy(meter.tallies, snn.recipe.synchronous)
+    spikeless = [tally for tally in meter.tallies if tally.kind in ("function", "comparison", "rotation", "shift")]
+    multiplied = sum(float(tally.multiplies.sum()) for tally in meter.tallies if tally not in spikeless) * FLOAT32.mac
+    return Spent(total / reference, (_energy(spikeless, snn.recipe.synchronous) + multiplied) / reference)
+
+
+def _energy(tallies: list[Tally], synchronous: bool) -> float:
+    """Of all timesteps; of a layer-synchronous network, of the last one, which holds those before."""
+    each = [torch.stack([tally.accumulates, tally.multiplies], -1) for tally in tallies]
+    return sum(float(energy(counts[-1:] if synchronous else counts).sum()) for counts in each)

@@ -25,12 +25,14 @@ from ..spiking import (
     shards,
     share_clock,
     simulate,
+    stream,
     twin,
 )
 from .absorption import absorb_functions, absorb_norms
 from .auto import Candidate, candidates, choose
 from .blocks import AUTO
 from .budget import affordable
+from .exit import ExitTable, confidence as sureness
 from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
 from .products import drive_operations
@@ -72,6 +74,8 @@ class SpikingModel(nn.Module):
         teacher: the ANN, where the network with analog neurons does not compute it (any more); None where it does.
         folded: whether batch normalisations have been folded away (see `vit2snn.convert.fold`).
         calibrated_on: digests of the calibration images (see `vit2snn.data.digest`), which must not be scored.
+        exits: how sure the readout was on the calibration images, for `anytime`; None for a layer-synchronous network, whose
+            timesteps are no steps towards later ones.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, plan: Plan, input_size: tuple[int, ...]) -> None:
@@ -83,6 +87,7 @@ class SpikingModel(nn.Module):
         self.teacher: nn.Module | None = None
         self.folded = False
         self.calibrated_on: tuple[str, ...] = ()
+        self.exits: ExitTable | None = None
         self.clock = share_clock(network)
 
     def forward(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
@@ -104,6 +109,52 @@ class SpikingModel(nn.Module):
         if not self.recipe.spike_driven:
             return logits
         return logits.cumsum(0) / torch.arange(1, timesteps + 1, device=logits.device).reshape(-1, 1, 1)
+
+    @torch.no_grad()
+    def anytime(self, x: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+        """Show each image only until the readout is sure enough; the run ends when all images have stopped.
+
+        Args:
+            x: ``[B, C, H, W]``.
+            confidence: share of the images that are to keep, when stopped, the class they would get after all timesteps.
+
+        Returns:
+            Logits ``[B, classes]``, and how many timesteps each image took, ``[B]``.
+
+        Raises:
+            ModelError: the network has no calibration of exits.
+            ValueError: the confidence is not between 0 and 1.
+        """
+        limits = self.exit_limits(confidence).to(x.device)
+        logits, taken = x.new_zeros(0), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        total: Tensor | float = 0.0
+        steps = stream(self.network, self.clock, x, len(limits), chunk=1)
+        for t, (readout,) in enumerate(steps, start=1):
+            if self.recipe.spike_driven:
+                total = total + readout
+                readout = total / t
+            logits = readout if t == 1 else torch.where(taken[:, None] > 0, logits, readout)
+            taken = torch.where((taken == 0) & (sureness(readout) >= limits[t - 1]), t, taken)
+            if bool((taken > 0).all()):
+                break
+        steps.close()
+        return logits, taken
+
+    def exit_limits(self, confidence: float) -> Tensor:
+        """How sure the readout has to be to stop after each timestep, ``[T]``; see `vit2snn.convert.exit.ExitTable.thresholds`.
+
+        Raises:
+            ModelError: the network has no calibration of exits.
+            ValueError: the confidence is not between 0 and 1.
+        """
+        if self.exits is None:
+            if self.recipe.synchronous:
+                raise ModelError(
+                    "a layer-synchronous network has no early exits: its layers take their timesteps one after another",
+                    "convert the ANN with another recipe",
+                )
+            raise ModelError("this network has no calibration of early exits", "call vit2snn.convert.calibrate_exits")
+        return self.exits.thresholds(confidence)
 
     @torch.no_grad()
     def ann(self, x: Tensor) -> Tensor:
@@ -192,7 +243,24 @@ def to_spiking(
         recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
     snn = _fitted(model, recipe, batches)
     snn.calibrated_on = shards.collected(batches.digests)
+    calibrate_exits(snn, batches)
     return snn
+
+
+@torch.no_grad()
+def calibrate_exits(snn: SpikingModel, batches: Iterable[Tensor]) -> None:
+    """Note how sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.anytime`; over all processes of a group.
+
+    `to_spiking` does so with the calibration images. It has to be done again for a network that was trained since. A
+    layer-synchronous network has no exits.
+    """
+    snn.exits = None
+    if snn.recipe.synchronous:
+        return
+    own = ExitTable.of(torch.cat([snn(images, chunk=1) for images in batches], 1).cpu())
+    images = shards.collected(zip(own.sure.T.tolist(), own.stays.T.tolist(), strict=True))
+    sure, stays = zip(*images, strict=True)
+    snn.exits = ExitTable(torch.tensor(sure).T.contiguous(), torch.tensor(stays).T.contiguous())
 
 
 def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:

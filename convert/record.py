@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..metering.signals import Call, Kind, Signals, on_meta
 from ..spiking import Neuron
 from ..spiking.calls import SYNAPTIC, tensors_in
-from .signals import Call, Kind, Signals, on_meta
 
 BATCH = 2
 
@@ -131,6 +131,7 @@ class _Recorder(Signals):
         self.makers: dict[int, str] = {}  # of tensors
         self.readers: Counter[int] = Counter()  # of tensors
         self.first: list[int] = []  # of each operation, the first tensor that it reads
+        self.held: list[Tensor] = []  # so that no id is used twice
 
     def finished(self) -> list[Operation]:
         """The operations, each knowing what it is behind."""
@@ -168,6 +169,7 @@ class _Recorder(Signals):
     def _follow(self, call: Call) -> None:
         """Note who made a tensor, and how often it is read since."""
         made = tensors_in([call.result])
+        self.held += made
         for operand in call.operands if made else ():
             self.readers[id(operand)] += 1
         for tensor in made:

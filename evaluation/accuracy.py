@@ -1,9 +1,10 @@
-"""Accuracy, agreement, error and spikes at every timestep, in one pass over the images."""
+"""Accuracy, agreement, error, spikes and energy at every timestep, and with early exits, in one pass over the images."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor
 
 from ..convert import SpikingModel
-from ..convert.dataflow import dataflow
-from ..convert.energy import Cost
+from ..convert.depth import depth
+from ..convert.energy import dense
+from ..convert.exit import stops
+from ..data import digest
 from ..errors import DataError
-from ..spiking import SpikeCount, counting_spikes
-from ..spiking.shards import processes, smallest, total
+from ..metering import Meter, energy
+from ..spiking.shards import collected, processes, smallest, total
+from .audit import Audit
+from .cost import Costs
 from .diagnosis import ModuleError, diagnose
 
 DIAGNOSED = 8  # images of the first batch on which the error of every neuron is measured
@@ -31,9 +36,9 @@ class Point:
         agreement: share of images with the same top-1 class as the ANN, in per cent.
         relative_error: ‖snn - ann‖ / ‖ann‖ of the logits, over all images.
         spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images.
-        operations: accumulates that spikes have caused so far for an image, relative to the multiply-accumulates of the ANN's
-            synaptic operations. None for a spike-driven network.
-        energy: of these and of all that is analog, relative to the ANN's (see `vit2snn.convert.energy`). None as above.
+        operations: accumulates and multiply-accumulates so far for an image, relative to the multiply-accumulates of the ANN's
+            synaptic operations.
+        energy: of these, relative to the ANN's (see `vit2snn.metering`).
         latency: timesteps from the image to this readout: more than ``timestep`` if layers take their timesteps one after the
             other.
     """
@@ -43,27 +48,72 @@ class Point:
     agreement: float
     relative_error: float
     spikes_per_neuron: float
-    operations: float | None
-    energy: float | None
+    operations: float
+    energy: float
     latency: int
 
 
 @dataclass(frozen=True)
+class EarlyExit:
+    """The network as an anytime network: each image takes timesteps until the readout is sure enough.
+
+    Attributes:
+        confidence: share of the calibration images that were to keep their class.
+        limits: how sure the readout has to be after each timestep; null where no image may stop.
+        top1: accuracy in per cent.
+        agreement: with the ANN, in per cent.
+        timesteps: mean over the images.
+        energy: mean over the images, relative to the ANN's.
+        stopped: share of the images that stop after each timestep, in per cent.
+    """
+
+    confidence: float
+    limits: tuple[float | None, ...]
+    top1: float
+    agreement: float
+    timesteps: float
+    energy: float
+    stopped: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """The accuracy-versus-timestep curve of a network, beside the ANN on the same images."""
+    """The accuracy-versus-timestep curve of a network, beside the ANN on the same images.
+
+    Attributes:
+        images: how many were scored.
+        digest: of the set of scored images: the same for the same images, in whatever order.
+        calibration: how many images the network was calibrated on, and how many of them were scored.
+        ann_top1: accuracy of the ANN in per cent.
+        points: the curve.
+        modules: which neuron or block errs (see `diagnose`), worst first.
+        costs: every operation.
+        audit: how spike-driven they are, as seen on the first images.
+        exit: with early exits, if that was asked for.
+    """
 
     images: int
+    digest: str
+    calibration: dict[str, int]
     ann_top1: float
     points: tuple[Point, ...]
-    modules: list[ModuleError] = field(default_factory=list)
+    modules: list[ModuleError]
+    costs: Costs
+    audit: Audit
+    exit: EarlyExit | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``vit2snn evaluate --json`` prints."""
         return {
             "images": self.images,
+            "digest": self.digest,
+            "calibration": self.calibration,
             "ann": {"top1": self.ann_top1},
             "snn": [asdict(point) for point in self.points],
+            "exit": asdict(self.exit) if self.exit else None,
             "modules": [asdict(module) for module in self.modules],
+            "audit": self.audit.to_json(),
+            "costs": self.costs.to_json(),
         }
 
 
@@ -91,18 +141,50 @@ class _Logits:
         self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
         self.size = float(total(torch.tensor(self.size, dtype=torch.float64)))
 
-    def point(self, t: int, spikes: Tensor, cost: Cost | None, depth: int) -> Point:
-        """The figures after ``t`` timesteps."""
-        operations, energy = cost.at(t, self.images) if cost else (None, None)
+    def point(self, t: int, costs: Costs, latency: int) -> Point:
+        """The figures after ``t`` timesteps, if ``latency`` timesteps are between the image and a readout."""
         return Point(
             timestep=t,
             top1=100 * float(self.right[t - 1]) / self.images,
             agreement=100 * float(self.agreed[t - 1]) / self.images,
             relative_error=float((self.difference[t - 1] / max(self.size, torch.finfo(torch.float64).tiny)).sqrt()),
-            spikes_per_neuron=float(spikes[t - 1]),
-            operations=operations,
-            energy=energy,
-            latency=depth * t,
+            spikes_per_neuron=float(costs.spikes_per_neuron()[t - 1]),
+            operations=float(costs.so_far()[t - 1].sum()) / costs.ann.macs,
+            energy=float(costs.energy()[t - 1]) / costs.ann.energy(),
+            latency=latency * t,
+        )
+
+
+class _Exits:
+    """Running sums over the images of what they stop with."""
+
+    def __init__(self, limits: Tensor) -> None:
+        self.limits = limits
+        self.right, self.agreed, self.energy = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self.stopped = torch.zeros(len(limits))
+
+    def add(self, readout: Tensor, ann: Tensor, labels: Tensor, spent: Tensor) -> None:
+        """A batch: ``[T, B, classes]``, ``[B, classes]``, ``[B]``, and the energy in each timestep ``[T, B]``."""
+        readout = readout[: len(self.limits)]
+        at = stops(readout, self.limits)
+        guess = readout.argmax(-1).gather(0, at[None])[0]
+        self.right += (guess == labels).sum().cpu()
+        self.agreed += (guess == ann.argmax(-1)).sum().cpu()
+        self.energy += spent.cumsum(0).gather(0, at.cpu()[None]).sum()
+        self.stopped += torch.bincount(at.cpu(), minlength=len(self.limits))
+
+    def finished(self, confidence: float, images: int, ann_energy: float) -> EarlyExit:
+        """The means over all processes' images."""
+        right, agreed, spent, stopped = map(total, (self.right, self.agreed, self.energy, self.stopped))
+        timesteps = float((stopped * torch.arange(1, len(stopped) + 1)).sum()) / images
+        return EarlyExit(
+            confidence=confidence,
+            limits=tuple(None if limit == torch.inf else limit for limit in self.limits.tolist()),
+            top1=100 * float(right) / images,
+            agreement=100 * float(agreed) / images,
+            timesteps=timesteps,
+            energy=float(spent) / images / ann_energy,
+            stopped=tuple((100 * stopped / images).tolist()),
         )
 
 
@@ -111,8 +193,9 @@ def evaluate(
     snn: SpikingModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     timesteps: int | Sequence[int] | None = None,
+    exit_confidence: float | None = None,
 ) -> Evaluation:
-    """Score a converted network against labels and against its ANN.
+    """Score a converted network against labels and against its ANN, and count what it does.
 
     All processes of a ``torch.distributed`` group call this, each with its share of the images, and get the figures over all.
 
@@ -120,35 +203,59 @@ def evaluate(
         snn: the converted network.
         batches: images ``[B, C, H, W]`` and labels ``[B]``, such as a DataLoader.
         timesteps: T, to report every timestep up to it, or the timesteps to report; the recipe's T unless given.
+        exit_confidence: also score the network with early exits (see `SpikingModel.anytime`).
 
     Raises:
-        DataError: there are no images (in one of the processes), or labels are not classes of the model.
-        ValueError: a timestep is below 1.
+        DataError: there are no images (in one of the processes), labels are not classes of the model, or logits are not finite.
+        ModelError: early exits are asked for, and the network has no calibration of them.
+        ValueError: a timestep is below 1, or the confidence not between 0 and 1.
     """
     timesteps = snn.recipe.timesteps if timesteps is None else timesteps
     reported = range(1, timesteps + 1) if isinstance(timesteps, int) else sorted(set(timesteps))
     if not reported or reported[0] < 1:
         raise ValueError(f"timesteps must be at least 1, got {timesteps}")
     last = reported[-1]
+    exits = None if exit_confidence is None else _Exits(snn.exit_limits(exit_confidence))
+    last = max(last, len(exits.limits)) if exits else last
     device = next(snn.network.parameters()).device
-    flow = None if snn.recipe.spike_driven else dataflow(snn.network, snn.input_size)
-    spikes, logits = SpikeCount(flow.fan_out if flow else {}, snn.recipe.synchronous), _Logits(last)
+    meter, observer, logits = Meter(snn.network), Meter(snn.network, observing=True), _Logits(last)
+    reference = dense(snn)
     remaining = iter(batches)
     first = next(remaining, None)
     if not int(smallest(torch.tensor(0 if first is None else len(first[0])))):
         raise DataError("there are no images to score")
     modules: list[ModuleError] = []
+    digests: list[str] = []
     for x, y in chain([first] if first else [], remaining):
+        digests += map(digest, x)
         x, y = x.to(device), y.to(device)
         ann = snn.ann(x)
         if int(y.min()) < 0 or int(y.max()) >= ann.shape[1]:
             raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {ann.shape[1]} classes")
-        modules = modules or diagnose(snn, x[: -(-DIAGNOSED // processes())], last)
-        with counting_spikes(snn.network, spikes):
-            logits.add(snn(x, last, chunk=1), ann, y)
+        if not modules:
+            some = x[: -(-DIAGNOSED // processes())]
+            modules = diagnose(snn, some, last)
+            with observer:
+                snn(observer.show(some), last, chunk=1)
+        with meter:
+            readout = snn(meter.show(x), last, chunk=1)
+        if not torch.isfinite(readout).all():
+            raise DataError("the logits of some images are not finite (NaN or infinity)", "check the images, and the weights")
+        logits.add(readout, ann, y)
+        if exits:
+            exits.add(readout, ann, y, energy(meter.spent()))
     logits.join()
-    spikes = spikes.over_processes()
-    cost = Cost(flow, spikes.caused(), snn.recipe.synchronous) if flow else None
-    depth = flow.depth if flow and snn.recipe.synchronous else 1
-    points = tuple(logits.point(t, spikes.per_neuron(), cost, depth) for t in reported)
-    return Evaluation(logits.images, 100 * logits.ann_right / logits.images, points, modules)
+    costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous, observer)
+    latency = depth(snn.network, snn.input_size) if snn.recipe.synchronous else 1
+    scored = sorted(collected(digests))
+    return Evaluation(
+        images=logits.images,
+        digest=hashlib.sha256("".join(scored).encode()).hexdigest()[:16],
+        calibration={"images": len(snn.calibrated_on), "scored": len(set(scored) & set(snn.calibrated_on))},
+        ann_top1=100 * logits.ann_right / logits.images,
+        points=tuple(logits.point(t, costs, latency) for t in reported),
+        modules=modules,
+        costs=costs,
+        audit=Audit.of(costs, observer.over_processes().images),
+        exit=exits.finished(exit_confidence, logits.images, reference.energy()) if exits and exit_confidence else None,
+    )

@@ -1,31 +1,44 @@
-"""Which module broke it: the error of every coded neuron, or of every block of a spike-driven network, against the ANN."""
+"""Which module broke it: error, saturation, dead neurons and firing of every coded neuron or spiking block, against the ANN."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..convert import SpikingModel
-from ..spiking import Event, SpikeCount, analog, counting_spikes, outputs_of, probing, simulate
-from ..spiking.shards import total
+from ..metering import Meter
+from ..spiking import CodedNeuron, Event, analog, outputs_of, probing, simulate
+from ..spiking.coding import innovation
+from ..spiking.shards import largest, total
 
 TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
 class ModuleError:
-    """One neuron, or one block: relative error after each timestep, and spikes for each neuron in all timesteps together."""
+    """One neuron, or one block.
+
+    Attributes:
+        name: of the neuron, or of the block.
+        module: that it belongs to.
+        relative_error: of what it has decoded or put out, after each timestep.
+        spikes_per_neuron: in all timesteps together.
+        saturation: share of values whose innovation is beyond what the neuron can send, in each timestep; of a layer-synchronous
+            neuron, beyond what it can send in all its steps. Empty for blocks.
+        dead: share of the neurons that never fired, of those that calibration did not silence.
+    """
 
     name: str
     module: str
     relative_error: list[float]
     spikes_per_neuron: float
+    saturation: list[float]
+    dead: float
 
 
 @torch.no_grad()
@@ -36,7 +49,7 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
     activation: it includes what the neuron inherits from those before it. The blocks of a spike-driven network are compared
     instead of its neurons: the mean over time of what a block has put out so far with what the ANN's block puts out.
 
-    All processes of a ``torch.distributed`` group call this, each with images of its own, and get the errors over all.
+    All processes of a ``torch.distributed`` group call this, each with images of its own, and get the figures over all.
 
     Args:
         snn: the converted network.
@@ -44,31 +57,75 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
         timesteps: T; the recipe's unless given.
     """
     timesteps = snn.recipe.timesteps if timesteps is None else timesteps
-    if snn.recipe.spike_driven:
-        return sorted(_blocks(snn, images, timesteps), key=lambda row: -row.relative_error[-1])
+    rows = _blocks(snn, images, timesteps) if snn.recipe.spike_driven else _neurons(snn, images, timesteps)
+    return sorted(rows, key=lambda row: -row.relative_error[-1])
+
+
+def _neurons(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[ModuleError]:
+    """The coded neurons beside the ANN's activations."""
     names = snn.neurons()
-    reference: dict[str, Tensor] = {}
-    errors: dict[str, list[float]] = {name: [] for name in names}
-    spikes = dict.fromkeys(names, 0)
+    seen: dict[str, _Seen] = {}
 
     def remember(name: str, event: Event) -> None:
-        reference[name] = names[name].speaking(event.target)
+        seen[name] = _Seen(names[name], event.target)
 
     def compare(name: str, event: Event) -> None:
-        errors[name].append(float((names[name].speaking(event.decoded) - reference[name]).norm()))
-        sent = sum(int(spike.count_nonzero()) for spike in event.spikes)
-        spikes[name] = sent if snn.recipe.synchronous else spikes[name] + sent
+        seen[name].compare(event)
 
     with probing(snn.network, _bind(names, remember)), analog(snn.network):
         simulate(snn.network, snn.clock, images, 1)
     with probing(snn.network, _bind(names, compare)):
         snn(images, timesteps, chunk=1)
-    rows = [_row(name, snn.owner(name), errors[name], reference[name], spikes[name], reference[name].numel()) for name in names]
-    return sorted(rows, key=lambda row: -row.relative_error[-1])
+    for name in names:
+        yield seen[name].row(name, snn.owner(name))
 
 
 def _bind(names: Iterable[str], see: Callable[[str, Event], None]) -> dict[str, Callable[[Event], None]]:
     return {name: partial(see, name) for name in names}
+
+
+@dataclass
+class _Seen:
+    """One coded neuron in all timesteps, beside the ANN's activation ``[B, ...]``."""
+
+    neuron: CodedNeuron
+    reference: Tensor
+    errors: list[float] = field(default_factory=list)
+    saturated: list[float] = field(default_factory=list)
+    spikes: float = 0.0
+    fired: Tensor | None = None
+
+    def compare(self, event: Event) -> None:
+        """A timestep."""
+        neuron = self.neuron
+        self.errors.append(float(neuron.speaking(event.decoded - self.reference).norm()))
+        sent = torch.stack(event.spikes).ne(0) if event.spikes else torch.zeros_like(event.target, dtype=torch.bool)[None]
+        count = float(sent.sum())
+        self.spikes = count if neuron.synchronous else self.spikes + count
+        fired = sent.any(0).any(0)
+        self.fired = fired if self.fired is None else self.fired | fired
+        self.saturated.append(float(self._beyond(event).sum()) if event.spikes else 0.0)
+
+    def _beyond(self, event: Event) -> Tensor:
+        """Where the neuron would have to send more than it can."""
+        neuron = self.neuron
+        assert neuron.alphabet is not None
+        reach = neuron.threshold[: event.t + 1].sum(0) if neuron.synchronous else neuron.ladder(event.t).threshold
+        u = event.target - neuron.prior
+        if not neuron.synchronous:
+            u = innovation(neuron.coding, event.t, u, event.before - neuron.prior)
+        return neuron.speaking(neuron.alphabet.magnitudes(u)) > neuron.spikes_per_step * reach
+
+    def row(self, name: str, module: str) -> ModuleError:
+        """The figures over all processes."""
+        values = float(self.reference.numel())
+        spikes, values, *saturated = _totals(self.spikes, values, *self.saturated)
+        speaks = self.neuron.speaking(torch.ones_like(self.reference[:1]))[0] != 0
+        assert self.fired is not None
+        fired = largest((self.fired & speaks).int())
+        dead = 1 - float(fired.sum()) / max(float(speaks.sum()), 1)
+        errors = _relative(self.errors, self.neuron.speaking(self.reference))
+        return ModuleError(name, module, errors, spikes / values, [count / values for count in saturated], dead)
 
 
 def _blocks(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[ModuleError]:
@@ -77,22 +134,25 @@ def _blocks(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[Modul
     names = [plan.name for plan in snn.plan.blocks]
     with outputs_of(snn.teacher, names) as wanted:
         snn.teacher(images)
-    counts = {name: SpikeCount() for name in names}
-    with ExitStack() as stack:
-        found = stack.enter_context(outputs_of(snn.network, names))
-        for name in names:
-            stack.enter_context(counting_spikes(snn.network.get_submodule(name), counts[name]))
+    with outputs_of(snn.network, names) as found:
         snn(images, timesteps)
+    with Meter(snn.network) as meter:
+        snn(meter.show(images), timesteps, chunk=1)
     for name in names:
+        streams = [stream for neuron, stream in meter.streams.items() if neuron.startswith(f"{name}.")]
         steps = found[name].unflatten(0, (timesteps, -1)).cumsum(0)
-        x = wanted[name]
-        errors = [float((so_far / t - x).norm()) for t, so_far in enumerate(steps, start=1)]
-        count = counts[name]
-        yield _row(name, name, errors, x, float(count.spikes.sum()), float(count.neurons[-1]))
+        errors = [float((so_far / t - wanted[name]).norm()) for t, so_far in enumerate(steps, start=1)]
+        neurons = sum(stream.elements for stream in streams)
+        spikes, shown = _totals(sum(float(stream.spikes.sum()) for stream in streams), len(images))
+        yield ModuleError(name, name, _relative(errors, wanted[name]), spikes / (shown * neurons), [], 0.0)
 
 
-def _row(name: str, module: str, errors: list[float], x: Tensor, spikes: float, neurons: float) -> ModuleError:
-    """The figures over all processes, from what this one saw: the norms of the errors, and the ANN's activation."""
-    squares = [norm**2 for norm in (*errors, float(x.norm()))]
-    *lost, size, spikes, neurons = total(torch.tensor([*squares, spikes, neurons], dtype=torch.float64)).tolist()
-    return ModuleError(name, module, [math.sqrt(square) / max(math.sqrt(size), TINY) for square in lost], spikes / neurons)
+def _relative(errors: list[float], x: Tensor) -> list[float]:
+    """The relative errors over all processes, from the norms of the errors, and the ANN's activation."""
+    *lost, size = _totals(*(norm**2 for norm in (*errors, float(x.norm()))))
+    return [math.sqrt(square) / max(math.sqrt(size), TINY) for square in lost]
+
+
+def _totals(*figures: float) -> list[float]:
+    found: list[float] = total(torch.tensor(figures, dtype=torch.float64)).tolist()
+    return found

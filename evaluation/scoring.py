@@ -1,7 +1,8 @@
-"""Accuracy and spikes at every timestep of a network that was trained as a spiking one, and so has no ANN beside it."""
+"""Accuracy, spikes and energy at every timestep of a network that was trained as a spiking one: it has no ANN beside it."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import digest
 from ..errors import DataError
-from ..spiking import counting_spikes
-from ..spiking.shards import smallest, total
+from ..metering import Dense, Meter
+from ..spiking.shards import collected, smallest, total
 from ..zoo import SpikingTransformer
+from .audit import Audit
+from .cost import Costs
+
+OBSERVED = 8  # images of the first batch of which all operands are looked at
 
 
 @dataclass(frozen=True)
@@ -23,23 +29,45 @@ class Score:
         timestep: 1 for the first.
         top1: accuracy in per cent.
         spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images; an integer counts as so many.
+        operations: accumulates and multiply-accumulates so far for an image, relative to the multiply-accumulates of the same
+            layers in one pass on numbers.
+        energy: of these, relative to that pass (see `vit2snn.metering`).
     """
 
     timestep: int
     top1: float
     spikes_per_neuron: float
+    operations: float
+    energy: float
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The accuracy-versus-timestep curve of a zoo model."""
+    """The accuracy-versus-timestep curve of a zoo model.
+
+    Attributes:
+        images: how many were scored.
+        digest: of the set of scored images: the same for the same images, in whatever order.
+        points: the curve.
+        costs: every operation.
+        audit: how spike-driven they are, as seen on the first images.
+    """
 
     images: int
+    digest: str
     points: tuple[Score, ...]
+    costs: Costs
+    audit: Audit
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``vit2snn evaluate --json`` prints."""
-        return {"images": self.images, "snn": [asdict(point) for point in self.points]}
+        return {
+            "images": self.images,
+            "digest": self.digest,
+            "snn": [asdict(point) for point in self.points],
+            "audit": self.audit.to_json(),
+            "costs": self.costs.to_json(),
+        }
 
 
 @torch.no_grad()
@@ -49,7 +77,7 @@ def score(
     timesteps: int | None = None,
     shared: bool = False,
 ) -> Scores:
-    """Score a zoo model at every timestep, in one pass over the images.
+    """Score a zoo model at every timestep, and count what it does, in one pass over the images.
 
     Args:
         model: in evaluation mode.
@@ -59,21 +87,43 @@ def score(
             gets the figures over all. Otherwise a process scores what it is given by itself.
 
     Raises:
-        DataError: there are no images, or labels are not classes of the model.
+        DataError: there are no images, labels are not classes of the model, or logits are not finite.
     """
     device = next(model.parameters()).device
     images, right = 0, torch.zeros(0)
-    with counting_spikes(model) as count:
-        for x, y in batches:
-            if int(y.min()) < 0 or int(y.max()) >= model.num_classes:
-                raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {model.num_classes} classes")
-            hits = (model.readout(x.to(device), timesteps).argmax(-1).cpu() == y).sum(1)
-            images, right = images + len(y), hits + (right if len(right) else 0)
+    digests: list[str] = []
+    meter, observer = Meter(model), Meter(model, observing=True)
+    for x, y in batches:
+        if int(y.min()) < 0 or int(y.max()) >= model.num_classes:
+            raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {model.num_classes} classes")
+        digests += map(digest, x.transpose(0, 1) if x.ndim == 5 else x)
+        x = x.to(device)
+        if not images:
+            with observer:
+                model.readout(observer.show(x[:, :OBSERVED] if x.ndim == 5 else x[:OBSERVED]), timesteps)
+        with meter:
+            readout = model.readout(meter.show(x), timesteps)
+        if not torch.isfinite(readout).all():
+            raise DataError("the logits of some images are not finite (NaN or infinity)", "check the images, and the weights")
+        hits = (readout.argmax(-1).cpu() == y).sum(1)
+        images, right = images + len(y), hits + (right if len(right) else 0)
     fewest = smallest(torch.tensor(images)) if shared else images
     if not fewest:
         raise DataError("there are no images to score")
     if shared:
-        images, right, count = int(total(torch.tensor(images))), total(right), count.over_processes()
-    spikes = count.per_neuron()
-    points = (Score(t + 1, 100 * float(right[t]) / images, float(spikes[t])) for t in range(len(right)))
-    return Scores(images, tuple(points))
+        images, right, meter = int(total(torch.tensor(images))), total(right), meter.over_processes()
+    costs = Costs.of(meter, Dense.of(observer.tallies), observed=observer)
+    operations, energy, spikes = costs.so_far().sum(1), costs.energy(), costs.spikes_per_neuron()
+    points = (
+        Score(
+            timestep=t + 1,
+            top1=100 * float(right[t]) / images,
+            spikes_per_neuron=float(spikes[t]),
+            operations=float(operations[t]) / costs.ann.macs,
+            energy=float(energy[t]) / costs.ann.energy(),
+        )
+        for t in range(len(right))
+    )
+    audit = Audit.of(costs, observer.images)
+    scored = sorted(collected(digests) if shared else digests)
+    return Scores(images, hashlib.sha256("".join(scored).encode()).hexdigest()[:16], tuple(points), costs, audit)

@@ -10,7 +10,6 @@ from .attention import (
     SpikingSelfAttention as SpikingSelfAttention,
 )
 from .coding import Coding as Coding
-from .counting import SpikeCount as SpikeCount, counting_spikes as counting_spikes
 from .experts import (
     ExpertMixtureAttention as ExpertMixtureAttention,
     ExpertMixturePerceptron as ExpertMixturePerceptron,
@@ -50,6 +49,7 @@ from .time import (
     over_time as over_time,
     share_clock as share_clock,
     simulate as simulate,
+    stream as stream,
 )
 from .tokens import (
     Balanced as Balanced,

@@ -27,8 +27,16 @@ SYNAPTIC = WEIGHTED | FUSED | MATRIX | ELEMENTWISE
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among ``values`` and in the containers among them, in order."""
-    return [leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, Tensor)]
+    """The tensors among ``values`` and in the lists, tuples and dictionaries among them, in order."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += tensors_in(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+    return found
 
 
 def function_name(function: Callable[..., Any]) -> str:

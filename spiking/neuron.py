@@ -17,7 +17,7 @@ TABLES = ("threshold", "ratio", "silence", "bias", "prior")
 
 
 class Event(NamedTuple):
-    """What one neuron did in one timestep: its target, the spikes it sent, and the value its receivers now read.
+    """What one neuron did in one timestep: its target, the spikes it sent, and the value its receivers now read and read before.
 
     Of a layer-synchronous neuron, ``spikes`` are those of all steps that it spent on this target.
     """
@@ -26,6 +26,7 @@ class Event(NamedTuple):
     target: Tensor
     spikes: list[Tensor]
     decoded: Tensor
+    before: Tensor
 
 
 class CodedNeuron(Neuron):
@@ -107,12 +108,13 @@ class CodedNeuron(Neuron):
         """One timestep: ``x`` is the target x[t], the state is d[t-1], the output is m[t]. All ``[B, ...]``."""
         if self.analog:
             if self.probe:
-                self.probe(Event(t, x, [], x))
+                self.probe(Event(t, x, [], x, x))
             return x, x
-        d, spikes = self._code(t, x, torch.zeros_like(x) if state is None else state)
+        state = torch.zeros_like(x) if state is None else state
+        d, spikes = self._code(t, x, state)
         decoded = self.prior + d
         if self.probe:
-            self.probe(Event(t, x, spikes, decoded))
+            self.probe(Event(t, x, spikes, decoded, self.prior + state))
         return decoded, d
 
     def _settle(self, last: int, x: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ class CodedNeuron(Neuron):
             sent += spikes
         decoded = self.prior + d
         if self.probe:
-            self.probe(Event(last, x, sent, decoded))
+            self.probe(Event(last, x, sent, decoded, self.prior + torch.zeros_like(x)))
         return decoded
 
     def _code(self, t: int, x: Tensor, d: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -61,11 +61,11 @@ def joined(x: Tensor, axis: int = 0) -> Tensor:
     return torch.stack(parts, axis + 1).flatten(axis, axis + 1).to(x.device)
 
 
-def collected(items: Iterable[str]) -> tuple[str, ...]:
+def collected(items: Iterable[Item]) -> tuple[Item, ...]:
     """What all processes have, one after another; they may have unequally many."""
     if processes() == 1:
         return tuple(items)
-    lists: list[list[str]] = [[] for _ in range(processes())]
+    lists: list[list[Item]] = [[] for _ in range(processes())]
     dist.all_gather_object(lists, list(items))
     return tuple(chain.from_iterable(lists))
 

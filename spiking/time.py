@@ -29,6 +29,7 @@ class Clock:
         batch: number of images, where it is known: a signal may hold several parts of each along its first axis, such as the
             windows of an image.
         passes: how often a network was run.
+        stepping: the timestep, where a neuron is computing its timesteps one by one (see `Neuron.run`).
         states: of the neurons, at the end of the chunk before.
     """
 
@@ -37,6 +38,7 @@ class Clock:
     still: int | None = None
     batch: int | None = None
     passes: int = field(default=0, compare=False)
+    stepping: int | None = None
     states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
 
 
@@ -60,8 +62,10 @@ class Neuron(nn.Module):
         """The timesteps ``t, t + 1, ...`` of a chunk: ``[T, B, ...]`` to ``[T, B, ...]`` and the state after them."""
         outputs = []
         for offset, x in enumerate(frames):
+            self.clock.stepping = t + offset
             output, state = self.step(t + offset, x, state)
             outputs.append(output)
+        self.clock.stepping = None
         return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs), state
 
     def unfold(self, x: Tensor) -> Tensor:
@@ -121,19 +125,19 @@ def over_time(module: Callable[[Tensor], Tensor], clock: Clock, x: Tensor) -> Te
         unfolded: Tensor = module(x.flatten(0, 1)).unflatten(0, (len(x), -1))
         return unfolded
     finally:
-        clock.elapsed, clock.timesteps = 0, 1
+        clock.elapsed, clock.timesteps, clock.stepping = 0, 1, None
         clock.states.clear()
 
 
-def simulate(
+def stream(
     network: Callable[[Tensor], Tensor],
     clock: Clock,
     x: Tensor,
     timesteps: int,
     chunk: int | None = None,
     still: bool = False,
-) -> Tensor:
-    """Run a network whose neurons share ``clock`` for ``timesteps`` timesteps from rest.
+) -> Iterator[Tensor]:
+    """Run a network whose neurons share ``clock`` from rest, chunk by chunk; whoever has seen enough may stop.
 
     Args:
         network: any map of ``[B, ...]`` to ``[B, ...]`` image by image.
@@ -144,8 +148,8 @@ def simulate(
         still: compute what comes before the first neurons once for all timesteps of a static input. For networks in which
             no path from the input goes around the neurons.
 
-    Returns:
-        The network's output at every timestep, ``[T, B, ...]``.
+    Yields:
+        The network's output at the timesteps of each chunk, ``[chunk, B, ...]``.
 
     Raises:
         ValueError: a number is below 1, or an input with a time axis has other than T timesteps.
@@ -154,7 +158,6 @@ def simulate(
         raise ValueError(f"timesteps and chunk must be at least 1, got timesteps={timesteps}, chunk={chunk}")
     if x.ndim == 5 and x.shape[0] != timesteps:
         raise ValueError(f"an input of {x.shape[0]} timesteps was given to a run of {timesteps} timesteps")
-    outputs = []
     clock.batch = x.shape[1] if x.ndim == 5 else len(x)
     try:
         for start in range(0, timesteps, chunk or timesteps):
@@ -167,8 +170,24 @@ def simulate(
                 clock.still, frames = len(x), x
             else:
                 clock.still, frames = None, x.expand(clock.timesteps, *x.shape).flatten(0, 1)
-            outputs.append(network(frames).unflatten(0, (clock.timesteps, -1)))
+            yield network(frames).unflatten(0, (clock.timesteps, -1))
     finally:
-        clock.elapsed, clock.timesteps, clock.still, clock.batch = 0, 1, None, None
+        clock.elapsed, clock.timesteps, clock.still, clock.batch, clock.stepping = 0, 1, None, None, None
         clock.states.clear()
+
+
+def simulate(
+    network: Callable[[Tensor], Tensor],
+    clock: Clock,
+    x: Tensor,
+    timesteps: int,
+    chunk: int | None = None,
+    still: bool = False,
+) -> Tensor:
+    """All timesteps of a run; see `stream` for the arguments and errors.
+
+    Returns:
+        The network's output at every timestep, ``[T, B, ...]``.
+    """
+    outputs = list(stream(network, clock, x, timesteps, chunk, still))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

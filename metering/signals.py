@@ -100,34 +100,34 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 
 class Signals(Calls):
-    """Follows what depends on the image through a network."""
+    """Follows what depends on the image through a network.
+
+    What is known of a tensor is kept in an attribute of it, so it lives no longer than the tensor does.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.names = {id(module): name for name, module in network.named_modules()}
         self.constant = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
-        self.signals: set[int] = set()
-        self.held: list[Any] = []  # so that no id is used twice
 
-    def mark(self, value: Any) -> None:
-        """Note tensors as depending on the image."""
-        found = tensors_in([value])
-        self.held += found
-        self.signals |= {id(tensor) for tensor in found}
+    def mark(self, value: Any, signal: bool = True) -> None:
+        """Note tensors as depending on the image, or as not depending on it."""
+        for tensor in tensors_in([value]):
+            tensor.is_signal = signal  # type: ignore[attr-defined]
 
     def is_signal(self, tensor: Tensor) -> bool:
         """Whether it depends on the image."""
-        return id(tensor) in self.signals
+        return getattr(tensor, "is_signal", False)
 
     def owner(self) -> str:
-        """The module whose own ``forward`` is running."""
-        return self.names[id(self.stack[-1])] if self.stack else ""
+        """The module whose own ``forward`` is running; the network itself where that is none of its own."""
+        return self.names.get(id(self.stack[-1]), "") if self.stack else ""
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A module returns; what it made without a function that this mode sees depends on what went in."""
         super().leave(module, inputs, output)
         found = tensors_in([output])
-        unseen = [tensor for tensor in found if not self.is_signal(tensor) and id(tensor) not in self.constant]
+        unseen = [tensor for tensor in found if not hasattr(tensor, "is_signal") and id(tensor) not in self.constant]
         if unseen and any(self.is_signal(tensor) for tensor in tensors_in([inputs])):
             self.mark(unseen)
             self.unseen(module)
@@ -144,12 +144,8 @@ class Signals(Calls):
         depends = any(map(self.is_signal, operands))
         if depends and call.name in ("setitem", "copy_"):
             self.mark(operands[0])
-        elif depends:
-            self.mark(result)
         else:
-            found = tensors_in([result])
-            self.held += found
-            self.constant |= {id(tensor) for tensor in found}
+            self.mark(result, depends)
         self.see(call, tuple(index for index in call.factors if self.is_signal(operands[index])))
         return result
 

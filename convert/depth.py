@@ -1,0 +1,52 @@
+"""How many neurons are in a row: the latency of a layer-synchronous network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..metering.signals import Call, Signals, on_meta
+from ..spiking import CodedNeuron, share_clock
+from ..spiking.calls import tensors_in
+
+
+def depth(network: nn.Module, input_size: tuple[int, ...]) -> int:
+    """The coded neurons on the longest way from image to logits.
+
+    Args:
+        network: a `SpikingModel`'s network; neither weights nor data are needed.
+        input_size: of one image, ``(C, H, W)``.
+    """
+    shadow = on_meta(network)
+    share_clock(shadow)
+    follower = _Follower(shadow)
+    images = torch.empty(1, *input_size, dtype=next(p.dtype for p in shadow.parameters()), device="meta")
+    follower.mark(images)
+    with follower, torch.no_grad():
+        logits = shadow(images)
+    return _stage(logits)
+
+
+def _stage(*tensors: Tensor) -> int:
+    """Neurons on the longest way to any of these."""
+    return max((getattr(tensor, "stage", 0) for tensor in tensors), default=0)
+
+
+class _Follower(Signals):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        for module in network.modules():
+            if isinstance(module, CodedNeuron):
+                module.analog = True
+                module.register_forward_hook(self._sends)
+
+    def _sends(self, neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
+        self.mark(output)
+        output.stage = _stage(*inputs) + 1  # type: ignore[attr-defined]
+        return output
+
+    def see(self, call: Call, signals: tuple[int, ...]) -> None:
+        """What a call makes is as deep as what it reads."""
+        for tensor in tensors_in([call.result]):
+            tensor.stage = max(_stage(*call.operands), _stage(tensor))  # type: ignore[attr-defined]

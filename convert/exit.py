@@ -1,0 +1,77 @@
+"""Early exit: an image whose readout is sure enough needs no further timesteps. How sure is enough is calibrated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """The largest class probability, ``[..., classes]`` to ``[...]``."""
+    return logits.softmax(-1).amax(-1)
+
+
+@dataclass(frozen=True)
+class ExitTable:
+    """What a network was sure of on the calibration images, and whether it stayed with it.
+
+    Attributes:
+        sure: `confidence` of the readout, ``[T, N]``.
+        stays: whether its class is the one after all timesteps, ``[T, N]``.
+    """
+
+    sure: Tensor
+    stays: Tensor
+
+    @classmethod
+    def of(cls, readout: Tensor) -> ExitTable:
+        """From the logits after each timestep, ``[T, N, classes]``."""
+        guesses = readout.argmax(-1)
+        return cls(confidence(readout), guesses == guesses[-1])
+
+    def thresholds(self, wanted: float) -> Tensor:
+        """The least confidence at which to stop after each timestep, ``[T]``.
+
+        Of n calibration images that would stop there, at least ``wanted`` (n + 1) keep their class to the end (one more image
+        that does not is supposed). It is infinite where there are not enough of them, and 0 after the last timestep.
+
+        Args:
+            wanted: share of stopped images that are to keep their class, between 0 and 1.
+
+        Raises:
+            ValueError: it is not between 0 and 1.
+        """
+        if not 0 < wanted < 1:
+            raise ValueError(f"an exit confidence lies between 0 and 1, got {wanted}")
+        sure, order = self.sure.sort(dim=1, descending=True)
+        kept = self.stays.gather(1, order).cumsum(1)
+        enough = kept >= wanted * torch.arange(2, sure.shape[1] + 2)
+        enough[:, :-1] &= sure[:, :-1] > sure[:, 1:]  # those of one confidence stop together
+        last = (enough * torch.arange(1, sure.shape[1] + 1)).amax(1)  # images that may stop, the surest ones
+        limits = torch.where(last > 0, sure.gather(1, (last - 1).clamp(min=0)[:, None])[:, 0], torch.inf)
+        limits[-1] = 0
+        return limits
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return {"sure": self.sure.tolist(), "stays": self.stays.int().tolist()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ExitTable:
+        """The inverse of `to_json`."""
+        return cls(torch.tensor(fields["sure"]), torch.tensor(fields["stays"]).bool())
+
+
+def stops(readout: Tensor, limits: Tensor) -> Tensor:
+    """The timestep index at which each image stops, ``[B]``: the first at which it is sure enough.
+
+    Args:
+        readout: logits after each timestep, ``[T, B, classes]``.
+        limits: of `ExitTable.thresholds`, at least T.
+    """
+    sure = confidence(readout) >= limits[: len(readout), None].to(readout.device)
+    sure[-1] = True
+    return sure.int().argmax(0)

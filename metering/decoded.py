@@ -1,0 +1,100 @@
+"""What lies behind the decoded value that a coded neuron puts out: spikes, and what they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..spiking import CodedNeuron, Event
+from ..spiking.coding import integrate
+
+
+def fires(x: Tensor) -> Tensor:
+    """1 where ``x`` is not 0, and 0 elsewhere, in its own type: sums of it are several times faster than those of booleans."""
+    return torch.ne(x, 0, out=torch.empty_like(x))
+
+
+@dataclass
+class Update:
+    """One change of a decoded value.
+
+    ``spikes``, ``before`` and ``after`` have the shape of the neuron's output; the bias, which is None where there is none,
+    broadcasts against them. ``count`` are the spikes of each image, ``[1, B]``.
+    """
+
+    spikes: list[Tensor]
+    before: Tensor
+    after: Tensor
+    bias: Tensor | None
+    count: Tensor
+
+
+@dataclass
+class Decoded:
+    """What lies behind a decoded value: what its neuron sent, and the views that were made of it since."""
+
+    neuron: str
+    copies: int
+    updates: list[Update]
+    moves: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def seen(self, x: Tensor) -> Tensor:
+        """``x`` as the receiver sees it."""
+        for move in self.moves:
+            x = move(x)
+        return x
+
+    def sent(self, update: Update) -> Tensor:
+        """How many spikes each value was sent in ``update``."""
+        return self.seen(number_of(update.spikes))
+
+
+def number_of(spikes: Sequence[Tensor]) -> Tensor:
+    """How many spikes each value was sent in a burst."""
+    count = fires(spikes[0])
+    for later in spikes[1:]:
+        count += fires(later)
+    return count
+
+
+def copies_for(neuron: CodedNeuron) -> int:
+    """The stored versions of a weight that a neuron's receivers need, so that all else is a shift.
+
+    That is m for a ratio of 2^(1/m), the union of these for several ratios, and one for each level where a ratio is another.
+    """
+    assert neuron.alphabet is not None
+    if neuron.alphabet.levels == 1:
+        return 1
+    ratios = neuron.ratio if len(neuron.ratio) else torch.tensor([neuron.alphabet.ratio])
+    steps = 1 / ratios.double().log2()
+    whole = steps.round()
+    if bool(((steps - whole).abs() < 1e-3).all()):
+        return len({Fraction(part, int(m)) for m in whole.unique() for part in range(int(m))})
+    return neuron.alphabet.levels
+
+
+def updates(neuron: CodedNeuron, event: Event, by_image: Callable[[Tensor], Tensor]) -> Iterator[Update]:
+    """The changes of a decoded value that an event consists of: one, or those of all steps of a layer-synchronous neuron."""
+    steps = range(event.t + 1) if neuron.synchronous else range(event.t, event.t + 1)
+    each = len(event.spikes) // len(steps)
+    before, d = event.before, torch.zeros_like(event.target)
+    for index, t in enumerate(steps):
+        spikes = event.spikes[index * each : (index + 1) * each]
+        bias = neuron.bias[t] if t < len(neuron.bias) and bool(neuron.bias[t].any()) else None
+        after = event.decoded
+        if neuron.synchronous:
+            d = integrate(neuron.coding, t, d, spikes, 0.0 if bias is None else bias)
+            after = neuron.prior + d
+        yield Update(spikes, before, after, bias, by_image(number_of(spikes)))
+        before = after
+
+
+def shaped(update: Update, shape: torch.Size) -> Update:
+    """An update in the shape of the neuron's output, into which the parts of an image are folded."""
+    update.spikes = [spikes.reshape(shape) for spikes in update.spikes]
+    update.before, update.after = update.before.reshape(shape), update.after.reshape(shape)
+    return update

@@ -1,0 +1,475 @@
+"""The meter: every synaptic operation of a running network, counted on the values that flow through it.
+
+An accumulate is counted where a spike arrives, and nowhere else:
+
+* A spike that meets weights adds one of them to each output that it reaches: its exact fan-out. In a convolution with padding
+  or stride that differs from position to position.
+* An integer n is so many spikes.
+* Two operands of spikes, as in q kᵀ of a zoo model: one accumulate where both are there.
+* Two decoded values, as in q kᵀ of a converted network, change by S[t] = S[t-1] + Δq k[t-1]ᵀ + q[t] Δkᵀ: a spike of q adds a
+  (shifted) value of k where that is not 0, and the other way round. A calibrated bias is no spike, so its products are
+  multiplications. If the spikes need m stored versions of the other operand (ratio 2^(1/m)), each change of that one is one
+  addition in each further version.
+* Numbers that are no spikes are multiplied: multiply-accumulates of the whole operation, zeros included.
+
+Batch normalisations and other constant factors fold into weights or thresholds, and cost nothing. Additions of residual streams
+and the neurons' own dynamics are not counted, neither here nor in the ANN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..spiking import CodedNeuron, Event, Hadamard, Neuron, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, neurons, probing
+from ..spiking.calls import tensors_in
+from ..spiking.shards import total
+from . import charges
+from .decoded import Decoded, Update, copies_for, fires, shaped, updates
+from .kinds import EXACT, spikes_in
+from .signals import Call, Signals
+from .tally import OperationKind, Stream, Tally, padded
+
+VIEWS = {
+    "transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand",
+    "dropout", "getitem", "roll",
+}  # fmt: skip
+"""Functions that only move spikes."""
+
+WHOLE = (Neuron, Hadamard, ShiftGELU, ShiftLayerNorm, ShiftSoftmax)
+"""Modules that are metered as a whole: what their own ``forward`` calls is not looked at."""
+
+
+class Meter(Signals):
+    """Within its context, counts what a network does with the images that it is shown (see the module).
+
+    A network with coded neurons is run in chunks of one timestep.
+
+        with Meter(snn.network) as meter:
+            snn(meter.show(images), chunk=1)
+
+    Args:
+        network: with neurons, or without.
+        observing: whether to look at the values of all operands, and note their kinds (slower).
+
+    Attributes:
+        tallies: the operations, in order of execution.
+        streams: what the neurons sent, by name.
+        images: how many were shown.
+    """
+
+    def __init__(self, network: nn.Module, observing: bool = False) -> None:
+        super().__init__(network)
+        self._network = network
+        self.observing = observing
+        self.images = 0
+        self.streams: dict[str, Stream] = {}
+        self._tallies: dict[tuple[str, int, int], Tally] = {}  # by module, call of the module in a pass, and operation in that
+        self._uses: Counter[str] = Counter()
+        self._numbers = [-1]  # operations so far in each of the running modules
+        self._reached: dict[tuple[str, int, int], Tensor | float] = {}
+        self._coded = {name: neuron for name, neuron in neurons(network) if isinstance(neuron, CodedNeuron) and neuron.alphabet}
+        self._copies = {name: copies_for(neuron) for name, neuron in self._coded.items()}
+        clocks = [neuron.clock for _, neuron in neurons(network)]
+        self._clock = clocks[0] if clocks else None
+        self._unseen: list[Any] = []
+        self._updates: dict[str, list[Update]] = {}  # of coded neurons, those of the present timestep
+        self._shown = self._passes = 0
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """The operations, in order of execution."""
+        return list(self._tallies.values())
+
+    def __enter__(self) -> Meter:
+        self._probing = probing(self._network, {name: partial(self._see_event, name) for name in self._coded})
+        self._probing.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        while self._unseen:  # after an exception within a neuron
+            self._unseen.pop().__exit__(None, None, None)
+        super().__exit__(*exception)
+        self._probing.__exit__(None, None, None)
+
+    def show(self, images: Tensor, batch: int | None = None) -> Tensor:
+        """``images`` from now on known as the signal.
+
+        Args:
+            images: ``[B, C, H, W]``, frames ``[T, B, C, H, W]``, or anything else of which the ``batch`` is given.
+            batch: B.
+        """
+        images = images.view_as(images)
+        self.mark(images)
+        images.still = batch is None and images.ndim < 5  # type: ignore[attr-defined]
+        self._shown = batch or (images.shape[1] if images.ndim == 5 else len(images))
+        self.images += self._shown
+        self._begin(0)
+        self._spent = torch.zeros(0, self._shown, 2, dtype=torch.float64)
+        return images
+
+    def spent(self) -> Tensor:
+        """Accumulates and multiply-accumulates of each timestep for each of the images shown last, ``[T, B, 2]``."""
+        return self._spent
+
+    def over_processes(self) -> Meter:
+        """This meter, with the counts of all processes of the group."""
+        self.images = int(total(torch.tensor(self.images)))
+        for stream in self._all_streams():
+            stream.spikes = total(stream.spikes)
+        for tally in self._tallies.values():
+            tally.accumulates, tally.multiplies = total(tally.accumulates), total(tally.multiplies)
+        return self
+
+    def _all_streams(self) -> Iterator[Stream]:
+        yield from self.streams.values()
+        for tally in self._tallies.values():
+            yield from tally.operands
+
+    # What runs
+
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        """A module is called; what a neuron hands to a module within it is a signal."""
+        if self._clock is not None and self._clock.passes != self._passes:
+            self._begin(self._clock.passes)
+        if self.stack and isinstance(self.stack[-1], Neuron):
+            self.mark(inputs)
+        super().enter(module, inputs)
+        self._uses[self.owner()] += 1
+        self._numbers.append(-1)
+        if isinstance(module, WHOLE) and not any(module.children()):
+            self._unseen.append(torch._C.DisableTorchFunction())  # nothing to see, and faster
+            self._unseen[-1].__enter__()
+
+    def _begin(self, number: int) -> None:
+        """A pass of the network begins: modules are called, and operations made, for the first time again."""
+        self._passes = number
+        self._uses.clear()
+        self._numbers = [-1] * len(self._numbers)
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A module returns: a neuron has sent something, or a module is counted as a whole."""
+        # Before it leaves the stack, because what is called of torch meanwhile must not be counted.
+        if id(module) in self.names and isinstance(module, WHOLE):
+            self.mark(output)
+            self._leave_whole(module, output)
+        if isinstance(module, WHOLE) and not any(module.children()):
+            self._unseen.pop().__exit__(None, None, None)
+        super().leave(module, inputs, output)
+        self._numbers.pop()
+
+    def _leave_whole(self, module: nn.Module, output: Tensor) -> None:
+        name = self.owner()
+        if isinstance(module, CodedNeuron):
+            if name in self._updates:
+                changes = [shaped(update, output.shape) for update in self._updates.pop(name)]
+                output.decoded = Decoded(name, self._copies[name], changes)  # type: ignore[attr-defined]
+        elif isinstance(module, Neuron):
+            self._see_spikes(name, output)
+        elif isinstance(module, Hadamard):
+            self._charge(module, "rotation", output, module.additions)
+        else:
+            self._charge(module, "shift", output, charges.SHIFT_ACCUMULATES)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.stack and isinstance(self.stack[-1], WHOLE):
+            return func(*args, **(kwargs or {}))
+        self._call = partial(func, *args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def see(self, call: Call, signals: tuple[int, ...]) -> None:
+        """A function was called: count what it did, and follow the spikes among its operands."""
+        operands = [operand for operand in call.operands if self.is_signal(operand)]
+        if not operands:
+            return
+        for made in tensors_in([call.result]):
+            made.still = all(getattr(operand, "still", False) for operand in operands)  # type: ignore[attr-defined]
+        kind = call.kind(len(signals))
+        reduces = call.name in charges.REDUCTIONS
+        self._numbers[-1] += bool(kind) or reduces
+        if reduces:
+            self._reduce(call)
+        elif kind in ("weighted", "product"):
+            tally = self._tally(call.name, kind, call.operands[signals[0]], call.result, call.macs, len(signals))
+            if kind == "weighted":
+                self._weigh(call, signals[0], tally)
+            else:
+                self._multiply(call, signals, tally)
+        elif kind in ("analog", "opaque"):
+            self._transform(call)
+        if call.name in VIEWS or (kind == "scale" and all(operand.numel() == 1 for operand in call.operands[1:])):
+            self._follow(call)
+
+    # What it counts
+
+    def _time(self) -> tuple[int, int]:
+        """The first timestep of what is being computed, and how many there are."""
+        if self._clock is None:
+            return 0, 1
+        if self._clock.stepping is not None:
+            return self._clock.stepping, 1
+        return self._clock.elapsed, self._clock.timesteps
+
+    def _is_still(self, operand: Tensor) -> bool:
+        """Whether an operand is there once for all timesteps."""
+        return self._clock is not None and self._clock.still is not None and getattr(operand, "still", False)
+
+    def _by_image(self, x: Tensor, operand: Tensor) -> Tensor:
+        """The sums over ``x``, in the shape of ``operand`` or ``[1, ...]``, of each timestep and image, ``[T, B]``."""
+        timesteps = self._time()[1]
+        parts = x.reshape(1 if self._is_still(operand) else timesteps, self._shown, -1)
+        # Sums of up to 2^24 spikes are exact in float32, and faster.
+        exact = x.dtype if parts.shape[-1] * 2 < EXACT else torch.float64
+        return parts.sum(-1, dtype=exact).double().cpu().expand(timesteps, -1)
+
+    def _key(self) -> tuple[str, int, int]:
+        """What is known of the operation that is being made."""
+        stepping = self._clock is not None and self._clock.stepping is not None
+        return self.owner(), 0 if stepping else self._uses[self.owner()], self._numbers[-1]
+
+    def _tally(
+        self, function: str, kind: OperationKind, operand: Tensor, result: Any, macs: int = 0, operands: int = 0
+    ) -> Tally:
+        """The tally of the operation that is being made."""
+        key = self._key()
+        if key not in self._tallies:
+            share = self._share(operand)
+            outputs = sum(made.numel() for made in tensors_in([result])) // share
+            streams = [Stream() for _ in range(operands)]
+            self._tallies[key] = Tally(key[0], function, kind, macs // share, streams, outputs=outputs)
+        return self._tallies[key]
+
+    def _share(self, operand: Tensor) -> int:
+        """How many images and timesteps are folded into a call."""
+        return self._shown * (1 if self._is_still(operand) else self._time()[1])
+
+    def _add(self, tally: Tally, accumulates: Tensor | float = 0.0, multiplies: Tensor | float = 0.0) -> None:
+        """Note counts ``[T, B]``, or one number for each timestep and image."""
+        start, timesteps = self._time()
+        stop = start + timesteps
+        if len(self._spent) < stop:
+            self._spent = torch.cat([self._spent, self._spent.new_zeros(stop - len(self._spent), *self._spent.shape[1:])])
+        tally.accumulates, tally.multiplies = padded(tally.accumulates, stop), padded(tally.multiplies, stop)
+        for index, (sums, counts) in enumerate(((tally.accumulates, accumulates), (tally.multiplies, multiplies))):
+            if isinstance(counts, Tensor) or counts:
+                sums[start:stop] += counts.sum(1) if isinstance(counts, Tensor) else counts * self._shown
+                self._spent[start:stop, :, index] += counts
+
+    def _charge(self, module: nn.Module, kind: OperationKind, output: Tensor, each: int) -> None:
+        """A module that is charged so many accumulates for each value."""
+        tally = self._tally(type(module).__name__, kind, output, output)
+        self._add(tally, float(each * tally.outputs))
+
+    def _weigh(self, call: Call, position: int, tally: Tally) -> None:
+        """A signal meets weights."""
+        operand, (stream,) = call.operands[position], tally.operands
+        tally.weights = sum(call.operands[index].numel() for index in call.factors if index != position)
+        stream.elements = operand.numel() // self._share(operand)
+        decoded: Decoded | None = getattr(operand, "decoded", None)
+        start = self._time()[0]
+        if decoded:
+            self._note_decoded(stream, decoded)
+            reach = self._reach(call, position)
+            for update in decoded.updates:
+                stream.add(start, update.count)
+                uniform = isinstance(reach, float)
+                met = update.count * reach if uniform else self._by_image(decoded.sent(update) * reach, operand)
+                self._add(tally, met)
+            return
+        values = getattr(operand, "units", operand)
+        if self.observing:
+            stream.saw(values)
+        spikes = spikes_in(values)
+        stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
+        if spikes is None:
+            self._add(tally, multiplies=float(tally.macs))
+        else:
+            self._add(tally, self._by_image(spikes * self._reach(call, position), operand))
+
+    def _reach(self, call: Call, position: int) -> Tensor | float:
+        """The outputs that a spike at each place of one image's operand reaches.
+
+        That is the gradient of their sum, with weights of one.
+        """
+        key = self._key()
+        if key not in self._reached:
+            one = torch.zeros_like(call.operands[position][:1], dtype=torch.float64).requires_grad_()
+            stand_ins = [one if index == position else torch.ones_like(operand, dtype=torch.float64)
+                         for index, operand in enumerate(call.operands)]  # fmt: skip
+            with torch.enable_grad():
+                (reach,) = torch.autograd.grad(_again(self._call, stand_ins).sum(), one)
+            least, most = torch.aminmax(reach)
+            self._reached[key] = float(least) if least == most else reach
+        return self._reached[key]
+
+    def _multiply(self, call: Call, positions: tuple[int, ...], tally: Tally) -> None:
+        """Two signals meet."""
+        pair = [call.operands[position] for position in positions]
+        behind = [getattr(operand, "decoded", None) for operand in pair]
+        start = self._time()[0]
+        for stream, operand, decoded in zip(tally.operands, pair, behind, strict=True):
+            stream.elements = operand.numel() // self._share(operand)
+            if decoded:
+                self._note_decoded(stream, decoded)
+                for update in decoded.updates:
+                    stream.add(start, update.count)
+            elif self.observing:
+                stream.saw(operand)
+        if all(behind):
+            return self._multiply_decoded(call, positions, tally)
+        found = [None if decoded else spikes_in(operand) for operand, decoded in zip(pair, behind, strict=True)]
+        for stream, operand, spikes in zip(tally.operands, pair, found, strict=True):
+            if not stream.name:
+                stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
+        if found[0] is None or found[1] is None:
+            return self._add(tally, multiplies=float(tally.macs))
+        # The operand of smaller integers is the one whose spikes add, one by one, what the other holds.
+        adding = 0 if found[0].max() <= found[1].max() else 1
+        found[1 - adding] = fires(found[1 - adding])
+        self._add(tally, self._meetings(call, positions, found[0], found[1]))
+
+    def _multiply_decoded(self, call: Call, positions: tuple[int, ...], tally: Tally) -> None:
+        """Two decoded values meet: the spikes of each add what the other one holds."""
+        pair = [call.operands[position] for position in positions]
+        first, second = (operand.decoded for operand in pair)  # type: ignore[attr-defined]
+        for one, other in zip(first.updates, second.updates, strict=True):
+            sent = first.sent(one), second.sent(other)
+            held = first.seen(fires(one.after)), second.seen(fires(other.before))
+            self._add(tally, self._meetings(call, positions, sent[0], held[1]))
+            self._add(tally, self._meetings(call, positions, held[0], sent[1]))
+            for index, (mine, update, partner) in enumerate(((first, one, second), (second, other, first))):
+                if partner.copies > 1:
+                    changed = update.count
+                    if update.bias is not None:
+                        changed = torch.full_like(changed, tally.operands[index].elements)
+                    self._add(tally, (partner.copies - 1) * changed)
+                if update.bias is not None:
+                    self._add(tally, *self._of_bias(call, positions, index, mine, update))
+
+    def _of_bias(
+        self, call: Call, positions: tuple[int, ...], index: int, decoded: Decoded, update: Update
+    ) -> tuple[float, float]:
+        """The accumulates and multiply-accumulates of the product of a bias with the other operand, for one image.
+
+        There are as many products as different values. Where the bias is the same along the axis of the sum, the other operand
+        is summed first.
+        """
+        assert update.bias is not None
+        tally = self._tallies[self._key()]
+        if call.name not in ("matmul", "bmm"):
+            return 0.0, float(tally.macs)
+        bias = decoded.seen(update.bias.to("meta").expand(update.after.shape))
+        sizes = [1 if stride == 0 else size for size, stride in zip(bias.shape, bias.stride(), strict=True)]
+        free = call.operands[positions[1 - index]].shape[(-2, -1)[1 - index]]
+        alike = sizes[(-1, -2)[index]] == 1
+        return float(alike * tally.operands[1 - index].elements), float(math.prod(sizes[1:]) * free)
+
+    def _meetings(self, call: Call, positions: tuple[int, ...], first: Tensor, second: Tensor) -> Tensor:
+        """How often a unit of ``first`` meets one of ``second`` in the products of the call, ``[T, B]``."""
+        operand = call.operands[positions[0]]
+        if call.name in ("matmul", "bmm", "mm", "rmatmul") and first.ndim > 1 and second.ndim > 1:
+            if call.name == "rmatmul":
+                first, second = second, first
+            return self._by_image(first.sum(-2).double() * second.sum(-1), operand)
+        both = dict(zip(positions, (first.double(), second.double()), strict=True))
+        stand_ins = [both.get(index, torch.zeros_like(other)) for index, other in enumerate(call.operands)]
+        return self._by_image(_again(self._call, stand_ins), operand)
+
+    def _reduce(self, call: Call) -> None:
+        """A sum: of spikes, it is an accumulate for each; and what receives a mean reads sums."""
+        operand = call.operands[0]
+        if getattr(operand, "decoded", None):
+            return
+        spikes = spikes_in(getattr(operand, "units", operand))
+        if spikes is not None:
+            tally = self._tally(call.name, "reduction", operand, call.result, operands=1)
+            (stream,) = tally.operands
+            stream.elements = operand.numel() // self._share(operand)
+            if self.observing:
+                stream.saw(operand)
+            count = self._by_image(spikes, operand)
+            stream.add(self._time()[0], count)
+            self._add(tally, count)
+            if call.name == "mean":
+                args = self._call.args[1:]
+                call.result.units = getattr(operand, "units", operand).sum(*args, **self._call.keywords)
+
+    def _transform(self, call: Call) -> None:
+        """A nonlinear function."""
+        operand = call.operands[0]
+        compares = call.name.removesuffix("_") in charges.COMPARISONS
+        tally = self._tally(call.name, "comparison" if compares else "function", operand, call.result, operands=1)
+        (stream,) = tally.operands
+        stream.elements = operand.numel() // self._share(operand)
+        if self.observing:
+            stream.saw(operand)
+        spikes = spikes_in(operand) if compares else None
+        present = self._by_image(fires(operand), operand)
+        stream.add(self._time()[0], present)
+        if compares:
+            self._add(tally, float(stream.elements) if spikes is None else present)
+        else:
+            self._add(tally, multiplies=float(charges.FUNCTION_MACS * tally.outputs))
+
+    # What it follows
+
+    def _follow(self, call: Call) -> None:
+        """A view of spikes is spikes."""
+        operand, made = call.operands[0], tensors_in([call.result])
+        decoded: Decoded | None = getattr(operand, "decoded", None)
+        if decoded and len(made) == 1 and call.name in VIEWS and len(call.operands) == 1:
+            move = partial(_again, self._call)
+            made[0].decoded = Decoded(  # type: ignore[attr-defined]
+                decoded.neuron, decoded.copies, decoded.updates, (*decoded.moves, lambda x: move([x]))
+            )
+        units: Tensor | None = getattr(operand, "units", None)
+        if units is not None and len(made) == 1 and len(call.operands) == 1:
+            made[0].units = _again(self._call, [units]) if call.name in VIEWS else units  # type: ignore[attr-defined]
+
+    def _see_event(self, name: str, event: Event) -> None:
+        """The probe of a coded neuron."""
+        neuron = self._coded[name]
+        if neuron.analog:
+            return
+        if neuron.clock.timesteps != 1:
+            raise RuntimeError(f"coded neurons are metered timestep by timestep, got {neuron.clock.timesteps}: pass chunk=1")
+        by_image = partial(self._by_image, operand=event.target)
+        sent = self._updates[name] = list(updates(neuron, event, by_image))
+        stream = self.streams.setdefault(name, Stream(name, copies=self._copies[name]))
+        stream.elements = event.target.numel() // self._shown
+        if self.observing:
+            for step, update in enumerate(sent, start=event.t + 1 - len(sent)):
+                stream.saw(torch.stack(update.spikes) / neuron.threshold[min(step, len(neuron.threshold) - 1)])
+        for update in sent:
+            stream.add(event.t, update.count)
+
+    def _see_spikes(self, name: str, output: Tensor) -> None:
+        """The output of a membrane neuron."""
+        stream = self.streams.setdefault(name, Stream(name))
+        stream.elements = output.numel() // self._share(output)
+        if self.observing:
+            stream.saw(output)
+        stream.add(self._time()[0], self._by_image(output.abs(), output))
+
+    def _note_decoded(self, stream: Stream, decoded: Decoded) -> None:
+        """Of an operand, what is known of the neuron behind it."""
+        stream.name, stream.copies = decoded.neuron, decoded.copies
+        stream.kind = self.streams[decoded.neuron].kind
+
+
+def _again(call: partial[Any], tensors: list[Tensor]) -> Any:
+    """The call with other tensors in place of its own, in order."""
+    leaves, structure = tree_flatten((call.args, call.keywords))
+    given = iter(tensors)
+    args, kwargs = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+    return call.func(*args, **kwargs)
