@@ -252,12 +252,15 @@ def calibrate_exits(snn: SpikingModel, batches: Iterable[Tensor]) -> None:
     """Note how sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.anytime`; over all processes of a group.
 
     `to_spiking` does so with the calibration images. It has to be done again for a network that was trained since. A
-    layer-synchronous network has no exits.
+    layer-synchronous network has no exits, nor has one that is no classifier.
     """
     snn.exits = None
     if snn.recipe.synchronous:
         return
-    own = ExitTable.of(torch.cat([snn(images, chunk=1) for images in batches], 1).cpu())
+    readout = torch.cat([snn(images, chunk=1) for images in batches], 1).cpu()
+    if readout.ndim != 3:
+        return
+    own = ExitTable.of(readout)
     images = shards.collected(zip(own.sure.T.tolist(), own.stays.T.tolist(), strict=True))
     sure, stays = zip(*images, strict=True)
     snn.exits = ExitTable(torch.tensor(sure).T.contiguous(), torch.tensor(stays).T.contiguous())

@@ -19,6 +19,7 @@ from ..data import digest
 from ..errors import DataError
 from ..metering import Meter, energy
 from ..spiking.shards import collected, processes, smallest, total
+from .advice import Advice, advise
 from .audit import Audit
 from .cost import Costs
 from .diagnosis import ModuleError, diagnose
@@ -90,6 +91,7 @@ class Evaluation:
         costs: every operation.
         audit: how spike-driven they are, as seen on the first images.
         exit: with early exits, if that was asked for.
+        advice: what to do about it, the gravest first.
     """
 
     images: int
@@ -101,6 +103,19 @@ class Evaluation:
     costs: Costs
     audit: Audit
     exit: EarlyExit | None = None
+    advice: tuple[Advice, ...] = ()
+
+    def recommended(self, max_drop: float | None = None, max_energy: float | None = None) -> Point | None:
+        """The point to take within a budget; None if there is none.
+
+        Args:
+            max_drop: points of top-1 that may be lost against the ANN: then the earliest point is taken.
+            max_energy: relative to the ANN's: without ``max_drop``, the most accurate point is taken.
+        """
+        within = [p for p in self.points if max_energy is None or p.energy <= max_energy]
+        if max_drop is None:
+            return max(within, key=lambda p: (p.top1, -p.timestep), default=None)
+        return next((p for p in within if self.ann_top1 - p.top1 <= max_drop), None)
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``vit2snn evaluate --json`` prints."""
@@ -111,6 +126,7 @@ class Evaluation:
             "ann": {"top1": self.ann_top1},
             "snn": [asdict(point) for point in self.points],
             "exit": asdict(self.exit) if self.exit else None,
+            "advice": [asdict(advice) for advice in self.advice],
             "modules": [asdict(module) for module in self.modules],
             "audit": self.audit.to_json(),
             "costs": self.costs.to_json(),
@@ -248,14 +264,17 @@ def evaluate(
     costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous, observer)
     latency = depth(snn.network, snn.input_size) if snn.recipe.synchronous else 1
     scored = sorted(collected(digests))
+    points = tuple(logits.point(t, costs, latency) for t in reported)
+    ann_top1 = 100 * logits.ann_right / logits.images
     return Evaluation(
         images=logits.images,
         digest=hashlib.sha256("".join(scored).encode()).hexdigest()[:16],
         calibration={"images": len(snn.calibrated_on), "scored": len(set(scored) & set(snn.calibrated_on))},
-        ann_top1=100 * logits.ann_right / logits.images,
-        points=tuple(logits.point(t, costs, latency) for t in reported),
+        ann_top1=ann_top1,
+        points=points,
         modules=modules,
         costs=costs,
         audit=Audit.of(costs, observer.over_processes().images),
         exit=exits.finished(exit_confidence, logits.images, reference.energy()) if exits and exit_confidence else None,
+        advice=tuple(advise(points, ann_top1, modules, snn.recipe)),
     )

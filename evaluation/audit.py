@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..convert import SpikingModel
+from ..metering import Dense, Meter
 from ..metering.kinds import Kind
 from ..metering.tally import OperationKind
+from ..zoo import SpikingTransformer
 from .cost import Costs, OperationCost
 
 CAUSES: dict[OperationKind, str] = {
@@ -92,7 +100,9 @@ class Audit:
         """How spike-driven the network is."""
         stored = f", with up to {self.copies} stored versions of a weight" if self.copies > 1 else ""
         if all(row.addition_only for row in self.rows):
-            return f"All operations of this network are additions, shifts and comparisons{stored}: it is spike-driven throughout."
+            return (
+                f"All operations of this network are additions, shifts and comparisons{stored}: it is spike-driven throughout."
+            )
         whole = sum(row.accumulates + row.multiplies for row in self.rows)
         causes: dict[str, float] = defaultdict(float)
         for row in self.rows:
@@ -117,6 +127,24 @@ class Audit:
             "images": self.images,
             "operations": [asdict(row) | {"addition_only": row.addition_only} for row in self.rows],
         }
+
+
+@torch.no_grad()
+def audit(model: SpikingModel | SpikingTransformer, batches: Iterable[Tensor], timesteps: int | None = None) -> Audit:
+    """Look at the operands of all operations while a network runs.
+
+    Args:
+        model: a converted network, or one of the zoo.
+        batches: images ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``; a few are enough.
+        timesteps: T; the model's unless given.
+    """
+    run = partial(model if isinstance(model, SpikingModel) else model.readout, timesteps=timesteps, chunk=1)
+    meter = Meter(model.network if isinstance(model, SpikingModel) else model, observing=True)
+    for images in batches:
+        with meter:
+            run(meter.show(images))
+    synchronous = isinstance(model, SpikingModel) and model.recipe.synchronous
+    return Audit.of(Costs.of(meter, Dense.of(meter.tallies), synchronous), meter.images)
 
 
 def _without_numbers(module: str) -> str:

@@ -38,7 +38,7 @@ class Operand:
         kind: what it was observed to be; None if nobody looked.
         copies: stored versions of what its spikes meet, so that only shifts and additions are needed.
         elements: values.
-        rate: spikes for a value in each timestep (of numbers that are no spikes: the share that is not 0), the mean over images.
+        rate: spikes for a value in each timestep (of numbers that are no spikes: the share that is not 0); mean over images.
     """
 
     neuron: str

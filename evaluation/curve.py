@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,14 +17,20 @@ from .accuracy import Evaluation
 from .scoring import Scores
 
 
-def write_evaluation(evaluation: Evaluation | Scores, folder: str | Path, title: str = "") -> None:
+def write_evaluation(evaluation: Evaluation | Scores, folder: str | Path, title: str = "", command: Sequence[str] = ()) -> None:
     """Write ``evaluation.json``, ``evaluation.csv`` and ``curve.svg`` into a folder, each whole or not at all.
+
+    Args:
+        evaluation: the figures.
+        folder: of the model.
+        title: of the picture.
+        command: what was typed to get the figures, for the record.
 
     Raises:
         ArtifactError: a file cannot be written.
     """
     folder = Path(folder)
-    write_whole(folder / "evaluation.json", json.dumps(evaluation.to_json(), indent=2) + "\n")
+    write_whole(folder / "evaluation.json", json.dumps(evaluation.to_json() | {"command": list(command)}, indent=2) + "\n")
     rows = io.StringIO()
     writer = csv.DictWriter(rows, list(asdict(evaluation.points[0])), lineterminator="\n")
     writer.writeheader()

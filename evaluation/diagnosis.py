@@ -28,8 +28,8 @@ class ModuleError:
         module: that it belongs to.
         relative_error: of what it has decoded or put out, after each timestep.
         spikes_per_neuron: in all timesteps together.
-        saturation: share of values whose innovation is beyond what the neuron can send, in each timestep; of a layer-synchronous
-            neuron, beyond what it can send in all its steps. Empty for blocks.
+        saturation: share of values whose innovation is beyond what the neuron can send, in each timestep; of a
+            layer-synchronous neuron, beyond what it can send in all its steps. Empty for blocks.
         dead: share of the neurons that never fired, of those that calibration did not silence.
     """
 

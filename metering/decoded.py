@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from ..spiking import CodedNeuron, Event
+from ..spiking import CodedNeuron, Coding, Event
 from ..spiking.coding import integrate
 
 
@@ -20,17 +20,33 @@ def fires(x: Tensor) -> Tensor:
 
 @dataclass
 class Update:
-    """One change of a decoded value.
+    """One change of a decoded value m = r + d, by d[t] = a d[t-1] + b (s + c).
 
-    ``spikes``, ``before`` and ``after`` have the shape of the neuron's output; the bias, which is None where there is none,
-    broadcasts against them. ``count`` are the spikes of each image, ``[1, B]``.
+    Attributes:
+        spikes: s, one tensor for each spike of a burst; these and all below but the bias have the shape of the neuron's output.
+        before: m before.
+        after: m afterwards.
+        prior: r.
+        bias: c, which broadcasts against one image's part of these; None where it is 0.
+        keep: a.
+        gain: b.
+        apart: whether the receiver holds r and d in sums of their own, because d is rescaled in every timestep (rate coding).
+        count: the spikes of each image, ``[1, B]``.
     """
 
     spikes: list[Tensor]
     before: Tensor
     after: Tensor
+    prior: Tensor
     bias: Tensor | None
+    keep: float
+    gain: float
+    apart: bool
     count: Tensor
+
+    def terms(self, value: Tensor) -> Tensor:
+        """In how many sums the receiver holds each decoded value, leaving out what is 0."""
+        return fires(value - self.prior) + fires(self.prior) if self.apart else fires(value)
 
 
 @dataclass
@@ -78,23 +94,27 @@ def copies_for(neuron: CodedNeuron) -> int:
 
 
 def updates(neuron: CodedNeuron, event: Event, by_image: Callable[[Tensor], Tensor]) -> Iterator[Update]:
-    """The changes of a decoded value that an event consists of: one, or those of all steps of a layer-synchronous neuron."""
+    """The changes of a decoded value that an event consists of: one, or those of all steps of a layer-synchronous neuron.
+
+    ``by_image`` sums up over all of an image.
+    """
     steps = range(event.t + 1) if neuron.synchronous else range(event.t, event.t + 1)
     each = len(event.spikes) // len(steps)
-    before, d = event.before, torch.zeros_like(event.target)
+    before, d, prior = event.before, torch.zeros_like(event.target), neuron.prior.expand(event.target.shape)
+    apart = neuron.coding is Coding.RATE and bool(neuron.prior.any())
     for index, t in enumerate(steps):
         spikes = event.spikes[index * each : (index + 1) * each]
         bias = neuron.bias[t] if t < len(neuron.bias) and bool(neuron.bias[t].any()) else None
         after = event.decoded
         if neuron.synchronous:
             d = integrate(neuron.coding, t, d, spikes, 0.0 if bias is None else bias)
-            after = neuron.prior + d
-        yield Update(spikes, before, after, bias, by_image(number_of(spikes)))
+            after = prior + d
+        keep, gain = neuron.coding.coefficients(t)
+        yield Update(spikes, before, after, prior, bias, keep, gain, apart, by_image(number_of(spikes)))
         before = after
 
 
 def shaped(update: Update, shape: torch.Size) -> Update:
     """An update in the shape of the neuron's output, into which the parts of an image are folded."""
-    update.spikes = [spikes.reshape(shape) for spikes in update.spikes]
-    update.before, update.after = update.before.reshape(shape), update.after.reshape(shape)
-    return update
+    folded = {name: getattr(update, name).reshape(shape) for name in ("before", "after", "prior")}
+    return replace(update, spikes=[spikes.reshape(shape) for spikes in update.spikes], **folded)

@@ -1,7 +1,7 @@
 """What operations cost: energy models as data, and a network's energy by them.
 
-All figures are of computing alone, in arithmetic of 32-bit floating-point numbers at 45 nm unless another model is chosen; memory
-traffic is estimated apart, and is an estimate. No figure is a measurement of hardware.
+All figures are of computing alone, in arithmetic of 32-bit floating-point numbers at 45 nm unless another model is chosen;
+memory traffic is estimated apart, and is an estimate. No figure is a measurement of hardware.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def conventional(tallies: Sequence[Tally], images: int, timesteps: int, model: E
 def least_words(tallies: Sequence[Tally], neurons: int, spikes: float, timesteps: int) -> float:
     """An estimate of the words that a spiking network moves for an image, at the least.
 
-    That is, if in every timestep each weight is read once, each output accumulated in place and written once, each neuron's state
-    read and written once, and each spike is sent once, as a word (its address and value).
+    That is, if in every timestep each weight is read once, each output accumulated in place and written once, each neuron's
+    state read and written once, and each spike is sent once, as a word (its address and value).
     """
     each = sum(tally.weights + tally.outputs for tally in tallies) + 2 * neurons
     return timesteps * each + spikes

@@ -234,8 +234,12 @@ class Meter(Signals):
 
     def _key(self) -> tuple[str, int, int]:
         """What is known of the operation that is being made."""
+        return self.owner(), self._use(), self._numbers[-1]
+
+    def _use(self) -> int:
+        """The number of the call of the running module in this pass; within a neuron, each is one of a timestep."""
         stepping = self._clock is not None and self._clock.stepping is not None
-        return self.owner(), 0 if stepping else self._uses[self.owner()], self._numbers[-1]
+        return 0 if stepping else self._uses[self.owner()]
 
     def _tally(
         self, function: str, kind: OperationKind, operand: Tensor, result: Any, macs: int = 0, operands: int = 0
@@ -303,10 +307,10 @@ class Meter(Signals):
         """
         key = self._key()
         if key not in self._reached:
-            one = torch.zeros_like(call.operands[position][:1], dtype=torch.float64).requires_grad_()
-            stand_ins = [one if index == position else torch.ones_like(operand, dtype=torch.float64)
-                         for index, operand in enumerate(call.operands)]  # fmt: skip
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
+                one = torch.zeros_like(call.operands[position][:1], dtype=torch.float64).requires_grad_()
+                stand_ins = [one if index == position else torch.ones_like(operand, dtype=torch.float64)
+                             for index, operand in enumerate(call.operands)]  # fmt: skip
                 (reach,) = torch.autograd.grad(_again(self._call, stand_ins).sum(), one)
             least, most = torch.aminmax(reach)
             self._reached[key] = float(least) if least == most else reach
@@ -331,12 +335,13 @@ class Meter(Signals):
         for stream, operand, spikes in zip(tally.operands, pair, found, strict=True):
             if not stream.name:
                 stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
-        if found[0] is None or found[1] is None:
+        first, second = found
+        if first is None or second is None:
             return self._add(tally, multiplies=float(tally.macs))
-        # The operand of smaller integers is the one whose spikes add, one by one, what the other holds.
-        adding = 0 if found[0].max() <= found[1].max() else 1
-        found[1 - adding] = fires(found[1 - adding])
-        self._add(tally, self._meetings(call, positions, found[0], found[1]))
+        # The spikes of either add, one by one, what the other holds: those of the one that has fewer do.
+        by_first = self._meetings(call, positions, first, fires(second))
+        by_second = self._meetings(call, positions, fires(first), second)
+        self._add(tally, torch.minimum(by_first, by_second))
 
     def _multiply_decoded(self, call: Call, positions: tuple[int, ...], tally: Tally) -> None:
         """Two decoded values meet: the spikes of each add what the other one holds."""
@@ -344,7 +349,7 @@ class Meter(Signals):
         first, second = (operand.decoded for operand in pair)  # type: ignore[attr-defined]
         for one, other in zip(first.updates, second.updates, strict=True):
             sent = first.sent(one), second.sent(other)
-            held = first.seen(fires(one.after)), second.seen(fires(other.before))
+            held = first.seen(one.terms(one.after)), second.seen(other.terms(other.before))
             self._add(tally, self._meetings(call, positions, sent[0], held[1]))
             self._add(tally, self._meetings(call, positions, held[0], sent[1]))
             for index, (mine, update, partner) in enumerate(((first, one, second), (second, other, first))):

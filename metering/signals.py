@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -139,8 +140,9 @@ class Signals(Calls):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        call = Call(function_name(func), args, tensors_in([args, kwargs]), func(*args, **kwargs))
-        operands, result = call.operands, call.result
+        name, operands = function_name(func), tensors_in([args, kwargs])
+        call = Call(name, args, operands, self.compute(partial(func, *args, **kwargs), name, operands))
+        result = call.result
         depends = any(map(self.is_signal, operands))
         if depends and call.name in ("setitem", "copy_"):
             self.mark(operands[0])
@@ -148,6 +150,10 @@ class Signals(Calls):
             self.mark(result, depends)
         self.see(call, tuple(index for index in call.factors if self.is_signal(operands[index])))
         return result
+
+    def compute(self, call: partial[Any], name: str, operands: list[Tensor]) -> Any:
+        """What the call of that name and of these tensors gives: a subclass may do it in another way."""
+        return call()
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
         """A function was called; ``signals`` are the positions of the factors that depend on the image."""

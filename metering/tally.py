@@ -55,7 +55,8 @@ class Tally:
         module: whose own ``forward`` makes it.
         function: of torch, or the class of a module that is counted as a whole.
         kind: ``weighted`` (a signal meets weights), ``product`` (two signals meet), ``reduction`` (a sum of spikes),
-            ``comparison``, ``rotation`` (Hadamard), ``shift`` (a nonlinear function of shifts and additions), or ``function`` (any other).
+            ``comparison``, ``rotation`` (Hadamard), ``shift`` (a nonlinear function of shifts and additions), or ``function``
+            (any other).
         macs: multiply-accumulates for one image and timestep of a weighted operation or product, were its operands numbers.
         operands: those that depend on the image.
         weights: values of the weights that they meet.

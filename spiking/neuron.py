@@ -17,7 +17,7 @@ TABLES = ("threshold", "ratio", "silence", "bias", "prior")
 
 
 class Event(NamedTuple):
-    """What one neuron did in one timestep: its target, the spikes it sent, and the value its receivers now read and read before.
+    """What one neuron did in one timestep: its target, the spikes it sent, and what its receivers read afterwards and before.
 
     Of a layer-synchronous neuron, ``spikes`` are those of all steps that it spent on this target.
     """

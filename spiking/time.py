@@ -8,7 +8,7 @@ the neurons' states from one chunk to the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +136,7 @@ def stream(
     timesteps: int,
     chunk: int | None = None,
     still: bool = False,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Run a network whose neurons share ``clock`` from rest, chunk by chunk; whoever has seen enough may stop.
 
     Args:

@@ -52,7 +52,8 @@ def test_other_members_of_the_family_come_back(name: str, images: Tensor, tmp_pa
 def test_the_folder_holds_json_and_safetensors_only(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
     snn.save(tmp_path / "out", source="test", records={"run.json": {"command": ["x"]}}, errors={"head.neuron": [0.5, 0.25]})
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "model.safetensors", "conversion.json", "calibration.json", "run.json", "README.md"}
+    documents = {"config.json", "conversion.json", "calibration.json", "exits.json", "run.json"}
+    assert names == documents | {"model.safetensors", "README.md"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
     assert config["vit2snn"]["schema"] == 3

@@ -127,8 +127,9 @@ def test_nothing_to_score_and_foreign_labels_are_told(snn: SpikingModel, images:
 
 def test_the_files_hold_the_figures(snn: SpikingModel, images: Tensor, labels: Tensor, tmp_path: Path) -> None:
     result: Evaluation = evaluate(snn, loader(images, labels))
-    write_evaluation(result, tmp_path, title="a < b & c")
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == result.to_json()
+    write_evaluation(result, tmp_path, title="a < b & c", command=["vit2snn", "evaluate"])
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written == json.loads(json.dumps(result.to_json())) | {"command": ["vit2snn", "evaluate"]}
     with (tmp_path / "evaluation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [{k: float(v) for k, v in row.items()} for row in rows] == [dataclasses.asdict(p) for p in result.points]

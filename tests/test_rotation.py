@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, load, load_model, to_spiking
-from vit2snn.convert.dataflow import dataflow
+from vit2snn.convert.depth import depth
+from vit2snn.convert.energy import dense
 from vit2snn.convert.model import structure
 from vit2snn.evaluation import evaluate
 from vit2snn.spiking import Hadamard, RotatedLinear
@@ -43,13 +44,19 @@ def test_the_function_is_kept(vit: nn.Module, images: Tensor) -> None:
 def test_additions_are_charged_and_no_operation_is_undriven() -> None:
     model = load_model("demo")
     size = (1, 28, 28)
-    plain, rotated = (dataflow(structure(model, Recipe(rotation=on), size).network, size) for on in (False, True))
-    assert plain.additions == 0 and rotated.undriven == plain.undriven == 0
-    assert (rotated.fan_out, rotated.depth, rotated.macs) == (plain.fan_out, plain.depth, plain.macs)
-    dim, tokens, depth = model.embed_dim, 50, len(model.blocks)  # type: ignore[arg-type]
+    plain, rotated = (to_spiking(model, Recipe(timesteps=1, rotation=on), torch.rand(8, *size)) for on in (False, True))
+    assert depth(rotated.network, size) == depth(plain.network, size)
+    assert dense(rotated) == dense(plain)
+    added = {"plain": 0.0, "rotated": 0.0}
+    for name, snn in {"plain": plain, "rotated": rotated}.items():
+        costs = evaluate(snn, [(torch.rand(2, *size), torch.tensor([0, 1]))]).costs
+        added[name] = sum(sum(o.accumulates) for o in costs.operations if o.kind == "rotation")
+        assert not any(sum(o.multiplies) for o in costs.operations if o.kind == "weighted")
+    assert added["plain"] == 0
+    dim, tokens, blocks = model.embed_dim, 50, len(model.blocks)  # type: ignore[arg-type]
     assert dim == 64
     # A value of 64 channels takes part in 6 additions and one of 256 in 8: qkv, proj, fc1; fc2; and the head.
-    assert rotated.additions == depth * tokens * (3 * dim * 6 + 4 * dim * 8) + dim * 6
+    assert added["rotated"] == blocks * tokens * (3 * dim * 6 + 4 * dim * 8) + dim * 6
 
 
 def test_an_artifact_keeps_rotated_weights(demo_sample: tuple[Tensor, Tensor, Tensor], tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""A page that shows what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vit2snn.commands.shared import emit
+
+
+@click.command()
+@click.argument("models", metavar="OUT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", "page", metavar="FILE", type=click.Path(path_type=Path), help="Page to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def report(models: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
+    """Draw what `vit2snn evaluate` measured of the models in OUT..., as one HTML page that needs no network.
+
+    Several models must come from one ANN and be scored on the same images: the page compares them. It is OUT/report.html of one
+    model, report.html of several, unless --out names another file.
+
+    \b
+    vit2snn report demo-snn
+    vit2snn report demo-snn demo-qk demo-shift -o recipes.html
+    """
+    from vit2snn.convert.files import write_whole
+    from vit2snn.report import read_artifacts, report_page
+
+    artifacts = read_artifacts(models)
+    page = page or (models[0] / "report.html" if len(models) == 1 else Path("report.html"))
+    text = report_page(artifacts)
+    write_whole(page, text)
+    size = len(text.encode())
+    document = {
+        "page": str(page),
+        "bytes": size,
+        "artifacts": [{"name": artifact.name, "folder": str(artifact.folder)} for artifact in artifacts],
+    }
+    emit(as_json, document, f"{page} ({size / 1e6:.1f} MB): open it in a browser")

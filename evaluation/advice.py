@@ -1,0 +1,105 @@
+"""What to do about a conversion that is not good enough: findings of an evaluation, the gravest first, and the remedy for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..convert import Recipe
+from .diagnosis import ModuleError
+
+if TYPE_CHECKING:
+    from .accuracy import Point
+
+SATURATED = 0.01  # share of values beyond the largest threshold from which it is worth a word
+DEAD = 0.9  # share of dead neurons from which it is
+GOOD = 99.0  # agreement in % from which nothing has to be done
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A finding, and the command or recipe field that acts on it."""
+
+    finding: str
+    action: str
+
+
+def advise(points: Sequence[Point], ann_top1: float, modules: Sequence[ModuleError], recipe: Recipe) -> list[Advice]:
+    """At most five pieces of advice, the gravest first; none where nothing has to be done.
+
+    Args:
+        points: the curve.
+        ann_top1: of the ANN, in per cent.
+        modules: of `vit2snn.evaluation.diagnose`, worst first.
+        recipe: what the network was converted with.
+    """
+    last = points[-1]
+    found: list[tuple[float, Advice]] = []
+    if last.agreement < GOOD:
+        lost = 100 - last.agreement
+        found += _of_time(points, recipe, lost)
+        found += _of_branches(last, ann_top1, recipe, lost) if recipe.spike_driven else _of_neurons(modules, recipe, lost)
+    if last.energy > 1:
+        saving = "vit2snn convert --recipe frugal, or --budget 0.5" if _takes_budget(recipe) else "fewer --timesteps"
+        finding = f"it needs {100 * last.energy:.0f} % of the ANN's energy at T = {last.timestep}"
+        found.append((10 * last.energy, Advice(finding, f"{saving}; or vit2snn evaluate --exit-confidence 0.98")))
+    return [advice for _, advice in sorted(found, key=lambda pair: -pair[0])][:5]
+
+
+def _of_time(points: Sequence[Point], recipe: Recipe, lost: float) -> list[tuple[float, Advice]]:
+    """Whether more timesteps would help."""
+    if len(points) < 2:
+        return []
+    before, last = points[-2:]
+    fall = last.relative_error / max(before.relative_error, 1e-12)
+    if last.timestep > recipe.timesteps:
+        finding = f"T = {last.timestep}, and it was calibrated for {recipe.timesteps}: the last thresholds are used again"
+        return [(2 * lost, Advice(finding, f"vit2snn convert --timesteps {last.timestep}"))]
+    if fall < 0.9:
+        finding = f"the error still falls by {100 * (1 - fall):.0f} % from T = {before.timestep} to {last.timestep}"
+        return [(lost * (1 - fall), Advice(finding, f"vit2snn convert --timesteps {2 * last.timestep}"))]
+    finding = f"the error does not fall any more at T = {last.timestep} ({last.relative_error:.2g}): it is not time that lacks"
+    return [(lost / 2, Advice(finding, "more levels (recipe field levels), or more calibration images (--samples)"))]
+
+
+def _of_neurons(modules: Sequence[ModuleError], recipe: Recipe, lost: float) -> list[tuple[float, Advice]]:
+    """What coded neurons lack."""
+    found = []
+    saturated = [module for module in modules if module.saturation and module.saturation[-1] > SATURATED]
+    if saturated:
+        worst = max(saturated, key=lambda module: module.saturation[-1])
+        finding = (
+            f"{len(saturated)} of {len(modules)} neurons see values beyond their largest threshold, most of all {worst.name} "
+            f"({100 * worst.saturation[-1]:.1f} % at the last timestep)"
+        )
+        action = f"more calibration images (vit2snn convert --samples), or recipe field headroom above {recipe.headroom:g}"
+        found.append((lost * (1 + worst.saturation[-1]), Advice(finding, action)))
+    if recipe.levels in (1, 2) and not recipe.rotation:
+        finding = f"an alphabet of {recipe.levels} level{'s' * (recipe.levels > 1)} suits values with outliers badly"
+        found.append((lost, Advice(finding, "recipe field rotation = true")))
+    dead = [module for module in modules if module.dead > DEAD]
+    if dead and recipe.granularity == "tensor":
+        share = f"over {100 * DEAD:.0f} % of the neurons"
+        finding = f"in {len(dead)} of {len(modules)} places {share} never fire, as in {dead[0].name}"
+        found.append((lost / 3, Advice(finding, 'recipe field granularity = "channel"')))
+    worst = modules[0]
+    typical = sorted(module.relative_error[-1] for module in modules)[len(modules) // 2]
+    if worst.relative_error[-1] > 3 * typical:
+        finding = f"{worst.name} errs most ({worst.relative_error[-1]:.2g}; the typical neuron {typical:.2g})"
+        action = f"a burst (recipe field spikes_per_step = {recipe.spikes_per_step + 1}), or ignore = [{worst.module!r}]"
+        found.append((lost / 2, Advice(finding, action)))
+    return found
+
+
+def _of_branches(last: Point, ann_top1: float, recipe: Recipe, lost: float) -> list[tuple[float, Advice]]:
+    """What spiking branches lack."""
+    finding = f"spiking branches compute something else than the ANN's: top-1 is {ann_top1 - last.top1:.1f} points below it"
+    found = [(3 * lost, Advice(finding, "vit2snn finetune OUT --data DATA -o OUT2"))]
+    if recipe.refit != "blocks" and recipe.shortcut != "sew":
+        found.append((lost, Advice("its branches were not fitted block by block", "vit2snn convert --refit blocks")))
+    return found
+
+
+def _takes_budget(recipe: Recipe) -> bool:
+    return not recipe.spike_driven and recipe.thresholds == "closed-loop" and recipe.levels > 0

@@ -1,0 +1,211 @@
+"""The event-driven replay: a slow reference that adds weights where events arrive, and has no matrix product for spikes.
+
+It runs the same network, but computes every synaptic operation that spikes drive as a neuromorphic machine would: the sums of
+the timestep before stay, and each event adds a column of weights, or of the other operand, to the outputs that it reaches. If
+its logits equal those of the simulation, then what `vit2snn.metering` counts is all that there is to do.
+
+An event carries a value: that of the spike. Adding a column times this value is adding a stored version of the column, shifted
+(see `vit2snn.metering.decoded.copies_for`); an integer n is n events. What is constant, or is no spike, is computed as it is:
+products of priors and weights, and of biases.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..convert import SpikingModel
+from ..metering import Meter, spikes_in
+from ..metering.decoded import Decoded, Update
+from ..spiking.calls import ELEMENTWISE
+from ..zoo import SpikingTransformer
+from . import events
+
+LAYERS = {"linear", "conv1d", "conv2d"}
+PRODUCTS = {"matmul", "bmm"} | ELEMENTWISE
+SETTINGS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A network run twice, in float64.
+
+    Attributes:
+        difference: of the logits of simulation and replay, ‖a - b‖ / ‖a‖ over all timesteps.
+        additions: that the replay made for events.
+        operations: that were replayed.
+        left: operations with weights or of two signals that were computed as they are, by module.
+    """
+
+    difference: float
+    additions: int
+    operations: int
+    left: tuple[str, ...]
+
+
+@torch.no_grad()
+def replay(model: SpikingModel | SpikingTransformer, images: Tensor, timesteps: int | None = None) -> Replay:
+    """Run a network event by event, beside its simulation.
+
+    Args:
+        model: a converted network, or one of the zoo; it is not changed.
+        images: ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``; one or two, because it takes a hundred times as long.
+        timesteps: T; the model's unless given.
+    """
+    model, images = copy.deepcopy(model).double(), images.double()
+    network = model.network if isinstance(model, SpikingModel) else model
+    run = partial(model if isinstance(model, SpikingModel) else model.readout, timesteps=timesteps, chunk=1)
+    expected = run(images)
+    replayer = _Replayer(network)
+    with replayer:
+        found = run(replayer.show(images))
+    return Replay(
+        difference=float((found - expected).norm() / expected.norm()),
+        additions=sum(replayer.additions.values()),
+        operations=len(replayer.additions),
+        left=tuple(dict.fromkeys(replayer.left)),
+    )
+
+
+class _Replayer(Meter):
+    """A meter within whose context synaptic operations are computed event by event; ``additions`` counts these."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__(network)
+        self.additions: Counter[tuple[str, int, int]] = Counter()
+        self.left: list[str] = []
+        self.sums: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = {}  # of operations, linear and quadratic in d
+
+    def compute(self, call: partial[Any], name: str, operands: list[Tensor]) -> Any:
+        """The result of a call of a synaptic operation on spikes; of any other, what torch makes of it."""
+        signals = [index for index, operand in enumerate(operands) if self.is_signal(operand)]
+        behind: list[Any] = [getattr(operand, "decoded", None) for operand in operands]
+        # The operation is numbered once its result is there.
+        key = self.owner(), self._use(), self._numbers[-1] + 1
+        if name in LAYERS and signals == [0]:
+            if behind[0]:
+                return self._layer_of_decoded(key, call, name, behind[0])
+            spikes = spikes_in(getattr(operands[0], "units", operands[0]))
+            if spikes is not None:
+                return self._layer(key, call, name, operands[0])
+        if name in PRODUCTS and signals == [0, 1]:
+            if all(behind[:2]):
+                return self._product_of_decoded(key, call, name, *behind[:2])
+            if all(spikes_in(operand) is not None for operand in operands):
+                return self._product(key, call, name, *operands)
+        if (name in LAYERS and signals) or (name in PRODUCTS and len(signals) > 1):
+            self.left.append(self.owner())
+        return call()
+
+    def _layer(self, key: tuple[str, int, int], call: partial[Any], name: str, operand: Tensor) -> Tensor:
+        """Spikes as they are meet weights."""
+        units = getattr(operand, "units", operand)
+        constant: Tensor = _with(call, torch.zeros_like(operand))
+        sums = torch.zeros_like(constant)
+        for spikes in _one_by_one(units):
+            self._arrive(key, call, name, sums, spikes)
+        largest = units.abs().argmax()
+        scale = operand.flatten()[largest] / units.flatten()[largest] if units.any() else 1.0
+        return constant + sums * scale
+
+    def _layer_of_decoded(self, key: tuple[str, int, int], call: partial[Any], name: str, decoded: Decoded) -> Tensor:
+        """A decoded value meets weights: W r is constant, and W d changes."""
+        zero = torch.zeros_like(decoded.seen(decoded.updates[0].prior))
+        of_zero, constant = _with(call, zero), _with(call, decoded.seen(decoded.updates[0].prior))
+        d = self._sums(key, of_zero, decoded)[0]
+        for update in decoded.updates:
+            change = torch.zeros_like(d)
+            for spikes in update.spikes:
+                self._arrive(key, call, name, change, decoded.seen(spikes))
+            if update.bias is not None:
+                change += _with(call, decoded.seen(update.bias.expand(update.after.shape))) - of_zero
+            d = update.keep * d + update.gain * change
+        self.sums[key] = d, d
+        result: Tensor = constant + d
+        return result
+
+    def _product(self, key: tuple[str, int, int], call: partial[Any], name: str, first: Tensor, second: Tensor) -> Tensor:
+        """Two spikes meet."""
+        result = torch.zeros(_shape(call, first, second), dtype=first.dtype)
+        left = bool(first.abs().max() <= second.abs().max())
+        for spikes in _one_by_one(first if left else second):
+            self._meet(key, name, result, spikes if left else first, second if left else spikes, left)
+        return result
+
+    def _product_of_decoded(
+        self, key: tuple[str, int, int], call: partial[Any], name: str, first: Decoded, second: Decoded
+    ) -> Tensor:
+        """Two decoded values meet: r rᵀ is constant, and the rest changes with every spike of either."""
+        priors = first.seen(first.updates[0].prior), second.seen(second.updates[0].prior)
+        constant: Tensor = _with(call, *priors)
+        linear, quadratic = self._sums(key, constant, first)
+        for one, other in zip(first.updates, second.updates, strict=True):
+            q, (e_q, c_q), (e_k, c_k) = first.seen(one.after), _changes(first, one), _changes(second, other)
+            linear, quadratic = one.keep * linear, one.keep * other.keep * quadratic
+            d_q, d_k = q - priors[0], other.keep * (second.seen(other.before) - priors[1])
+            if one.apart or other.apart:
+                held = [(linear, priors[0], priors[1]), (quadratic, d_q, d_k)]
+            else:
+                held = [(quadratic, q, priors[1] + d_k)]  # with a = 1, r and d are in one sum
+            for total, held_q, held_k in held:
+                for spikes in e_q:
+                    self._meet(key, name, total, spikes, held_k, left=True)
+                for spikes in e_k:
+                    self._meet(key, name, total, held_q, spikes, left=False)
+                total += _with(call, c_q, held_k) + _with(call, held_q, c_k)
+        self.sums[key] = linear, quadratic
+        return constant + linear + quadratic
+
+    def _sums(self, key: tuple[str, int, int], like: Tensor, decoded: Decoded) -> tuple[Tensor, Tensor]:
+        """What is held of an operation from the timestep before."""
+        assert self._clock is not None
+        fresh = self._clock.elapsed == 0 or self._coded[decoded.neuron].synchronous
+        return (torch.zeros_like(like), torch.zeros_like(like)) if fresh else self.sums[key]
+
+    def _arrive(self, key: tuple[str, int, int], call: partial[Any], name: str, result: Tensor, spikes: Tensor) -> None:
+        """Events arrive at weights."""
+        given = dict(zip(("input", "weight", "bias", *SETTINGS), call.args, strict=False)) | call.keywords
+        if name == "linear":
+            self.additions[key] += events.add_linear(result, spikes, given["weight"])
+        else:
+            settings = [given.get(setting, default) for setting, default in SETTINGS.items()]
+            convolve = events.add_convolution if name == "conv2d" else events.add_convolution_1d
+            self.additions[key] += convolve(result, spikes, given["weight"], *settings)
+
+    def _meet(self, key: tuple[str, int, int], name: str, result: Tensor, first: Tensor, second: Tensor, left: bool) -> None:
+        """Events on one side arrive at what the other one holds."""
+        if name in ELEMENTWISE:
+            pair = (first, second) if left else (second, first)
+            self.additions[key] += events.add_gated(result, *pair)
+        else:
+            self.additions[key] += (events.add_left if left else events.add_right)(result, first, second)
+
+
+def _one_by_one(x: Tensor) -> Iterator[Tensor]:
+    """Integers as spikes one after another, each +1 or -1."""
+    for n in range(1, int(x.abs().max()) + 1):
+        yield x.sign() * (x.abs() >= n)
+
+
+def _changes(decoded: Decoded, update: Update) -> tuple[list[Tensor], Tensor]:
+    """What changed a value by spikes and by the bias, as the receiver sees it."""
+    spikes = [update.gain * decoded.seen(spikes) for spikes in update.spikes]
+    bias = torch.zeros(()) if update.bias is None else update.bias
+    return spikes, update.gain * decoded.seen(bias.to(update.after).expand(update.after.shape))
+
+
+def _with(call: partial[Any], *operands: Tensor) -> Any:
+    """The call with other first operands."""
+    return call.func(*operands, *call.args[len(operands) :], **call.keywords)
+
+
+def _shape(call: partial[Any], first: Tensor, second: Tensor) -> torch.Size:
+    shape: torch.Size = _with(call, first.to("meta"), second.to("meta")).shape
+    return shape

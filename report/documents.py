@@ -1,0 +1,175 @@
+"""What a report is made of: the JSON documents in the folders of models, read and checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+from pathlib import Path
+from typing import Any
+
+from ..convert.artifact import is_artifact, read_config
+from ..convert.folder import is_model_folder
+from ..errors import ArtifactError
+
+REQUIRED: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("snn",): ("timestep", "top1", "energy", "spikes_per_neuron"),
+    ("modules",): ("name", "module", "relative_error", "spikes_per_neuron", "saturation", "dead"),
+    ("audit", "operations"): ("module", "function", "operands", "copies", "accumulates", "multiplies", "addition_only"),
+    ("costs", "neurons"): ("neuron", "kind", "rate"),
+    ("costs", "energy"): ("name", "snn_uj", "ann_uj"),
+    ("advice",): ("finding", "action"),
+}
+"""What each row of a list in ``evaluation.json`` has, by the path of the list."""
+
+BESIDE_ANN = ("agreement", "latency")
+"""What a row of the curve of a converted network has too."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model in a folder, as its documents describe it.
+
+    Attributes:
+        folder: where it is.
+        name: what the report calls it.
+        config: ``config.json``.
+        evaluation: ``evaluation.json``.
+        plan: ``conversion.json``, a row for each module; empty for a zoo model.
+        run: ``run.json``: how it was made; empty if nothing tells.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    evaluation: dict[str, Any]
+    plan: list[dict[str, Any]]
+    run: dict[str, Any]
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """What vit2snn has added to ``config.json``."""
+        found: dict[str, Any] = self.config["vit2snn" if self.converted else "vit2snn_zoo"]
+        return found
+
+    @property
+    def converted(self) -> bool:
+        """Whether it comes from an ANN, which is then evaluated beside it."""
+        return "vit2snn" in self.config
+
+    @property
+    def source(self) -> str:
+        """What the ANN was called; of a zoo model, its architecture."""
+        return str(self.section.get("source") or self.config["architecture"])
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """The curve."""
+        found: list[dict[str, Any]] = self.evaluation["snn"]
+        return found
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether each layer goes through all its timesteps before the next: figures of T are then of a run of T timesteps."""
+        return bool(self.converted and self.section["recipe"].get("schedule") == "layer-synchronous")
+
+
+def read_artifacts(folders: Sequence[Path]) -> list[Artifact]:
+    """The models in folders, each with its evaluation.
+
+    Raises:
+        ArtifactError: a folder holds no model or no whole evaluation of it, or they are not of one model and one set of images.
+    """
+    artifacts = [_read(folder) for folder in folders]
+    for one, other in combinations(artifacts, 2):
+        _check_comparable(one, other)
+    names = [artifact.name for artifact in artifacts]
+    return [replace(a, name=a.name if names.count(a.name) == 1 else str(a.folder)) for a in artifacts]
+
+
+def _read(folder: Path) -> Artifact:
+    if is_artifact(folder) or not is_model_folder(folder):
+        config = read_config(folder)
+        plan = _json(folder / "conversion.json", "convert the model again", list)
+    else:
+        config, plan = _json(folder / "config.json"), []
+    run = _json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    demo = config["vit2snn"]["source"] == "demo" if "vit2snn" in config else run.get("data", "") is None
+    again = f"run: vit2snn evaluate {shlex.quote(str(folder))}{'' if demo else ' --data DATA'}"
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise ArtifactError(f"{str(folder)!r} holds no evaluation", again)
+    evaluation = _json(path, again)
+    _check_parts(evaluation, "vit2snn" in config, folder, again)
+    _check_finite(evaluation, folder, again)
+    return Artifact(folder, folder.resolve().name, config, evaluation, plan, run)
+
+
+def _json(path: Path, hint: str = "", kind: type = dict) -> Any:
+    """A document whose outermost value is of that kind."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{str(path)!r} cannot be read: {error}", hint) from error
+    if not isinstance(found, kind):
+        raise ArtifactError(f"{str(path)!r} holds a {type(found).__name__} where a {kind.__name__} was expected", hint)
+    return found
+
+
+def _check_parts(evaluation: dict[str, Any], converted: bool, folder: Path, again: str) -> None:
+    """Refuse an evaluation that an older vit2snn wrote, and a damaged one."""
+    for part in ("images", "digest", "snn", "audit", "costs", *(("ann", "calibration") if converted else ())):
+        if not evaluation.get(part):
+            raise ArtifactError(f"the evaluation in {str(folder)!r} has no {part!r}: an older vit2snn wrote it", again)
+    for path, fields in REQUIRED.items():
+        rows: Any = evaluation
+        for key in path:
+            rows = rows.get(key, []) if isinstance(rows, dict) else None
+        if not isinstance(rows, list):
+            raise ArtifactError(f"the evaluation in {str(folder)!r} has no list of {'.'.join(path)!r}", again)
+        expected = (*fields, *BESIDE_ANN) if converted and path == ("snn",) else fields
+        for row in rows:
+            missing = [field for field in expected if not isinstance(row, dict) or field not in row]
+            if missing:
+                raise ArtifactError(f"a row of {'.'.join(path)!r} in {str(folder)!r} has no {missing[0]!r}", again)
+
+
+def _check_finite(evaluation: dict[str, Any], folder: Path, again: str) -> None:
+    """Refuse an evaluation that holds numbers which are not finite: those of the curve are named by their timestep."""
+    curve = ((f"{field} at timestep {p['timestep']}", value) for p in evaluation["snn"] for field, value in _infinite(p))
+    for field, value in chain(curve, _infinite(evaluation)):
+        raise ArtifactError(f"the evaluation in {str(folder)!r} has {value} for {field}: expected a finite number", again)
+
+
+def _infinite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Where there are numbers that are not finite, and which."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _infinite(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _infinite(item, f"{path}[{index}]")
+
+
+def _check_comparable(one: Artifact, other: Artifact) -> None:
+    """Refuse to draw different models, or accuracies on different images, beside each other."""
+    for (what, first), second in zip(_identity(one).items(), _identity(other).values(), strict=True):
+        if first != second:
+            raise ArtifactError(
+                f"{str(one.folder)!r} and {str(other.folder)!r} differ in the {what}: {first} and {second}",
+                f"report on them one by one: vit2snn report {shlex.quote(str(one.folder))}",
+            )
+
+
+def _identity(artifact: Artifact) -> dict[str, str]:
+    """What artifacts that are compared have in common."""
+    return {
+        "model": f"{artifact.source} ({artifact.config['architecture']})",
+        "arguments of the model": json.dumps(artifact.config.get("model_args", {}), sort_keys=True),
+        "scored images (digest)": str(artifact.evaluation["digest"]),
+    }
