@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from vit2snn import __version__
-from vit2snn.commands import audit, conversion, evaluation, finetuning, training, zoo
+from vit2snn.commands import audit, conversion, evaluation, finetuning, report, training, zoo
 from vit2snn.commands.shared import emit
 from vit2snn.errors import Vit2SnnError
 
@@ -68,8 +68,8 @@ def env(as_json: bool) -> None:
 
 
 for command in (
-    conversion.convert, evaluation.evaluate, audit.audit, finetuning.finetune, conversion.fold, conversion.inspect,
-    conversion.demo, training.train, zoo.zoo,
+    conversion.convert, evaluation.evaluate, audit.audit, report.report, finetuning.finetune, conversion.fold,
+    conversion.inspect, conversion.demo, training.train, zoo.zoo,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,14 @@ from vit2snn.commands.training import (
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vit2snn.convert import SpikingModel
     from vit2snn.data import ImageSource
     from vit2snn.finetune import Distillation
 
 AUGMENTATION = ("scale", "hflip", "aa", "reprob", "mixup", "cutmix", "no_aug")
+EXIT_IMAGES = 128  # on which early exits are calibrated
 IDENTITY = ("loss", "temperature", "label_smoothing", "timesteps", "teacher", "new_lr", "layer_decay", *AUGMENTATION)
 
 
@@ -87,6 +88,7 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     vit2snn finetune deit-snn --data imagenet --loss soft=1,features=0.5 --epochs 3 -o deit-tuned
     """
     from vit2snn import load
+    from vit2snn.convert import exit_table
     from vit2snn.convert.artifact import is_artifact, read_config, versions
     from vit2snn.data import training_images
 
@@ -114,12 +116,21 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
         run = {
             "command": sys.argv, "model": str(model), "data": options["data"], **settings, **document, "versions": versions(),
         }  # fmt: skip
+        snn.exits = exit_table(snn.eval(), _plain_images(snn, images, options["seed"], device))
         snn.save(out, source=source, overwrite=options["overwrite"], records={"run.json": run})
         loss = "" if summary.loss is None else f", loss {summary.loss:.4g}"
         emit(as_json, {"out": str(out), **document}, f"{summary.updates} updates{loss}, {summary.seconds:.0f} s, in {out}")
         data = f" --data {options['data']}" if options["data"] else ""
         click.echo(f"score it with: vit2snn evaluate {out}{data}", err=True)
     finish_training(out)
+
+
+def _plain_images(snn: SpikingModel, source: ImageSource, seed: int, device: Any) -> Iterator[Tensor]:
+    """Some of the training images as they are scored, batch by batch."""
+    from vit2snn.data import batches, prepared
+
+    for images, _ in batches(prepared(snn.network, source, count=EXIT_IMAGES, seed=seed), 32):
+        yield images.to(device)
 
 
 def _objective(snn: SpikingModel, original: nn.Module, options: Mapping[str, Any]) -> Distillation:

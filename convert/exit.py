@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spiking.shards import collected
+
 
 def confidence(logits: Tensor) -> Tensor:
     """The largest class probability, ``[..., classes]`` to ``[...]``."""
@@ -31,6 +33,12 @@ class ExitTable:
         """From the logits after each timestep, ``[T, N, classes]``."""
         guesses = readout.argmax(-1)
         return cls(confidence(readout), guesses == guesses[-1])
+
+    def over_processes(self) -> ExitTable:
+        """With the images of all processes of the group."""
+        columns = collected(zip(self.sure.T.tolist(), self.stays.T.tolist(), strict=True))
+        sure, stays = zip(*columns, strict=True)
+        return ExitTable(torch.tensor(sure).T.contiguous(), torch.tensor(stays).T.contiguous())
 
     def thresholds(self, wanted: float) -> Tensor:
         """The least confidence at which to stop after each timestep, ``[T]``.

@@ -153,7 +153,10 @@ class SpikingModel(nn.Module):
                     "a layer-synchronous network has no early exits: its layers take their timesteps one after another",
                     "convert the ANN with another recipe",
                 )
-            raise ModelError("this network has no calibration of early exits", "call vit2snn.convert.calibrate_exits")
+            raise ModelError(
+                "this network has no calibration of early exits",
+                "convert the ANN again, or set exits = vit2snn.convert.exit_table(snn, batches)",
+            )
         return self.exits.thresholds(confidence)
 
     @torch.no_grad()
@@ -243,27 +246,22 @@ def to_spiking(
         recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
     snn = _fitted(model, recipe, batches)
     snn.calibrated_on = shards.collected(batches.digests)
-    calibrate_exits(snn, batches)
+    own = exit_table(snn, batches)
+    snn.exits = own and own.over_processes()
     return snn
 
 
 @torch.no_grad()
-def calibrate_exits(snn: SpikingModel, batches: Iterable[Tensor]) -> None:
-    """Note how sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.anytime`; over all processes of a group.
+def exit_table(snn: SpikingModel, batches: Iterable[Tensor]) -> ExitTable | None:
+    """How sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.exits`.
 
-    `to_spiking` does so with the calibration images. It has to be done again for a network that was trained since. A
-    layer-synchronous network has no exits, nor has one that is no classifier.
+    `to_spiking` sets it from the calibration images; for a network that was trained since it has to be made again. None for a
+    layer-synchronous network, and for one that is no classifier.
     """
-    snn.exits = None
     if snn.recipe.synchronous:
-        return
+        return None
     readout = torch.cat([snn(images, chunk=1) for images in batches], 1).cpu()
-    if readout.ndim != 3:
-        return
-    own = ExitTable.of(readout)
-    images = shards.collected(zip(own.sure.T.tolist(), own.stays.T.tolist(), strict=True))
-    sure, stays = zip(*images, strict=True)
-    snn.exits = ExitTable(torch.tensor(sure).T.contiguous(), torch.tensor(stays).T.contiguous())
+    return ExitTable.of(readout) if readout.ndim == 3 else None
 
 
 def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:

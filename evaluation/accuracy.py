@@ -261,7 +261,7 @@ def evaluate(
         if exits:
             exits.add(readout, ann, y, energy(meter.spent()))
     logits.join()
-    costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous, observer)
+    costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous, observer.over_processes())
     latency = depth(snn.network, snn.input_size) if snn.recipe.synchronous else 1
     scored = sorted(collected(digests))
     points = tuple(logits.point(t, costs, latency) for t in reported)
@@ -274,7 +274,7 @@ def evaluate(
         points=points,
         modules=modules,
         costs=costs,
-        audit=Audit.of(costs, observer.over_processes().images),
+        audit=Audit.of(costs, observer.images),
         exit=exits.finished(exit_confidence, logits.images, reference.energy()) if exits and exit_confidence else None,
         advice=tuple(advise(points, ann_top1, modules, snn.recipe)),
     )

@@ -1,4 +1,4 @@
-"""What to do about a conversion that is not good enough: findings of an evaluation, the gravest first, and the remedy for each."""
+"""What to do about a conversion that is not good enough: findings of an evaluation, the gravest first, with a remedy for each."""
 
 from __future__ import annotations
 

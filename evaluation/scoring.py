@@ -111,7 +111,8 @@ def score(
     if not fewest:
         raise DataError("there are no images to score")
     if shared:
-        images, right, meter = int(total(torch.tensor(images))), total(right), meter.over_processes()
+        images, right = int(total(torch.tensor(images))), total(right)
+        meter, observer = meter.over_processes(), observer.over_processes()
     costs = Costs.of(meter, Dense.of(observer.tallies), observed=observer)
     operations, energy, spikes = costs.so_far().sum(1), costs.energy(), costs.spikes_per_neuron()
     points = (

@@ -89,7 +89,7 @@ def copies_for(neuron: CodedNeuron) -> int:
     steps = 1 / ratios.double().log2()
     whole = steps.round()
     if bool(((steps - whole).abs() < 1e-3).all()):
-        return len({Fraction(part, int(m)) for m in whole.unique() for part in range(int(m))})
+        return len({Fraction(k % int(m), int(m)) for m in whole.unique() for k in range(neuron.alphabet.levels)})
     return neuron.alphabet.levels
 
 

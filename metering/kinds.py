@@ -58,6 +58,8 @@ def spikes_in(values: Tensor) -> Tensor | None:
 
     An integer n is |n| spikes, and a value of the only magnitude there is one.
     """
+    if not values.numel():
+        return values
     sample = values.flatten()[:4096].abs()
     if not torch.equal(sample, sample.round()) and len(sample[sample != 0].unique()) > 1:
         return None  # most numbers are told by their first few

@@ -10,7 +10,9 @@ An accumulate is counted where a spike arrives, and nowhere else:
   (shifted) value of k where that is not 0, and the other way round. A calibrated bias is no spike, so its products are
   multiplications. If the spikes need m stored versions of the other operand (ratio 2^(1/m)), each change of that one is one
   addition in each further version.
-* Numbers that are no spikes are multiplied: multiply-accumulates of the whole operation, zeros included.
+* Numbers that are no spikes are multiplied: multiply-accumulates of the whole operation, zeros included. Whether an operand
+  that comes from no coded neuron is spikes is judged on all that a call gets, so an all-zero image among others' numbers counts
+  as numbers, and alone it costs nothing.
 
 Batch normalisations and other constant factors fold into weights or thresholds, and cost nothing. Additions of residual streams
 and the neurons' own dynamics are not counted, neither here nor in the ANN.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -29,11 +31,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..spiking import CodedNeuron, Event, Hadamard, Neuron, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, neurons, probing
-from ..spiking.calls import tensors_in
-from ..spiking.shards import total
+from ..spiking.calls import FUSED, MATRIX, tensors_in
+from ..spiking.shards import collected, total
 from . import charges
 from .decoded import Decoded, Update, copies_for, fires, shaped, updates
-from .kinds import EXACT, spikes_in
+from .kinds import EXACT, join, spikes_in
 from .signals import Call, Signals
 from .tally import OperationKind, Stream, Tally, padded
 
@@ -123,8 +125,10 @@ class Meter(Signals):
     def over_processes(self) -> Meter:
         """This meter, with the counts of all processes of the group."""
         self.images = int(total(torch.tensor(self.images)))
-        for stream in self._all_streams():
+        streams = list(self._all_streams())
+        for stream, *kinds in zip(streams, *collected([[stream.kind for stream in streams]]), strict=True):
             stream.spikes = total(stream.spikes)
+            stream.kind = reduce(join, (kind for kind in kinds if kind)) if any(kinds) else None
         for tally in self._tallies.values():
             tally.accumulates, tally.multiplies = total(tally.accumulates), total(tally.multiplies)
         return self
@@ -199,6 +203,8 @@ class Meter(Signals):
         self._numbers[-1] += bool(kind) or reduces
         if reduces:
             self._reduce(call)
+        elif call.name in FUSED:
+            self._fused(call)
         elif kind in ("weighted", "product"):
             tally = self._tally(call.name, kind, call.operands[signals[0]], call.result, call.macs, len(signals))
             if kind == "weighted":
@@ -310,11 +316,17 @@ class Meter(Signals):
             with torch.inference_mode(False), torch.enable_grad():
                 one = torch.zeros_like(call.operands[position][:1], dtype=torch.float64).requires_grad_()
                 stand_ins = [one if index == position else torch.ones_like(operand, dtype=torch.float64)
-                             for index, operand in enumerate(call.operands)]  # fmt: skip
+                             for index, operand in enumerate(self._of_one_image(call, position))]  # fmt: skip
                 (reach,) = torch.autograd.grad(_again(self._call, stand_ins).sum(), one)
             least, most = torch.aminmax(reach)
             self._reached[key] = float(least) if least == most else reach
         return self._reached[key]
+
+    def _of_one_image(self, call: Call, position: int) -> list[Tensor]:
+        """The tensors of a call; of those that were repeated for each image, as a learned query is, the first part."""
+        operand = call.operands[position]
+        repeated = [call.name in MATRIX and other.ndim > 2 and other.shape[0] == len(operand) for other in call.operands]
+        return [other[:1] if again else other for other, again in zip(call.operands, repeated, strict=True)]
 
     def _multiply(self, call: Call, positions: tuple[int, ...], tally: Tally) -> None:
         """Two signals meet."""
@@ -354,9 +366,9 @@ class Meter(Signals):
             self._add(tally, self._meetings(call, positions, held[0], sent[1]))
             for index, (mine, update, partner) in enumerate(((first, one, second), (second, other, first))):
                 if partner.copies > 1:
-                    changed = update.count
-                    if update.bias is not None:
-                        changed = torch.full_like(changed, tally.operands[index].elements)
+                    # Each further version changes with each spike, and with the bias.
+                    moved = 0.0 if update.bias is None else float(fires(update.bias).expand(update.after.shape).sum())
+                    changed = update.count + moved / self._share(pair[index])
                     self._add(tally, (partner.copies - 1) * changed)
                 if update.bias is not None:
                     self._add(tally, *self._of_bias(call, positions, index, mine, update))
@@ -375,9 +387,10 @@ class Meter(Signals):
             return 0.0, float(tally.macs)
         bias = decoded.seen(update.bias.to("meta").expand(update.after.shape))
         sizes = [1 if stride == 0 else size for size, stride in zip(bias.shape, bias.stride(), strict=True)]
+        sizes[0] = len(bias) // self._share(call.operands[positions[index]])  # windows, of which each has its own products
         free = call.operands[positions[1 - index]].shape[(-2, -1)[1 - index]]
         alike = sizes[(-1, -2)[index]] == 1
-        return float(alike * tally.operands[1 - index].elements), float(math.prod(sizes[1:]) * free)
+        return float(alike * tally.operands[1 - index].elements), float(math.prod(sizes) * free)
 
     def _meetings(self, call: Call, positions: tuple[int, ...], first: Tensor, second: Tensor) -> Tensor:
         """How often a unit of ``first`` meets one of ``second`` in the products of the call, ``[T, B]``."""
@@ -389,6 +402,25 @@ class Meter(Signals):
         both = dict(zip(positions, (first.double(), second.double()), strict=True))
         stand_ins = [both.get(index, torch.zeros_like(other)) for index, other in enumerate(call.operands)]
         return self._by_image(_again(self._call, stand_ins), operand)
+
+    def _fused(self, call: Call) -> None:
+        """Attention in one call, on numbers: two products, and the softmax between them."""
+        query, key, value = call.operands[:3]
+        share, inner = self._share(query), query.shape[-1]
+        scores, attended = query[..., 0].numel() * key.shape[-2] // share, call.result.numel() // share
+        sizes = [tensor.numel() // share for tensor in (query, key, value)]
+        parts: list[tuple[str, OperationKind, int, list[int], int]] = [
+            ("matmul", "product", scores * inner, sizes[:2], scores),
+            ("softmax", "function", 0, [scores], scores),
+            ("matmul", "product", attended * key.shape[-2], [scores, sizes[2]], attended),
+        ]
+        for function, kind, macs, elements, outputs in parts:
+            streams = [Stream(elements=count) for count in elements]
+            tally = self._tallies.setdefault(self._key(), Tally(self.owner(), function, kind, macs, streams, 0, outputs))
+            for stream in tally.operands:
+                stream.add(self._time()[0], torch.full((self._time()[1], self._shown), float(stream.elements)))
+            self._add(tally, multiplies=float(macs or charges.FUNCTION_MACS * outputs))
+            self._numbers[-1] += 1
 
     def _reduce(self, call: Call) -> None:
         """A sum: of spikes, it is an accumulate for each; and what receives a mean reads sums."""

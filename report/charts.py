@@ -38,7 +38,7 @@ def curves(artifacts: Sequence[Artifact]) -> go.Figure:
         figure.update_yaxes(title_text=title, autorangeoptions_include=_around(artifacts, field), row=row, col=1)
     times = _times(point["timestep"] for artifact in artifacts for point in artifact.points)
     if artifacts[0].converted:
-        for accuracy in {artifact.evaluation["ann"]["top1"]: None for artifact in artifacts}:
+        for accuracy in dict.fromkeys(artifact.evaluation["ann"]["top1"] for artifact in artifacts):
             figure.add_trace(_ann_line(times, accuracy), 1, 1)
     _dress(figure, 540 if len(shown) > 1 else 360)
     figure.update_xaxes(_time_axis(times) | {"title_text": ""})
@@ -230,7 +230,7 @@ def _dress(figure: go.Figure, height: int) -> go.Figure:
         height=height,
         margin={"l": 8, "r": 12, "t": 24, "b": 8, "pad": 2},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "var(--text)"},
-        paper_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor="var(--page)",
         plot_bgcolor="rgba(0,0,0,0)",
         hoverlabel={"bgcolor": "var(--panel)", "bordercolor": "var(--line)", "font": {"color": "var(--text)"}},
         hovermode="closest",

@@ -16,14 +16,19 @@ from ..convert.folder import is_model_folder
 from ..errors import ArtifactError
 
 REQUIRED: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("snn",): ("timestep", "top1", "energy", "spikes_per_neuron"),
+    ("ann",): ("top1",),
+    ("calibration",): ("images", "scored"),
+    ("snn",): ("timestep", "top1", "energy"),
+    ("exit",): ("top1", "energy", "timesteps"),
     ("modules",): ("name", "module", "relative_error", "spikes_per_neuron", "saturation", "dead"),
+    ("advice",): ("finding", "action"),
+    ("audit",): ("sentence", "additions", "timesteps", "images", "operations"),
     ("audit", "operations"): ("module", "function", "operands", "copies", "accumulates", "multiplies", "addition_only"),
+    ("costs",): ("neurons", "energy", "convention_uj", "memory_estimate_uj"),
     ("costs", "neurons"): ("neuron", "kind", "rate"),
     ("costs", "energy"): ("name", "snn_uj", "ann_uj"),
-    ("advice",): ("finding", "action"),
 }
-"""What each row of a list in ``evaluation.json`` has, by the path of the list."""
+"""Fields of a part of ``evaluation.json``, or of each row where the part is a list; parts may be missing."""
 
 BESIDE_ANN = ("agreement", "latency")
 """What a row of the curve of a converted network has too."""
@@ -125,16 +130,14 @@ def _check_parts(evaluation: dict[str, Any], converted: bool, folder: Path, agai
         if not evaluation.get(part):
             raise ArtifactError(f"the evaluation in {str(folder)!r} has no {part!r}: an older vit2snn wrote it", again)
     for path, fields in REQUIRED.items():
-        rows: Any = evaluation
+        found: Any = evaluation
         for key in path:
-            rows = rows.get(key, []) if isinstance(rows, dict) else None
-        if not isinstance(rows, list):
-            raise ArtifactError(f"the evaluation in {str(folder)!r} has no list of {'.'.join(path)!r}", again)
+            found = found.get(key) or []
         expected = (*fields, *BESIDE_ANN) if converted and path == ("snn",) else fields
-        for row in rows:
+        for row in found if isinstance(found, list) else [found]:
             missing = [field for field in expected if not isinstance(row, dict) or field not in row]
             if missing:
-                raise ArtifactError(f"a row of {'.'.join(path)!r} in {str(folder)!r} has no {missing[0]!r}", again)
+                raise ArtifactError(f"{'.'.join(path)!r} of the evaluation in {str(folder)!r} has no {missing[0]!r}", again)
 
 
 def _check_finite(evaluation: dict[str, Any], folder: Path, again: str) -> None:

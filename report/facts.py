@@ -12,6 +12,9 @@ from .documents import Artifact
 MAIN = ("attention", "mlp", "norm", "coding", "schedule", "levels")
 """Recipe fields that tell most about a recipe without a name."""
 
+COMMON = ("blocks", "stages", "branch", "spiking_attention", "neuron")
+LETTERS = 22
+
 
 def facts(artifact: Artifact) -> list[str]:
     """What was made of what, and scored on what."""
@@ -88,5 +91,6 @@ def percent(share: float) -> str:
 
 
 def short(name: str) -> str:
-    """A neuron's or block's name without what all have in common."""
-    return name.removeprefix("blocks.").removesuffix(".neuron").replace("spiking_attention.", "") or "(model)"
+    """A neuron's or block's name for a chart: without words that many have in common, and of few letters."""
+    brief = ".".join(part for part in name.split(".") if part not in COMMON) or name
+    return brief if len(brief) <= LETTERS else f"{brief[: LETTERS // 3]}…{brief[-2 * LETTERS // 3 :]}"

@@ -31,9 +31,7 @@ def report_page(artifacts: Sequence[Artifact]) -> str:
     return Template(read["html"]).substitute(
         title=html([element("title", title)]),
         heading=html([element("h1", title)]),
-        body=html(
-            [_overview(artifacts), *_comparison(artifacts), *(_details(artifact, closable=many) for artifact in artifacts)]
-        ),
+        body=html([_overview(artifacts), *_comparison(artifacts), *_details(artifacts)]),
         style=read["css"],
         plotly=get_plotlyjs(),
         script=read["js"],
@@ -61,7 +59,8 @@ def _comparison(artifacts: Sequence[Artifact]) -> list[Element]:
     runs = [artifact.name for artifact in artifacts if artifact.synchronous]
     told = [f"{RUNS} (So in {', '.join(runs)}.)"] if runs else []
     over_time = _chart(charts.curves(artifacts), "accuracy against timesteps", *told)
-    told = ["Points are timesteps, from the first at the left; stars are early exits."]
+    stars = "; stars are early exits" if any(artifact.evaluation.get("exit") for artifact in artifacts) else ""
+    told = [f"Points are timesteps, from the first at the left{stars}."]
     over_energy = _chart(charts.energy_and_accuracy(artifacts), "accuracy against energy", *told)
     energies = element("div", tables.energies(artifacts), element("p", ESTIMATE, class_="note"))
     place = "beside" if len(artifacts) == 1 else "below"
@@ -71,9 +70,20 @@ def _comparison(artifacts: Sequence[Artifact]) -> list[Element]:
     ]
 
 
-def _details(artifact: Artifact, closable: bool) -> Element:
-    """All about one artifact; one of several can be closed."""
-    sections = [
+def _details(artifacts: Sequence[Artifact]) -> list[Element]:
+    """All about each artifact; of several, all but the first are closed at first."""
+    if len(artifacts) == 1:
+        return _sections(artifacts[0])
+    boxes = [
+        element("details", element("summary", element("h2", artifact.name)), *_sections(artifact), class_="artifact")
+        for artifact in artifacts
+    ]
+    boxes[0].set("open", "")
+    return boxes
+
+
+def _sections(artifact: Artifact) -> list[Element]:
+    return [
         *_firing(artifact),
         *_modules(artifact),
         *_diagnosis(artifact),
@@ -81,9 +91,6 @@ def _details(artifact: Artifact, closable: bool) -> Element:
         *_plan(artifact),
         _record(artifact),
     ]
-    if not closable:
-        return element("div", *sections)
-    return element("details", element("summary", element("h2", artifact.name)), *sections, class_="artifact")
 
 
 def _firing(artifact: Artifact) -> list[Element]:

@@ -18,34 +18,29 @@ def energies(artifacts: Sequence[Artifact]) -> Element:
     reference = "ANN" if artifacts[0].converted else dense(artifacts[0])
     several = len(artifacts) > 1
     names = [element("th", a.name, colspan="2", scope="colgroup", class_="number group") for a in artifacts] if several else []
-    under = [
-        element("th", text, scope="col", class_="number") for a in artifacts for text in (f"SNN, T = {_last(a)}", reference)
-    ]
+    pairs = [(f"SNN, T = {artifact.evaluation['audit']['timesteps']}", reference) for artifact in artifacts]
+    under = [element("th", text, scope="col", class_="number") for pair in pairs for text in pair]
     top = [element("tr", element("th", "µJ for an image", rowspan="2", scope="col"), *names), element("tr", *under)]
     head = top if several else [element("tr", element("th", "µJ for an image", scope="col"), *under)]
-    compute, memory = [], []
-    for index, model in enumerate(artifacts[0].evaluation["costs"]["energy"]):
-        rows = [a.evaluation["costs"]["energy"][index] for a in artifacts]
-        compute.append(_row(model["name"], [_micro(value) for row in rows for value in (row["snn_uj"][-1], row["ann_uj"])]))
     costs = [artifact.evaluation["costs"] for artifact in artifacts]
+    by_name = [{model["name"]: model for model in cost["energy"]} for cost in costs]
+    common = [name for name in by_name[0] if all(name in models for models in by_name)]
+    compute = [
+        _row(name, [_micro(uj) for models in by_name for uj in (models[name]["snn_uj"][-1], models[name]["ann_uj"])])
+        for name in common
+    ]
     compute.append(_row("convention of the papers", [text for cost in costs for text in (_micro(cost["convention_uj"]), "—")]))
-    estimates = [cost["memory_estimate_uj"] for cost in costs]
-    memory.append(_row("least to most", [_range(estimate[which]) for estimate in estimates for which in ("snn", "ann")]))
+    estimates = [_range(cost["memory_estimate_uj"][which]) for cost in costs for which in ("snn", "ann")]
     width = str(1 + 2 * len(artifacts))
     return _scrolling(
         element(
             "table",
             element("thead", *head),
             element("tbody", _heading("compute only", width), *compute),
-            element("tbody", _heading("memory traffic, an estimate", width), *memory),
+            element("tbody", _heading("memory traffic, an estimate", width), _row("least to most", estimates)),
         ),
         "energy by model",
     )
-
-
-def _last(artifact: Artifact) -> int:
-    """The last timestep that costs are known of; the curve may report fewer."""
-    return len(artifact.evaluation["costs"]["energy"][0]["snn_uj"])
 
 
 def _heading(text: str, width: str) -> Element:

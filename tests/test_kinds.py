@@ -88,7 +88,7 @@ def test_a_constant_factor_changes_no_kind_but_integers(kind: Kind, factor: floa
     found = observe(values)
     if kind == "integer" and factor != round(factor):
         assert found == "analog"
-    elif kind == "power-of-two" and torch.equal(values, values.round()):
+    elif kind in ("power-of-two", "analog") and torch.equal(values, values.round()):
         assert found == "integer"
     else:
         assert found == kind

@@ -243,12 +243,12 @@ def test_counts_of_an_image_depend_on_no_other_image_and_no_chunk(kind: str) -> 
         assert [tally.accumulates.tolist() for tally in other.tallies] == [t.accumulates.tolist() for t in whole.tallies]
 
 
-def test_a_dark_image_among_numbers_is_counted_as_it_is_alone() -> None:
-    """A layer on numbers multiplies zeros, whoever else is in the batch."""
+def test_a_dark_image_among_numbers_is_counted_as_numbers() -> None:
+    """What is a spike is judged on all that a layer gets, so such an image costs nothing only where it is alone."""
     network, frames = nn.Sequential(Sends(), nn.Linear(6, 5)), torch.randn(1, 2, 1, 4, 6)
     frames[0, 1] = 0
-    alone = [spent(metered(network, frames[:, i : i + 1]))[0][0] for i in range(2)]
-    assert spent(metered(network, frames)) == [alone]
+    assert spent(metered(network, frames)) == [[(0, 4 * 6 * 5)] * 2]
+    assert spent(metered(network, frames[:, 1:])) == [[(0, 0)]]
 
 
 def test_several_runs_add_up() -> None:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
-import timm
 import torch
 from bruteforce import (
     Sends,
     by_convolution,
-    by_linear,
-    dense_convolution,
-    dense_linear,
+    check,
+    counted,
     either,
-    firing,
     flat,
     flipped,
     metered,
-    product,
     spent,
     spikes,
-    together,
-    whole,
 )
-from conftest import enliven
+from conftest import enliven, make_vit
 from torch import Tensor, nn
 
+from vit2snn.convert import Recipe, to_spiking
 from vit2snn.metering import Meter
 from vit2snn.spiking import (
     LIF,
@@ -52,119 +46,6 @@ from vit2snn.spiking import (
 )
 
 T, B = 3, 2
-Heard = dict[str, list[tuple[Tensor, Tensor]]]
-Counts = dict[str, list[list[list[tuple[int, int]]]]]  # of each module's operations, of each timestep and image
-
-
-@torch.no_grad()
-def counted(network: nn.Module, clock: Any, images: int, run: Callable[[], object]) -> Counts:
-    """All operations of a run in chunks of one timestep, by module."""
-    heard: dict[int, Heard] = defaultdict(lambda: defaultdict(list))
-
-    def hear(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        heard[clock.elapsed][name].append((inputs[0], output))
-
-    handles = [module.register_forward_hook(partial(hear, name)) for name, module in network.named_modules()]
-    run()
-    for handle in handles:
-        handle.remove()
-    counts: Counts = {}
-    for t, at in heard.items():
-        for name, module in network.named_modules():
-            if name in at:
-                operations = [_of_image(name, module, at, i, images) for i in range(images)]
-                for index in range(len(operations[0])):
-                    table = counts.setdefault(name, [])
-                    if len(table) <= index:
-                        table.append([[(0, 0)] * images for _ in range(len(heard))])
-                    table[index][t] = [operation[index] for operation in operations]
-    return counts
-
-
-def _of_image(name: str, module: nn.Module, at: Heard, i: int, images: int) -> list[tuple[int, int]]:
-    """(accumulates, multiply-accumulates) of each operation of a module, in one timestep."""
-
-    def out(child: str, call: int = -1) -> Tensor:
-        return at[f"{name}.{child}"][call][1][i]
-
-    found = []
-    for x, _ in at[name]:
-        parts = x.unflatten(0, (images, -1))[i].tolist()
-        if isinstance(module, nn.MaxPool2d):
-            found.append((firing(parts) if whole(x.tolist()) else len(flat(parts)), 0))
-        elif isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Linear)):
-            linear = isinstance(module, nn.Linear)
-            sparse, dense = (by_linear, dense_linear) if linear else (by_convolution, dense_convolution)
-            added = whole(x.tolist())
-            by: Any = sparse if added else dense
-            count = sum(by(module, part) for part in parts)
-            found.append((count, 0) if added else (0, count))
-    if found:
-        return found
-    if isinstance(module, (SpikingSelfAttention, ExpertMixtureAttention)):
-        shared = isinstance(module, ExpertMixtureAttention)
-        k, v = (out(side).flatten(1) for side in ("key", "value"))
-        heads = 1 if shared else module.num_heads
-        q, k, v = out("interaction").tolist(), *(side.unflatten(0, (heads, -1)).tolist() for side in (k, v))
-        products = _attend(q, k, v)
-        if shared:
-            gated = out("router").flatten(1).unsqueeze(1) * out("neuron")
-            products += [firing(gated.tolist()), spikes(gated.tolist())]
-        return [(count, 0) for count in products]
-    if isinstance(module, ExpertMixturePerceptron):
-        return [(together(out("router").tolist(), out("expand").chunk(2)[1].tolist()), 0)]
-    if isinstance(module, SpikeDrivenSelfAttention):
-        k, v = out("key").flatten(1), out("value").flatten(1)
-        if isinstance(module.erode, nn.MaxPool2d):
-            k, v = out("erode", 0).flatten(1), out("erode", 1).flatten(1)
-        both = (k * v).unflatten(0, (module.num_heads, -1))
-        summed = out("erode", 2) if isinstance(module.erode, nn.MaxPool2d) else both
-        q, mask = out("interaction"), out("neuron")
-        return [(firing(both.tolist()), 0), (spikes(summed.tolist()), 0), (firing((q * mask).tolist()), 0)]
-    if isinstance(module, (QKTokenAttention, QKMixedAttention)):
-        q, k = out("interaction"), out("key").flatten(1).unflatten(0, (module.num_heads, -1))
-        if isinstance(module, QKTokenAttention):
-            pairs = [(q, k, out("neuron"))]
-        else:
-            half = module.num_heads // 2
-            pairs = [(q[:half], k[:half], out("token_neuron")), (q[half:], k[half:], out("channel_neuron"))]
-        return [
-            (count, 0)
-            for query, key, bit in pairs
-            for count in (spikes(query.tolist()), together(bit.expand_as(key).tolist(), key.tolist()))
-        ]
-    return []
-
-
-def _attend(q: Any, k: Any, v: Any) -> list[int]:
-    """The two products of v kᵀ q, in the order that takes less; matrices by head, of channels by tokens."""
-    first, second = [], []
-    if len(q[0][0]) > len(q[0]):
-        mixed = [product(value, flipped(key)) for key, value in zip(k, v, strict=True)]
-        first = [either(value, flipped(key)) for key, value in zip(k, v, strict=True)]
-        second = [either(mixed[head % len(mixed)], query) for head, query in enumerate(q)]
-    else:
-        for head, query in enumerate(q):
-            first.append(either(flipped(k[head % len(k)]), query))
-            second.append(either(v[head % len(v)], product(flipped(k[head % len(k)]), query)))
-    return [min(sum(option) for option in zip(*counts, strict=True)) for counts in (first, second)]
-
-
-def check(meter: Meter, counts: Counts) -> None:
-    tallies = defaultdict(list)
-    for tally in meter.tallies:
-        tallies[tally.module].append(tally)
-    assert {name: len(found) for name, found in tallies.items()} == {name: len(c) for name, c in counts.items()}
-    for name, operations in counts.items():
-        for tally, by_hand in zip(tallies[name], operations, strict=True):
-            expected = [[sum(image[kind] for image in images) for images in by_hand] for kind in (0, 1)]
-            assert [tally.accumulates.tolist(), tally.multiplies.tolist()] == expected, f"{name} {tally.function}"
-    every = [operation for operations in counts.values() for operation in operations]
-    images = range(len(every[0][0]))
-    assert spent(meter) == [
-        [tuple(sum(operation[t][i][kind] for operation in every) for kind in (0, 1)) for i in images]
-        for t in range(len(every[0]))
-    ]
 
 
 def lively(module: nn.Module, frames: Tensor) -> nn.Sequential:
@@ -288,52 +169,21 @@ def test_tokens_on_a_grid_and_tokens_apart_from_it() -> None:
     assert spent(metered(nn.Sequential(Sends(), conv), frames)) == counts
 
 
-ZOO: dict[str, dict[str, Any]] = {
-    "qkformer_10_384": {"dims": (8, 16, 32), "depths": (1, 1, 1), "num_heads": 4, "mlp_ratio": 2},
-    "qkformer_4_384_cifar10": {"dims": (8, 16), "depths": (1, 1), "attention": ("qk-mixed", "qk-channel"), "num_heads": 4},
-    "qkformer_2_256_dvs128": {"dims": (8, 16), "num_heads": 4},
-    "spikformer_8_384": {"dim": 16, "depth": 2, "num_heads": 4},
-    "spikformer_4_384_cifar10": {"dim": 16, "depth": 1, "num_heads": 4},
-    "sdt_8_384": {"dim": 16, "depth": 1},
-    "sdt_2_256_dvs128": {"dim": 16, "depth": 1},
-    "spikingformer_8_384": {"dim": 16, "depth": 1, "num_heads": 4},
-    "semm_spikformer_4_384_cifar10": {"dim": 16, "depth": 1, "expert_dim": 8},
-    "semm_sdt_8_512": {"dim": 16, "depth": 1, "expert_dim": 8},
-    "semm_spikingformer_4_384_cifar10": {"dim": 16, "depth": 1, "expert_dim": 8},
-    "tim_2_256_cifar10dvs": {"dim": 16, "depth": 1, "num_heads": 4, "img_size": 32},
-    "autost_4_384_cifar100": {"dim": 16, "num_heads": (4,), "mlp_ratios": (2,)},
-}
-
-
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"attention": {"0": "qk-token", "1": "ssa"}, "mlp": "spiking"},
+        {"attention": "sdsa", "mlp": "mlp", "norm": "layernorm", "bias": False},
+        {"attention": "qk-channel+tim", "mlp": "spiking", "shortcut": "sew"},
+        {"attention": "emsa", "mlp": "spiking", "levels": 3, "ratio": 2.0},
+    ],
+)
 @torch.no_grad()
-def test_every_operation_of_a_model_of_the_zoo(name: str) -> None:
-    model: Any = timm.create_model(name, **ZOO[name], num_classes=5, timesteps=T)
-    for module in model.modules():
-        if isinstance(module, (SpikingSelfAttention, ExpertMixtureAttention)):
-            module.scale = 1.0  # so few channels of a head would not make the neuron behind it fire
-    size = max(16, model.stride)
-    x = torch.rand(B, model.in_chans, size, size)
-    if "dvs" in name:
-        x = torch.randint(0, 3, (T, B, model.in_chans, max(32, size), max(32, size))).float()
-    enliven(model, x)
-    counts = counted(model, model.clock, B, lambda: model.readout(x, chunk=1))
-    add_readout(model, x, counts)
-    for chunk in (None, 1):
-        logits = model.readout(x, chunk=chunk)
-        with Meter(model) as meter:
-            assert torch.equal(model.readout(meter.show(x), chunk=chunk), logits)
-        check(meter, counts)
-    silent = [name for name, stream in meter.streams.items() if not stream.spikes.any()]
-    assert not silent
-
-
-@torch.no_grad()
-def add_readout(model: Any, x: Tensor, counts: Counts) -> None:
-    """The mean over tokens: of spikes, it is a sum, and the head reads it as so many of them."""
-    maps = model.forward_features(x).tolist()
-    if whole(maps):
-        counts[""] = [[[(spikes(tokens), 0) for tokens in images] for images in maps]]
-        if isinstance(model.head_neuron, nn.Identity):
-            sums = [[[sum(flat(channel)) for channel in tokens] for tokens in images] for images in maps]
-            counts["head"] = [[[(by_linear(model.head, [image]), 0) for image in images] for images in sums]]
+def test_every_operation_of_a_network_with_spiking_branches(recipe: dict[str, Any]) -> None:
+    vit = make_vit(img_size=12, embed_dim=8, depth=2, num_classes=3)
+    recipe = {"norm": "batchnorm", "neuron": "if", "readout": "class-token", **recipe}
+    snn, x = to_spiking(vit, Recipe(timesteps=T, **recipe), torch.randn(8, 3, 12, 12)), torch.randn(B, 3, 12, 12)
+    counts = counted(snn.network, snn.clock, B, lambda: snn(x, T, chunk=1))
+    with Meter(snn.network) as meter:
+        snn(meter.show(x), T, chunk=1)
+    check(meter, counts)
