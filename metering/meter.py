@@ -21,35 +21,25 @@ and the neurons' own dynamics are not counted, neither here nor in the ANN.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial, reduce
+from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..spiking import CodedNeuron, Event, Hadamard, Neuron, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, neurons, probing
+from ..spiking import Event, Hadamard, Neuron
 from ..spiking.calls import FUSED, MATRIX, tensors_in
 from ..spiking.shards import collected, total
 from . import charges
-from .decoded import Decoded, Update, copies_for, fires, shaped, updates
-from .kinds import EXACT, join, spikes_in
-from .signals import Call, Signals
+from .decoded import Decoded, Update, fires
+from .kinds import join, spikes_in
+from .signals import Call
 from .tally import OperationKind, Stream, Tally, padded
-
-VIEWS = {
-    "transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand",
-    "dropout", "getitem", "roll",
-}  # fmt: skip
-"""Functions that only move spikes."""
-
-WHOLE = (Neuron, Hadamard, ShiftGELU, ShiftLayerNorm, ShiftSoftmax)
-"""Modules that are metered as a whole: what their own ``forward`` calls is not looked at."""
+from .watch import VIEWS, Watch, again
 
 
-class Meter(Signals):
+class Meter(Watch):
     """Within its context, counts what a network does with the images that it is shown (see the module).
 
     A network with coded neurons is run in chunks of one timestep.
@@ -69,21 +59,11 @@ class Meter(Signals):
 
     def __init__(self, network: nn.Module, observing: bool = False) -> None:
         super().__init__(network)
-        self._network = network
         self.observing = observing
         self.images = 0
         self.streams: dict[str, Stream] = {}
         self._tallies: dict[tuple[str, int, int], Tally] = {}  # by module, call of the module in a pass, and operation in that
-        self._uses: Counter[str] = Counter()
-        self._numbers = [-1]  # operations so far in each of the running modules
         self._reached: dict[tuple[str, int, int], Tensor | float] = {}
-        self._coded = {name: neuron for name, neuron in neurons(network) if isinstance(neuron, CodedNeuron) and neuron.alphabet}
-        self._copies = {name: copies_for(neuron) for name, neuron in self._coded.items()}
-        clocks = [neuron.clock for _, neuron in neurons(network)]
-        self._clock = clocks[0] if clocks else None
-        self._unseen: list[Any] = []
-        self._updates: dict[str, list[Update]] = {}  # of coded neurons, those of the present timestep
-        self._shown = self._passes = 0
 
     @property
     def tallies(self) -> list[Tally]:
@@ -91,30 +71,13 @@ class Meter(Signals):
         return list(self._tallies.values())
 
     def __enter__(self) -> Meter:
-        self._probing = probing(self._network, {name: partial(self._see_event, name) for name in self._coded})
-        self._probing.__enter__()
         super().__enter__()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        while self._unseen:  # after an exception within a neuron
-            self._unseen.pop().__exit__(None, None, None)
-        super().__exit__(*exception)
-        self._probing.__exit__(None, None, None)
-
     def show(self, images: Tensor, batch: int | None = None) -> Tensor:
-        """``images`` from now on known as the signal.
-
-        Args:
-            images: ``[B, C, H, W]``, frames ``[T, B, C, H, W]``, or anything else of which the ``batch`` is given.
-            batch: B.
-        """
-        images = images.view_as(images)
-        self.mark(images)
-        images.still = batch is None and images.ndim < 5  # type: ignore[attr-defined]
-        self._shown = batch or (images.shape[1] if images.ndim == 5 else len(images))
+        """See `Watch.show`; what was counted before stays."""
+        images = super().show(images, batch)
         self.images += self._shown
-        self._begin(0)
         self._spent = torch.zeros(0, self._shown, 2, dtype=torch.float64)
         return images
 
@@ -137,59 +100,6 @@ class Meter(Signals):
         yield from self.streams.values()
         for tally in self._tallies.values():
             yield from tally.operands
-
-    # What runs
-
-    def enter(self, module: nn.Module, inputs: Any) -> None:
-        """A module is called; what a neuron hands to a module within it is a signal."""
-        if self._clock is not None and self._clock.passes != self._passes:
-            self._begin(self._clock.passes)
-        if self.stack and isinstance(self.stack[-1], Neuron):
-            self.mark(inputs)
-        super().enter(module, inputs)
-        self._uses[self.owner()] += 1
-        self._numbers.append(-1)
-        if isinstance(module, WHOLE) and not any(module.children()):
-            self._unseen.append(torch._C.DisableTorchFunction())  # nothing to see, and faster
-            self._unseen[-1].__enter__()
-
-    def _begin(self, number: int) -> None:
-        """A pass of the network begins: modules are called, and operations made, for the first time again."""
-        self._passes = number
-        self._uses.clear()
-        self._numbers = [-1] * len(self._numbers)
-
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A module returns: a neuron has sent something, or a module is counted as a whole."""
-        # Before it leaves the stack, because what is called of torch meanwhile must not be counted.
-        if id(module) in self.names and isinstance(module, WHOLE):
-            self.mark(output)
-            self._leave_whole(module, output)
-        if isinstance(module, WHOLE) and not any(module.children()):
-            self._unseen.pop().__exit__(None, None, None)
-        super().leave(module, inputs, output)
-        self._numbers.pop()
-
-    def _leave_whole(self, module: nn.Module, output: Tensor) -> None:
-        name = self.owner()
-        if isinstance(module, CodedNeuron):
-            if name in self._updates:
-                changes = [shaped(update, output.shape) for update in self._updates.pop(name)]
-                output.decoded = Decoded(name, self._copies[name], changes)  # type: ignore[attr-defined]
-        elif isinstance(module, Neuron):
-            self._see_spikes(name, output)
-        elif isinstance(module, Hadamard):
-            self._charge(module, "rotation", output, module.additions)
-        else:
-            self._charge(module, "shift", output, charges.SHIFT_ACCUMULATES)
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if self.stack and isinstance(self.stack[-1], WHOLE):
-            return func(*args, **(kwargs or {}))
-        self._call = partial(func, *args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
         """A function was called: count what it did, and follow the spikes among its operands."""
@@ -216,36 +126,33 @@ class Meter(Signals):
         if call.name in VIEWS or (kind == "scale" and all(operand.numel() == 1 for operand in call.operands[1:])):
             self._follow(call)
 
-    # What it counts
+    def done(self, module: nn.Module, output: Tensor) -> None:
+        """A membrane neuron has sent something, or a rotation or a function of shifts and additions is done."""
+        if isinstance(module, Neuron):
+            stream = self.streams.setdefault(self.owner(), Stream(self.owner()))
+            stream.elements = output.numel() // self._share(output)
+            if self.observing:
+                stream.saw(output)
+            stream.add(self._time()[0], self._by_image(output.abs(), output))
+        elif isinstance(module, Hadamard):
+            self._charge(module, "rotation", output, module.additions)
+        else:
+            self._charge(module, "shift", output, charges.SHIFT_ACCUMULATES)
 
-    def _time(self) -> tuple[int, int]:
-        """The first timestep of what is being computed, and how many there are."""
-        if self._clock is None:
-            return 0, 1
-        if self._clock.stepping is not None:
-            return self._clock.stepping, 1
-        return self._clock.elapsed, self._clock.timesteps
+    def sent(self, name: str, event: Event, changes: list[Update]) -> None:
+        """A coded neuron has sent something."""
+        stream = self.streams.setdefault(name, Stream(name, copies=self._copies[name]))
+        stream.elements = event.target.numel() // self._shown
+        thresholds = self._coded[name].threshold
+        for step, update in enumerate(changes, start=event.t + 1 - len(changes)):
+            stream.add(event.t, update.count)
+            if self.observing:
+                stream.saw(torch.stack(update.spikes) / thresholds[min(step, len(thresholds) - 1)])
 
-    def _is_still(self, operand: Tensor) -> bool:
-        """Whether an operand is there once for all timesteps."""
-        return self._clock is not None and self._clock.still is not None and getattr(operand, "still", False)
-
-    def _by_image(self, x: Tensor, operand: Tensor) -> Tensor:
-        """The sums over ``x``, in the shape of ``operand`` or ``[1, ...]``, of each timestep and image, ``[T, B]``."""
-        timesteps = self._time()[1]
-        parts = x.reshape(1 if self._is_still(operand) else timesteps, self._shown, -1)
-        # Sums of up to 2^24 spikes are exact in float32, and faster.
-        exact = x.dtype if parts.shape[-1] * 2 < EXACT else torch.float64
-        return parts.sum(-1, dtype=exact).double().cpu().expand(timesteps, -1)
-
-    def _key(self) -> tuple[str, int, int]:
-        """What is known of the operation that is being made."""
-        return self.owner(), self._use(), self._numbers[-1]
-
-    def _use(self) -> int:
-        """The number of the call of the running module in this pass; within a neuron, each is one of a timestep."""
-        stepping = self._clock is not None and self._clock.stepping is not None
-        return 0 if stepping else self._uses[self.owner()]
+    def _note_decoded(self, stream: Stream, decoded: Decoded) -> None:
+        """Of an operand, what is known of the neuron behind it."""
+        stream.name, stream.copies = decoded.neuron, decoded.copies
+        stream.kind = self.streams[decoded.neuron].kind
 
     def _tally(
         self, function: str, kind: OperationKind, operand: Tensor, result: Any, macs: int = 0, operands: int = 0
@@ -258,10 +165,6 @@ class Meter(Signals):
             streams = [Stream() for _ in range(operands)]
             self._tallies[key] = Tally(key[0], function, kind, macs // share, streams, outputs=outputs)
         return self._tallies[key]
-
-    def _share(self, operand: Tensor) -> int:
-        """How many images and timesteps are folded into a call."""
-        return self._shown * (1 if self._is_still(operand) else self._time()[1])
 
     def _add(self, tally: Tally, accumulates: Tensor | float = 0.0, multiplies: Tensor | float = 0.0) -> None:
         """Note counts ``[T, B]``, or one number for each timestep and image."""
@@ -317,7 +220,7 @@ class Meter(Signals):
                 one = torch.zeros_like(call.operands[position][:1], dtype=torch.float64).requires_grad_()
                 stand_ins = [one if index == position else torch.ones_like(operand, dtype=torch.float64)
                              for index, operand in enumerate(self._of_one_image(call, position))]  # fmt: skip
-                (reach,) = torch.autograd.grad(_again(self._call, stand_ins).sum(), one)
+                (reach,) = torch.autograd.grad(again(self._call, stand_ins).sum(), one)
             least, most = torch.aminmax(reach)
             self._reached[key] = float(least) if least == most else reach
         return self._reached[key]
@@ -401,7 +304,7 @@ class Meter(Signals):
             return self._by_image(first.sum(-2).double() * second.sum(-1), operand)
         both = dict(zip(positions, (first.double(), second.double()), strict=True))
         stand_ins = [both.get(index, torch.zeros_like(other)) for index, other in enumerate(call.operands)]
-        return self._by_image(_again(self._call, stand_ins), operand)
+        return self._by_image(again(self._call, stand_ins), operand)
 
     def _fused(self, call: Call) -> None:
         """Attention in one call, on numbers: two products, and the softmax between them."""
@@ -457,56 +360,3 @@ class Meter(Signals):
             self._add(tally, float(stream.elements) if spikes is None else present)
         else:
             self._add(tally, multiplies=float(charges.FUNCTION_MACS * tally.outputs))
-
-    # What it follows
-
-    def _follow(self, call: Call) -> None:
-        """A view of spikes is spikes."""
-        operand, made = call.operands[0], tensors_in([call.result])
-        decoded: Decoded | None = getattr(operand, "decoded", None)
-        if decoded and len(made) == 1 and call.name in VIEWS and len(call.operands) == 1:
-            move = partial(_again, self._call)
-            made[0].decoded = Decoded(  # type: ignore[attr-defined]
-                decoded.neuron, decoded.copies, decoded.updates, (*decoded.moves, lambda x: move([x]))
-            )
-        units: Tensor | None = getattr(operand, "units", None)
-        if units is not None and len(made) == 1 and len(call.operands) == 1:
-            made[0].units = _again(self._call, [units]) if call.name in VIEWS else units  # type: ignore[attr-defined]
-
-    def _see_event(self, name: str, event: Event) -> None:
-        """The probe of a coded neuron."""
-        neuron = self._coded[name]
-        if neuron.analog:
-            return
-        if neuron.clock.timesteps != 1:
-            raise RuntimeError(f"coded neurons are metered timestep by timestep, got {neuron.clock.timesteps}: pass chunk=1")
-        by_image = partial(self._by_image, operand=event.target)
-        sent = self._updates[name] = list(updates(neuron, event, by_image))
-        stream = self.streams.setdefault(name, Stream(name, copies=self._copies[name]))
-        stream.elements = event.target.numel() // self._shown
-        if self.observing:
-            for step, update in enumerate(sent, start=event.t + 1 - len(sent)):
-                stream.saw(torch.stack(update.spikes) / neuron.threshold[min(step, len(neuron.threshold) - 1)])
-        for update in sent:
-            stream.add(event.t, update.count)
-
-    def _see_spikes(self, name: str, output: Tensor) -> None:
-        """The output of a membrane neuron."""
-        stream = self.streams.setdefault(name, Stream(name))
-        stream.elements = output.numel() // self._share(output)
-        if self.observing:
-            stream.saw(output)
-        stream.add(self._time()[0], self._by_image(output.abs(), output))
-
-    def _note_decoded(self, stream: Stream, decoded: Decoded) -> None:
-        """Of an operand, what is known of the neuron behind it."""
-        stream.name, stream.copies = decoded.neuron, decoded.copies
-        stream.kind = self.streams[decoded.neuron].kind
-
-
-def _again(call: partial[Any], tensors: list[Tensor]) -> Any:
-    """The call with other tensors in place of its own, in order."""
-    leaves, structure = tree_flatten((call.args, call.keywords))
-    given = iter(tensors)
-    args, kwargs = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
-    return call.func(*args, **kwargs)

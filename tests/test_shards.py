@@ -215,7 +215,13 @@ def test_processes_score_as_one(name: str, shared: list[dict[str, Any]], alone: 
 
 def test_processes_score_zoo_models_as_one(shared: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     assert shared[0]["zoo"] == shared[1]["zoo"]
-    same(shared[0]["zoo"], alone["zoo"], atol=1e-6, rtol=1e-6)
+    found, wanted = shared[0]["zoo"], alone["zoo"]
+    assert (found["images"], found["digest"]) == (wanted["images"], wanted["digest"])
+    same(found["snn"], wanted["snn"], atol=1e-6, rtol=1e-6)
+    for one, other in zip(found["costs"]["operations"], wanted["costs"]["operations"], strict=True):
+        assert (one["module"], one["kind"], one["macs"]) == (other["module"], other["kind"], other["macs"])
+        assert [operand["kind"] for operand in one["operands"]] == [operand["kind"] for operand in other["operands"]]
+        same(one["accumulates"], other["accumulates"], atol=1e-6, rtol=1e-6)
 
 
 def test_processes_refit_blocks_and_choose_plans_alike(shared: list[dict[str, Any]]) -> None:

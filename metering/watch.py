@@ -1,0 +1,191 @@
+"""Watching a network run: which operation is being made, at which timestep, and what lies behind its operands.
+
+A decoded value keeps what its neuron sent (`vit2snn.metering.decoded`), whatever views are made of it on the way to its
+receiver; a mean of spikes keeps their sum.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..spiking import CodedNeuron, Event, Hadamard, Neuron, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, neurons, probing
+from ..spiking.calls import tensors_in
+from .decoded import Decoded, Update, copies_for, shaped, updates
+from .kinds import EXACT
+from .signals import Call, Signals
+
+VIEWS = {
+    "transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand",
+    "dropout", "getitem", "roll",
+}  # fmt: skip
+"""Functions that only move spikes."""
+
+WHOLE = (Neuron, Hadamard, ShiftGELU, ShiftLayerNorm, ShiftSoftmax)
+"""Modules that are metered as a whole: what their own ``forward`` calls is not looked at."""
+
+
+class Watch(Signals):
+    """Within its context, knows of each operation of a network where, when and on what it is made.
+
+    Args:
+        network: with neurons, or without.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self._network = network
+        self._coded = {name: neuron for name, neuron in neurons(network) if isinstance(neuron, CodedNeuron) and neuron.alphabet}
+        self._copies = {name: copies_for(neuron) for name, neuron in self._coded.items()}
+        clocks = [neuron.clock for _, neuron in neurons(network)]
+        self._clock = clocks[0] if clocks else None
+        self._uses: Counter[str] = Counter()
+        self._numbers = [-1]  # operations so far in each of the running modules
+        self._unseen: list[Any] = []
+        self._updates: dict[str, list[Update]] = {}  # of coded neurons, those of the present timestep
+        self._shown = self._passes = 0
+
+    def __enter__(self) -> Watch:
+        self._probing = probing(self._network, {name: partial(self._see_event, name) for name in self._coded})
+        self._probing.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        while self._unseen:  # after an exception within a neuron
+            self._unseen.pop().__exit__(None, None, None)
+        super().__exit__(*exception)
+        self._probing.__exit__(None, None, None)
+
+    def show(self, images: Tensor, batch: int | None = None) -> Tensor:
+        """``images`` from now on known as the signal.
+
+        Args:
+            images: ``[B, C, H, W]``, frames ``[T, B, C, H, W]``, or anything else of which the ``batch`` is given.
+            batch: B.
+        """
+        images = images.view_as(images)
+        self.mark(images)
+        images.still = batch is None and images.ndim < 5  # type: ignore[attr-defined]
+        self._shown = batch or (images.shape[1] if images.ndim == 5 else len(images))
+        self._begin(0)
+        return images
+
+    def sent(self, name: str, event: Event, changes: list[Update]) -> None:
+        """A coded neuron has sent something."""
+
+    def done(self, module: nn.Module, output: Tensor) -> None:
+        """A module that is counted as a whole, and is no coded neuron, returns."""
+
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        """A module is called; what a neuron hands to a module within it is a signal."""
+        if self._clock is not None and self._clock.passes != self._passes:
+            self._begin(self._clock.passes)
+        if self.stack and isinstance(self.stack[-1], Neuron):
+            self.mark(inputs)
+        super().enter(module, inputs)
+        self._uses[self.owner()] += 1
+        self._numbers.append(-1)
+        if isinstance(module, WHOLE) and not any(module.children()):
+            self._unseen.append(torch._C.DisableTorchFunction())  # nothing to see, and faster
+            self._unseen[-1].__enter__()
+
+    def _begin(self, number: int) -> None:
+        """A pass of the network begins: modules are called, and operations made, for the first time again."""
+        self._passes = number
+        self._uses.clear()
+        self._numbers = [-1] * len(self._numbers)
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A module returns: a neuron has sent something, or a module is counted as a whole."""
+        # Before it leaves the stack, because what is called of torch meanwhile must not be counted.
+        if id(module) in self.names and isinstance(module, WHOLE):
+            self.mark(output)
+            name = self.owner()
+            if name in self._updates:
+                changes = [shaped(update, output.shape) for update in self._updates.pop(name)]
+                output.decoded = Decoded(name, self._copies[name], changes)
+            elif not isinstance(module, CodedNeuron):
+                self.done(module, output)
+        if isinstance(module, WHOLE) and not any(module.children()):
+            self._unseen.pop().__exit__(None, None, None)
+        super().leave(module, inputs, output)
+        self._numbers.pop()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.stack and isinstance(self.stack[-1], WHOLE):
+            return func(*args, **(kwargs or {}))
+        self._call = partial(func, *args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _key(self) -> tuple[str, int, int]:
+        """What is known of the operation that is being made."""
+        return self.owner(), self._use(), self._numbers[-1]
+
+    def _use(self) -> int:
+        """The number of the call of the running module in this pass; within a neuron, each is one of a timestep."""
+        stepping = self._clock is not None and self._clock.stepping is not None
+        return 0 if stepping else self._uses[self.owner()]
+
+    def _time(self) -> tuple[int, int]:
+        """The first timestep of what is being computed, and how many there are."""
+        if self._clock is None:
+            return 0, 1
+        if self._clock.stepping is not None:
+            return self._clock.stepping, 1
+        return self._clock.elapsed, self._clock.timesteps
+
+    def _is_still(self, operand: Tensor) -> bool:
+        """Whether an operand is there once for all timesteps."""
+        return self._clock is not None and self._clock.still is not None and getattr(operand, "still", False)
+
+    def _by_image(self, x: Tensor, operand: Tensor) -> Tensor:
+        """The sums over ``x``, in the shape of ``operand`` or ``[1, ...]``, of each timestep and image, ``[T, B]``."""
+        timesteps = self._time()[1]
+        parts = x.reshape(1 if self._is_still(operand) else timesteps, self._shown, -1)
+        # Sums of up to 2^24 spikes are exact in float32, and faster.
+        exact = x.dtype if parts.shape[-1] * 2 < EXACT else torch.float64
+        return parts.sum(-1, dtype=exact).double().cpu().expand(timesteps, -1)
+
+    def _share(self, operand: Tensor) -> int:
+        """How many images and timesteps are folded into a call."""
+        return self._shown * (1 if self._is_still(operand) else self._time()[1])
+
+    def _see_event(self, name: str, event: Event) -> None:
+        """The probe of a coded neuron."""
+        neuron = self._coded[name]
+        if neuron.analog:
+            return
+        if neuron.clock.timesteps != 1:
+            raise RuntimeError(f"coded neurons are metered timestep by timestep, got {neuron.clock.timesteps}: pass chunk=1")
+        self._updates[name] = list(updates(neuron, event, partial(self._by_image, operand=event.target)))
+        self.sent(name, event, self._updates[name])
+
+    def _follow(self, call: Call) -> None:
+        """A view of spikes is spikes."""
+        operand, made = call.operands[0], tensors_in([call.result])
+        decoded: Decoded | None = getattr(operand, "decoded", None)
+        if decoded and len(made) == 1 and call.name in VIEWS and len(call.operands) == 1:
+            move = partial(again, self._call)
+            made[0].decoded = Decoded(  # type: ignore[attr-defined]
+                decoded.neuron, decoded.copies, decoded.updates, (*decoded.moves, lambda x: move([x]))
+            )
+        units: Tensor | None = getattr(operand, "units", None)
+        if units is not None and len(made) == 1 and len(call.operands) == 1:
+            made[0].units = again(self._call, [units]) if call.name in VIEWS else units  # type: ignore[attr-defined]
+
+
+def again(call: partial[Any], tensors: list[Tensor]) -> Any:
+    """The call with other tensors in place of its own, in order."""
+    leaves, structure = tree_flatten((call.args, call.keywords))
+    given = iter(tensors)
+    args, kwargs = tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+    return call.func(*args, **kwargs)
