@@ -1,4 +1,4 @@
-"""What to do about a conversion that is not good enough: findings of an evaluation, the gravest first, with a remedy for each."""
+"""What to do about a conversion that is not good enough: findings of an evaluation, the gravest first, each with a remedy."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..metering import Meter
+from ..metering.decoded import number_of
 from ..spiking import CodedNeuron, Event, analog, outputs_of, probing, simulate
 from ..spiking.coding import innovation
 from ..spiking.shards import largest, total
@@ -99,10 +100,10 @@ class _Seen:
         """A timestep."""
         neuron = self.neuron
         self.errors.append(float(neuron.speaking(event.decoded - self.reference).norm()))
-        sent = torch.stack(event.spikes).ne(0) if event.spikes else torch.zeros_like(event.target, dtype=torch.bool)[None]
-        count = float(sent.sum())
+        sent = number_of(event.spikes) if event.spikes else torch.zeros_like(event.target)
+        count = float(sent.sum(dtype=torch.float64))
         self.spikes = count if neuron.synchronous else self.spikes + count
-        fired = sent.any(0).any(0)
+        fired = sent.sum(0) > 0
         self.fired = fired if self.fired is None else self.fired | fired
         self.saturated.append(float(self._beyond(event).sum()) if event.spikes else 0.0)
 

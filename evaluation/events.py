@@ -1,7 +1,7 @@
 """Synaptic operations event by event: columns of weights, or of another operand, are added where events arrive.
 
 Nothing here is a matrix product or a convolution. Each function takes a tensor whose values that are not 0 are events, and adds
-into a result; it returns how many additions of a value that is not 0 that took.
+into a result; it returns how many additions that took. A weight of 0 is added, what another operand lacks is not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def add_linear(result: Tensor, events: Tensor, weight: Tensor) -> int:
     """A linear layer: ``[..., in]`` events, weight ``[out, in]``, into ``[..., out]``."""
     rows, done = result.view(-1, result.shape[-1]), 0
     for (row, channel), value in _some(events.reshape(-1, events.shape[-1])):
-        done += _add(rows, row, weight.T[channel], value)
+        columns = weight.T[channel]
+        _add(rows, row, columns, value)
+        done += columns.numel()
     return done
 
 
@@ -47,8 +49,9 @@ def add_convolution(
                 there = (at_y >= 0) & (at_x >= 0) & (at_y % down == 0) & (at_x % right == 0)
                 there &= (at_y < height * down) & (at_x < width * right)
                 row = ((image * groups + group) * height + at_y // down) * width + at_x // right
-                column = by_group[group[there], :, channel[there] % inputs, i, j]
-                done += _add(rows, row[there], column, value[there])
+                columns = by_group[group[there], :, channel[there] % inputs, i, j]
+                _add(rows, row[there], columns, value[there])
+                done += columns.numel()
     result += rows.reshape(len(result), groups, height, width, outputs).permute(0, 1, 4, 2, 3).flatten(1, 2)
     return done
 
@@ -68,7 +71,9 @@ def add_left(result: Tensor, events: Tensor, other: Tensor) -> int:
     width, inner = events.shape[-2:]
     rows, partners, done = result.view(-1, result.shape[-1]), other.reshape(-1, other.shape[-1]), 0
     for (place, row, k), value in _some(events.reshape(-1, width, inner)):
-        done += _add(rows, place * width + row, partners[place * inner + k], value)
+        columns = partners[place * inner + k]
+        _add(rows, place * width + row, columns, value)
+        done += int(columns.count_nonzero())
     return done
 
 
@@ -98,7 +103,6 @@ def _some(events: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         yield index, events[index]
 
 
-def _add(rows: Tensor, row: Tensor, columns: Tensor, value: Tensor) -> int:
-    """Add a column for each event into its row; how many additions of something that is not 0 that took."""
+def _add(rows: Tensor, row: Tensor, columns: Tensor, value: Tensor) -> None:
+    """Add a column for each event into its row."""
     rows.index_add_(0, row, columns * value[:, None])
-    return int(columns.count_nonzero())

@@ -40,7 +40,7 @@ def observe(values: Tensor) -> Kind:
     present = values[values != 0]
     if not len(present):
         return "silent"
-    magnitudes = present.abs()
+    magnitudes = present.abs() if present.dtype != torch.bool else present.float()
     least, most = torch.aminmax(magnitudes)
     if least == most:
         return "ternary" if torch.aminmax(present).min != torch.aminmax(present).max else "binary"
@@ -58,6 +58,8 @@ def spikes_in(values: Tensor) -> Tensor | None:
 
     An integer n is |n| spikes, and a value of the only magnitude there is one.
     """
+    if values.dtype == torch.bool:
+        return values.float()
     if not values.numel():
         return values
     sample = values.flatten()[:4096].abs()

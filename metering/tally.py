@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .kinds import Kind, join, observe
 
+SAMPLED = 2**14
+
 OperationKind = Literal["weighted", "product", "reduction", "comparison", "rotation", "shift", "function"]
 
 
@@ -42,8 +44,9 @@ class Stream:
         self.spikes[start : start + len(spikes)] += spikes.sum(1, dtype=torch.float64).cpu()
 
     def saw(self, values: Tensor) -> None:
-        """Note what kind ``values`` are."""
-        kind = observe(values)
+        """Note what kind ``values`` are, by at most `SAMPLED` of them, spread evenly."""
+        step = values.numel() // SAMPLED | 1  # odd, so that it does not always hit the same channels
+        kind = observe(values.flatten()[::step])
         self.kind = kind if self.kind is None else join(self.kind, kind)
 
 

@@ -187,3 +187,16 @@ def test_every_operation_of_a_network_with_spiking_branches(recipe: dict[str, An
     with Meter(snn.network) as meter:
         snn(meter.show(x), T, chunk=1)
     check(meter, counts)
+
+
+def test_masks_are_binary_spikes() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > 0) * x
+
+    network, x = Masked(), torch.tensor([[1.0, -2.0, 0.5, 3.25]])
+    with Meter(network, observing=True) as meter:
+        network(meter.show(x))
+    (tally,) = meter.tallies
+    assert [operand.kind for operand in tally.operands] == ["binary", "analog"]
+    assert tally.multiplies.tolist() == [4]
