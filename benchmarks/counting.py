@@ -4,7 +4,8 @@
 
 ``plain`` runs the ANN and all timesteps of the converted network and looks at the logits, ``counted`` does so under a meter,
 and ``evaluate`` is `vit2snn.evaluate`, which also diagnoses and audits the first 8 images. The ViT of DeiT-tiny's size has
-random weights. Prints a table to stderr and JSON to stdout.
+random weights, as has the Spikformer; of a model of the zoo, which has no ANN, `vit2snn.evaluation.score` is measured. Prints a
+table to stderr and JSON to stdout.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from torch import Tensor
 
 from vit2snn.convert import RECIPES, SpikingModel, load_model, to_spiking
 from vit2snn.data import array_source, prepared
-from vit2snn.evaluation import evaluate
+from vit2snn.evaluation import Evaluation, Scores, evaluate, score
 from vit2snn.metering import Meter
+from vit2snn.zoo import SpikingTransformer
 from vit2snn.zoo.demo import demo_images
 
+Model = SpikingModel | SpikingTransformer
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -47,26 +50,44 @@ def deit() -> tuple[SpikingModel, Batches]:
     return snn, list(zip(images.split(16), labels.split(16), strict=True))
 
 
+def zoo() -> tuple[SpikingTransformer, Batches]:
+    """A Spikformer whose neurons fire, on 32 random images, T = 4."""
+    model, images = timm.create_model("spikformer_4_384_cifar10"), torch.rand(32, 3, 32, 32)
+    with torch.no_grad():
+        model(images)  # statistics of its normalisations
+    return model.eval(), list(zip(images.split(16), torch.arange(32).split(16), strict=True))
+
+
 @torch.no_grad()
-def plain(snn: SpikingModel, batches: Batches) -> Tensor:
+def plain(model: Model, batches: Batches) -> Tensor:
     """Images whose class is right after each timestep, and nothing else."""
-    right = torch.zeros(snn.recipe.timesteps)
+    right = torch.zeros(4)
     for x, y in batches:
-        snn.ann(x)
-        right += (snn(x, chunk=1).argmax(-1) == y).sum(1)
+        right += (_logits(model, x, x).argmax(-1) == y).sum(1)
     return right
 
 
 @torch.no_grad()
-def counted(snn: SpikingModel, batches: Batches) -> Tensor:
+def counted(model: Model, batches: Batches) -> Tensor:
     """The same, and every operation."""
-    right, meter = torch.zeros(snn.recipe.timesteps), Meter(snn.network)
+    right, meter = torch.zeros(4), Meter(model.network if isinstance(model, SpikingModel) else model)
     for x, y in batches:
-        snn.ann(x)
         with meter:
-            readout = snn(meter.show(x), chunk=1)
-        right += (readout.argmax(-1) == y).sum(1)
+            logits = _logits(model, x, meter.show(x))
+        right += (logits.argmax(-1) == y).sum(1)
     return right
+
+
+def _logits(model: Model, x: Tensor, shown: Tensor) -> Tensor:
+    if not isinstance(model, SpikingModel):
+        return model.readout(shown)
+    model.ann(x)
+    return model(shown, chunk=1)
+
+
+def evaluated(model: Model, batches: Batches) -> Evaluation | Scores:
+    """What the command does."""
+    return evaluate(model, batches) if isinstance(model, SpikingModel) else score(model, batches)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -82,12 +103,12 @@ def main(repeats: int) -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     rows = []
-    for name, make in {"demo": demo, "deit_tiny": deit}.items():
+    for name, make in {"demo": demo, "deit_tiny": deit, "spikformer_4_384_cifar10": zoo}.items():
         snn, batches = make()
         plain(snn, batches[:1])
         times: dict[str, list[float]] = {"plain": [], "counted": [], "evaluate": []}
         for _ in range(repeats):
-            for way, run in {"plain": plain, "counted": counted, "evaluate": evaluate}.items():
+            for way, run in {"plain": plain, "counted": counted, "evaluate": evaluated}.items():
                 times[way].append(seconds(partial(run, snn, batches)))
         medians = {way: statistics.median(found) for way, found in times.items()}
         ratios = {way: round(median / medians["plain"], 2) for way, median in medians.items()}

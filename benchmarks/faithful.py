@@ -93,7 +93,7 @@ def table(path: Path) -> str:
     for row in rows:
         cells = dict.fromkeys(steps, "")
         for p in row["snn"]:
-            agreement, percent = f"{p['agreement']:.1f}", f"{100 * p['energy']:.0f}"
+            agreement, percent = f"{p['agreement']:.1f}", f"{100 * p['energy']:.0f}" if "energy" in p else "-"
             cells[p["timestep"]] = f"{agreement} / {p['relative_error']:.2g} / {p['spikes_per_neuron']:.2f} / {percent}"
         lines.append(f"| {row['recipe']} | {' | '.join(cells.values())} |")
     return "\n".join(lines)

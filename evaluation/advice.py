@@ -59,6 +59,8 @@ def _of_time(points: Sequence[Point], recipe: Recipe, lost: float) -> list[tuple
     if fall < 0.9:
         finding = f"the error still falls by {100 * (1 - fall):.0f} % from T = {before.timestep} to {last.timestep}"
         return [(lost * (1 - fall), Advice(finding, f"vit2snn convert --timesteps {2 * last.timestep}"))]
+    if recipe.spike_driven:
+        return []
     finding = f"the error does not fall any more at T = {last.timestep} ({last.relative_error:.2g}): it is not time that lacks"
     return [(lost / 2, Advice(finding, "more levels (recipe field levels), or more calibration images (--samples)"))]
 

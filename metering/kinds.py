@@ -65,9 +65,10 @@ def spikes_in(values: Tensor) -> Tensor | None:
     sample = values.flatten()[:4096].abs()
     if not torch.equal(sample, sample.round()) and len(sample[sample != 0].unique()) > 1:
         return None  # most numbers are told by their first few
-    magnitudes = values.abs()
-    most = magnitudes.max()
-    if most < EXACT and torch.equal(magnitudes, magnitudes.round()):
+    least, most = torch.aminmax(values)
+    most = torch.maximum(most, -least)
+    magnitudes = values.abs() if least < 0 else values
+    if most < EXACT and torch.equal(magnitudes, magnitudes.trunc()):
         return magnitudes
-    fires = magnitudes != 0
-    return fires.to(values.dtype) if torch.equal(magnitudes, fires * most) else None
+    present = magnitudes != 0
+    return present.to(values.dtype) if torch.equal(magnitudes, present * most) else None

@@ -63,7 +63,7 @@ class Meter(Watch):
         self.images = 0
         self.streams: dict[str, Stream] = {}
         self._tallies: dict[tuple[str, int, int], Tally] = {}  # by module, call of the module in a pass, and operation in that
-        self._reached: dict[tuple[str, int, int], Tensor | float] = {}
+        self._reached: dict[tuple[str, int, int], Tensor] = {}
 
     @property
     def tallies(self) -> list[Tally]:
@@ -106,6 +106,7 @@ class Meter(Watch):
         operands = [operand for operand in call.operands if self.is_signal(operand)]
         if not operands:
             return
+        self.forget_changed(call)
         for made in tensors_in([call.result]):
             made.still = all(getattr(operand, "still", False) for operand in operands)  # type: ignore[attr-defined]
         kind = call.kind(len(signals))
@@ -195,22 +196,30 @@ class Meter(Watch):
             reach = self._reach(call, position)
             for update in decoded.updates:
                 stream.add(start, update.count)
-                uniform = isinstance(reach, float)
-                met = update.count * reach if uniform else self._by_image(decoded.sent(update) * reach, operand)
+                uniform = reach.numel() == 1
+                met = update.count * reach.item() if uniform else self._met(decoded.sent(update), reach, operand)[1]
                 self._add(tally, met)
             return
         values = getattr(operand, "units", operand)
         if self.observing:
             stream.saw(values)
-        spikes = spikes_in(values)
-        stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
+        spikes = _spikes_of(values)
         if spikes is None:
+            stream.add(start, self._by_image(fires(operand), operand))
             self._add(tally, multiplies=float(tally.macs))
         else:
-            self._add(tally, self._by_image(spikes * self._reach(call, position), operand))
+            count, met = self._met(spikes, self._reach(call, position), operand)
+            stream.add(start, count)
+            self._add(tally, met)
 
-    def _reach(self, call: Call, position: int) -> Tensor | float:
-        """The outputs that a spike at each place of one image's operand reaches.
+    def _met(self, spikes: Tensor, reach: Tensor, operand: Tensor) -> tuple[Tensor, Tensor]:
+        """How many spikes there are of each timestep and image, and how many outputs they reach, ``[T, B]``."""
+        alike = [axis for axis, size in enumerate(reach.shape) if size == 1 and axis]
+        places = (spikes.sum(alike, keepdim=True) if alike else spikes).double()
+        return self._by_image(places, operand), self._by_image(places * reach, operand)
+
+    def _reach(self, call: Call, position: int) -> Tensor:
+        """The outputs that a spike at each place of one image's operand reaches; of size 1 along axes where that is the same.
 
         That is the gradient of their sum, with weights of one.
         """
@@ -221,8 +230,10 @@ class Meter(Watch):
                 stand_ins = [one if index == position else torch.ones_like(operand, dtype=torch.float64)
                              for index, operand in enumerate(self._of_one_image(call, position))]  # fmt: skip
                 (reach,) = torch.autograd.grad(again(self._call, stand_ins).sum(), one)
-            least, most = torch.aminmax(reach)
-            self._reached[key] = float(least) if least == most else reach
+            for axis in range(1, reach.ndim):
+                if torch.equal(reach, reach.narrow(axis, 0, 1).expand_as(reach)):
+                    reach = reach.narrow(axis, 0, 1)
+            self._reached[key] = reach
         return self._reached[key]
 
     def _of_one_image(self, call: Call, position: int) -> list[Tensor]:
@@ -246,7 +257,7 @@ class Meter(Watch):
                 stream.saw(operand)
         if all(behind):
             return self._multiply_decoded(call, positions, tally)
-        found = [None if decoded else spikes_in(operand) for operand, decoded in zip(pair, behind, strict=True)]
+        found = [None if decoded else _spikes_of(operand) for operand, decoded in zip(pair, behind, strict=True)]
         for stream, operand, spikes in zip(tally.operands, pair, found, strict=True):
             if not stream.name:
                 stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
@@ -330,7 +341,7 @@ class Meter(Watch):
         operand = call.operands[0]
         if getattr(operand, "decoded", None):
             return
-        spikes = spikes_in(getattr(operand, "units", operand))
+        spikes = _spikes_of(getattr(operand, "units", operand))
         if spikes is not None:
             tally = self._tally(call.name, "reduction", operand, call.result, operands=1)
             (stream,) = tally.operands
@@ -353,10 +364,18 @@ class Meter(Watch):
         stream.elements = operand.numel() // self._share(operand)
         if self.observing:
             stream.saw(operand)
-        spikes = spikes_in(operand) if compares else None
+        spikes = _spikes_of(operand) if compares else None
         present = self._by_image(fires(operand), operand)
         stream.add(self._time()[0], present)
         if compares:
             self._add(tally, float(stream.elements) if spikes is None else present)
         else:
             self._add(tally, multiplies=float(charges.FUNCTION_MACS * tally.outputs))
+
+
+def _spikes_of(values: Tensor) -> Tensor | None:
+    """See `spikes_in`; what several operations read is looked at once."""
+    if not hasattr(values, "spikes"):
+        values.spikes = spikes_in(values)  # type: ignore[attr-defined]
+    found: Tensor | None = values.spikes  # type: ignore[attr-defined]
+    return found

@@ -27,6 +27,12 @@ VIEWS = {
 }  # fmt: skip
 """Functions that only move spikes."""
 
+IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv"}
+"""Functions that change their first tensor, beside those whose name ends in an underscore."""
+
+KNOWN = {"decoded", "units", "spikes"}
+"""Attributes of tensors: what lies behind a decoded value, the sum behind a mean of spikes, and the spikes that values are."""
+
 WHOLE = (Neuron, Hadamard, ShiftGELU, ShiftLayerNorm, ShiftSoftmax)
 """Modules that are metered as a whole: what their own ``forward`` calls is not looked at."""
 
@@ -76,6 +82,12 @@ class Watch(Signals):
         self._shown = batch or (images.shape[1] if images.ndim == 5 else len(images))
         self._begin(0)
         return images
+
+    def forget_changed(self, call: Call) -> None:
+        """A tensor that a call has changed in place is no longer what it was known to be."""
+        if call.name.endswith("_") or call.name in IN_PLACE:
+            for known in KNOWN & vars(call.operands[0]).keys():
+                delattr(call.operands[0], known)
 
     def sent(self, name: str, event: Event, changes: list[Update]) -> None:
         """A coded neuron has sent something."""

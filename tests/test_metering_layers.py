@@ -261,3 +261,21 @@ def test_several_runs_add_up() -> None:
     counts = each(lambda rows: by_linear(network[1], rows), frames)
     assert meter.tallies[0].accumulates.tolist() == [sum(images) + images[0] for images in counts]
     assert spent(meter) == [[(images[0], 0)] for images in counts]
+
+
+def test_spikes_that_are_changed_in_place_are_looked_at_again() -> None:
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            before = self.first(x)
+            x += 0.25
+            x[:, 0] = 0.5
+            return before.sum() + self.second(x)
+
+    network, x = Changes(), torch.tensor([[1.0, 0.0, 1.0]])
+    with torch.no_grad(), Meter(network) as meter:
+        network(meter.show(x))
+    assert [(float(t.accumulates.sum()), float(t.multiplies.sum())) for t in meter.tallies if t.macs] == [(4, 0), (0, 12)]
