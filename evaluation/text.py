@@ -101,8 +101,8 @@ def replay_line(result: Replay) -> str:
     """A replay for the terminal."""
     left = f"; computed as they are: {', '.join(result.left)}" if result.left else ""
     return (
-        f"event by event: {result.additions / 1e6:.2f} M additions in {result.operations} operations, logits equal to "
-        f"{result.difference:.1g} (float64){left}"
+        f"event by event: {result.additions / 1e6:.2f} M additions in {result.operations} operations; relative "
+        f"difference of the logits {result.difference:.1g} (float64){left}"
     )
 
 
