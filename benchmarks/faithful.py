@@ -56,7 +56,7 @@ RULES = {
     "binary": RECIPES["binary"],
     "dcgs": Recipe(timesteps=8, coding="decaying", levels=8, ratio=2.0, headroom=4.0, **PLAIN),
     "ecmt": Recipe(timesteps=8, coding="rate", levels=8, ratio=2.0, percentile=99.0, headroom=2.0**7, **PLAIN),
-    "rate": Recipe(timesteps=32, coding="rate", levels=1, **PLAIN),
+    "rate": Recipe(timesteps=32, coding="rate", levels=1, headroom=1.0, **PLAIN),
 }
 REPORTED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 

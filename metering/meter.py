@@ -52,7 +52,7 @@ class Meter(Watch):
         observing: whether to look at the values of all operands, and note their kinds (slower).
 
     Attributes:
-        tallies: the operations, in order of execution.
+        operations: by module, call of the module in a pass, and number in that call; in order of execution.
         streams: what the neurons sent, by name.
         images: how many were shown.
     """
@@ -62,13 +62,13 @@ class Meter(Watch):
         self.observing = observing
         self.images = 0
         self.streams: dict[str, Stream] = {}
-        self._tallies: dict[tuple[str, int, int], Tally] = {}  # by module, call of the module in a pass, and operation in that
+        self.operations: dict[tuple[str, int, int], Tally] = {}
         self._reached: dict[tuple[str, int, int], Tensor] = {}
 
     @property
     def tallies(self) -> list[Tally]:
         """The operations, in order of execution."""
-        return list(self._tallies.values())
+        return list(self.operations.values())
 
     def __enter__(self) -> Meter:
         super().__enter__()
@@ -92,13 +92,13 @@ class Meter(Watch):
         for stream, *kinds in zip(streams, *collected([[stream.kind for stream in streams]]), strict=True):
             stream.spikes = total(stream.spikes)
             stream.kind = reduce(join, (kind for kind in kinds if kind)) if any(kinds) else None
-        for tally in self._tallies.values():
+        for tally in self.operations.values():
             tally.accumulates, tally.multiplies = total(tally.accumulates), total(tally.multiplies)
         return self
 
     def _all_streams(self) -> Iterator[Stream]:
         yield from self.streams.values()
-        for tally in self._tallies.values():
+        for tally in self.operations.values():
             yield from tally.operands
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
@@ -160,12 +160,12 @@ class Meter(Watch):
     ) -> Tally:
         """The tally of the operation that is being made."""
         key = self._key()
-        if key not in self._tallies:
+        if key not in self.operations:
             share = self._share(operand)
             outputs = sum(made.numel() for made in tensors_in([result])) // share
             streams = [Stream() for _ in range(operands)]
-            self._tallies[key] = Tally(key[0], function, kind, macs // share, streams, outputs=outputs)
-        return self._tallies[key]
+            self.operations[key] = Tally(key[0], function, kind, macs // share, streams, outputs=outputs)
+        return self.operations[key]
 
     def _add(self, tally: Tally, accumulates: Tensor | float = 0.0, multiplies: Tensor | float = 0.0) -> None:
         """Note counts ``[T, B]``, or one number for each timestep and image."""
@@ -296,7 +296,7 @@ class Meter(Watch):
         is summed first.
         """
         assert update.bias is not None
-        tally = self._tallies[self._key()]
+        tally = self.operations[self._key()]
         if call.name not in ("matmul", "bmm"):
             return 0.0, float(tally.macs)
         bias = decoded.seen(update.bias.to("meta").expand(update.after.shape))
@@ -330,7 +330,7 @@ class Meter(Watch):
         ]
         for function, kind, macs, elements, outputs in parts:
             streams = [Stream(elements=count) for count in elements]
-            tally = self._tallies.setdefault(self._key(), Tally(self.owner(), function, kind, macs, streams, 0, outputs))
+            tally = self.operations.setdefault(self._key(), Tally(self.owner(), function, kind, macs, streams, 0, outputs))
             for stream in tally.operands:
                 stream.add(self._time()[0], torch.full((self._time()[1], self._shown), float(stream.elements)))
             self._add(tally, multiplies=float(macs or charges.FUNCTION_MACS * outputs))
