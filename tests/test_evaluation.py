@@ -170,7 +170,7 @@ def test_a_third_of_the_error_of_the_published_rule_with_fewer_spikes(demo_sampl
 def test_the_other_recipes_work_on_the_demo(name: str, error: float, demo_sample: Sample) -> None:
     calibration, images, labels = demo_sample
     snn = to_spiking(load_model("demo"), RECIPES[name], calibration)
-    points = evaluate(snn, [(images[:100], labels[:100])], [snn.recipe.timesteps // 2, snn.recipe.timesteps]).points
+    points = evaluate(snn, [(images[:40], labels[:40])], [snn.recipe.timesteps // 2, snn.recipe.timesteps]).points
     assert points[1].relative_error < error
     assert points[1].relative_error < points[0].relative_error
     assert points[1].agreement >= 90
