@@ -130,10 +130,12 @@ def plan_table(plan: Plan, timesteps: int) -> str:
     cost = f"{plan.macs / 1e6:.2f} MMAC for one image and timestep"
     if analog:
         cost += f", {analog / 1e6:.2f} of them not driven by spikes"
-    driven = plan.macs - analog
-    most = f"{driven * timesteps / 1e6:.1f} M synaptic operations in {timesteps} timesteps"
-    bound = f"at most {most}, if all neurons fired"
-    return f"{table(['module', 'type', 'operation', 'neurons on', 'MMAC'], rows)}\n{cost}\n{bound}"
+    # In a product of decoded values the spikes of both operands add.
+    coded = [module for module in plan.modules if module.action == "spiking" and not module.becomes]
+    products = sum(call.macs for module in coded for call in module.calls if call.kind == "product")
+    most = (plan.macs - analog + products) * timesteps
+    bound = f"{most / 1e6:.1f} M accumulates in {timesteps} timesteps, if each neuron sent a spike in each"
+    return f"{table(['module', 'type', 'operation', 'neurons on', 'MMAC'], rows, COLUMNS)}\n{cost}\n{bound}"
 
 
 def _plan_rows(module: PlannedModule, absorbed: dict[str, str]) -> list[list[str]]:

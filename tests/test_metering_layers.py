@@ -279,3 +279,14 @@ def test_spikes_that_are_changed_in_place_are_looked_at_again() -> None:
     with torch.no_grad(), Meter(network) as meter:
         network(meter.show(x))
     assert [(float(t.accumulates.sum()), float(t.multiplies.sum())) for t in meter.tallies if t.macs] == [(4, 0), (0, 12)]
+
+
+def test_inference_mode_makes_no_difference() -> None:
+    network, frames = nn.Sequential(Sends(), nn.Linear(6, 5)), SIGNALS["binary"](T, B, 1, 4, 6)
+    clock = share_clock(network)
+    counts = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), Meter(network) as meter:
+            simulate(network, clock, meter.show(frames.clone()), T)
+        counts.append(spent(meter))
+    assert counts[0] == counts[1]

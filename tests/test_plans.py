@@ -127,7 +127,7 @@ def test_the_command_shows_the_plan_and_what_it_costs(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "QKTokenAttention" in shown.stdout
     assert "BatchNorm2d + IF" in shown.stdout
-    assert "M synaptic operations in 4 timesteps, if all neurons fired" in shown.stdout
+    assert "M accumulates in 4 timesteps, if each neuron sent a spike in each" in shown.stdout
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"attention": {"0-7": "qk-token", "8-11": "ssa"}, "mlp": "spiking"}))
     refused = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", str(recipe)])
