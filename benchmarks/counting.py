@@ -63,7 +63,8 @@ def plain(model: Model, batches: Batches) -> Tensor:
     """Images whose class is right after each timestep, and nothing else."""
     right = torch.zeros(4)
     for x, y in batches:
-        right += (_logits(model, x, x).argmax(-1) == y).sum(1)
+        _ann(model, x)
+        right += (_readout(model, x).argmax(-1) == y).sum(1)
     return right
 
 
@@ -72,17 +73,21 @@ def counted(model: Model, batches: Batches) -> Tensor:
     """The same, and every operation."""
     right, meter = torch.zeros(4), Meter(model.network if isinstance(model, SpikingModel) else model)
     for x, y in batches:
+        _ann(model, x)
         with meter:
-            logits = _logits(model, x, meter.show(x))
-        right += (logits.argmax(-1) == y).sum(1)
+            readout = _readout(model, meter.show(x))
+        right += (readout.argmax(-1) == y).sum(1)
     return right
 
 
-def _logits(model: Model, x: Tensor, shown: Tensor) -> Tensor:
-    if not isinstance(model, SpikingModel):
-        return model.readout(shown)
-    model.ann(x)
-    return model(shown, chunk=1)
+def _ann(model: Model, x: Tensor) -> None:
+    """The ANN, where there is one."""
+    if isinstance(model, SpikingModel):
+        model.ann(x)
+
+
+def _readout(model: Model, x: Tensor) -> Tensor:
+    return model(x, chunk=1) if isinstance(model, SpikingModel) else model.readout(x)
 
 
 def evaluated(model: Model, batches: Batches) -> Evaluation | Scores:

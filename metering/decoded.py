@@ -24,6 +24,7 @@ class Update:
 
     Attributes:
         spikes: s, one tensor for each spike of a burst; these and all below but the bias have the shape of the neuron's output.
+        number: how many spikes each value was sent.
         before: m before.
         after: m afterwards.
         prior: r.
@@ -35,6 +36,7 @@ class Update:
     """
 
     spikes: list[Tensor]
+    number: Tensor
     before: Tensor
     after: Tensor
     prior: Tensor
@@ -66,7 +68,7 @@ class Decoded:
 
     def sent(self, update: Update) -> Tensor:
         """How many spikes each value was sent in ``update``."""
-        return self.seen(number_of(update.spikes))
+        return self.seen(update.number)
 
 
 def number_of(spikes: Sequence[Tensor]) -> Tensor:
@@ -110,11 +112,12 @@ def updates(neuron: CodedNeuron, event: Event, by_image: Callable[[Tensor], Tens
             d = integrate(neuron.coding, t, d, spikes, 0.0 if bias is None else bias)
             after = prior + d
         keep, gain = neuron.coding.coefficients(t)
-        yield Update(spikes, before, after, prior, bias, keep, gain, apart, by_image(number_of(spikes)))
+        number = number_of(spikes)
+        yield Update(spikes, number, before, after, prior, bias, keep, gain, apart, by_image(number))
         before = after
 
 
 def shaped(update: Update, shape: torch.Size) -> Update:
     """An update in the shape of the neuron's output, into which the parts of an image are folded."""
-    folded = {name: getattr(update, name).reshape(shape) for name in ("before", "after", "prior")}
+    folded = {name: getattr(update, name).reshape(shape) for name in ("number", "before", "after", "prior")}
     return replace(update, spikes=[spikes.reshape(shape) for spikes in update.spikes], **folded)
