@@ -21,10 +21,11 @@ from ..metering import Meter, energy
 from ..spiking.shards import collected, processes, smallest, total
 from .advice import Advice, advise
 from .audit import Audit
+from .batching import apart
 from .cost import Costs
 from .diagnosis import ModuleError, diagnose
 
-DIAGNOSED = 8  # images of the first batch on which the error of every neuron is measured
+DIAGNOSED = 8  # images on which the error of every neuron is measured, and all operands are looked at
 
 
 @dataclass(frozen=True)
@@ -234,25 +235,21 @@ def evaluate(
     exits = None if exit_confidence is None else _Exits(snn.exit_limits(exit_confidence))
     last = max(last, len(exits.limits)) if exits else last
     device = next(snn.network.parameters()).device
-    meter, observer, logits = Meter(snn.network), Meter(snn.network, observing=True), _Logits(last)
-    reference = dense(snn)
+    meter, logits, reference = Meter(snn.network), _Logits(last), dense(snn)
     remaining = iter(batches)
     first = next(remaining, None)
     if not int(smallest(torch.tensor(0 if first is None else len(first[0])))):
         raise DataError("there are no images to score")
     modules: list[ModuleError] = []
     digests: list[str] = []
-    for x, y in chain([first] if first else [], remaining):
+    for x, y in chain(apart(first, -(-DIAGNOSED // processes())) if first else [], remaining):
         digests += map(digest, x)
         x, y = x.to(device), y.to(device)
         ann = snn.ann(x)
         if int(y.min()) < 0 or int(y.max()) >= ann.shape[1]:
             raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {ann.shape[1]} classes")
-        if not modules:
-            some = x[: -(-DIAGNOSED // processes())]
-            modules = diagnose(snn, some, last)
-            with observer:
-                snn(observer.show(some), last, chunk=1)
+        meter.observing = not modules
+        modules = modules or diagnose(snn, x, last)
         with meter:
             readout = snn(meter.show(x), last, chunk=1)
         if not torch.isfinite(readout).all():
@@ -261,7 +258,7 @@ def evaluate(
         if exits:
             exits.add(readout, ann, y, energy(meter.spent()))
     logits.join()
-    costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous, observer.over_processes())
+    costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous)
     latency = depth(snn.network, snn.input_size) if snn.recipe.synchronous else 1
     scored = sorted(collected(digests))
     points = tuple(logits.point(t, costs, latency) for t in reported)
@@ -274,7 +271,7 @@ def evaluate(
         points=points,
         modules=modules,
         costs=costs,
-        audit=Audit.of(costs, observer.images),
+        audit=Audit.of(costs, min(DIAGNOSED, logits.images)),
         exit=exits.finished(exit_confidence, logits.images, reference.energy()) if exits and exit_confidence else None,
         advice=tuple(advise(points, ann_top1, modules, snn.recipe)),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,12 +91,12 @@ class Costs:
     convention: float
 
     @classmethod
-    def of(cls, meter: Meter, ann: Dense, synchronous: bool = False, observed: Meter | None = None) -> Costs:
-        """The means over the images of a meter; the kinds are those that another one observed on the same network."""
-        tallies, streams, observed = meter.tallies, meter.streams, observed or meter
+    def of(cls, meter: Meter, ann: Dense, synchronous: bool = False) -> Costs:
+        """The means over the images of a meter."""
+        tallies, streams = meter.tallies, meter.streams
         timesteps = max((len(tally.accumulates) for tally in tallies), default=0)
-        operations = [_operation(tally, observed.operations.get(key), meter.images) for key, tally in meter.operations.items()]
-        neurons = [_operand(stream, observed.streams.get(name), meter.images, name) for name, stream in streams.items()]
+        operations = [_operation(tally, meter.images) for tally in tallies]
+        neurons = [_operand(stream, meter.images, name) for name, stream in streams.items()]
         sent = sum(float(s.spikes[-1] if synchronous else s.spikes.sum()) for s in streams.values()) / meter.images
         passes = 1 if synchronous else timesteps
         return cls(
@@ -159,13 +158,12 @@ def _mean(counts: Tensor, images: int) -> tuple[float, ...]:
     return tuple((counts / images).tolist())
 
 
-def _operand(stream: Stream, seen: Stream | None, images: int, name: str = "") -> Operand:
+def _operand(stream: Stream, images: int, name: str = "") -> Operand:
     rate = _mean(stream.spikes / max(stream.elements, 1), images)
-    return Operand(stream.name or name, seen.kind if seen else None, stream.copies, stream.elements, rate)
+    return Operand(stream.name or name, stream.kind, stream.copies, stream.elements, rate)
 
 
-def _operation(tally: Tally, seen: Tally | None, images: int) -> OperationCost:
-    looks: Sequence[Stream | None] = seen.operands if seen else [None] * len(tally.operands)
-    operands = [_operand(stream, look, images) for stream, look in zip(tally.operands, looks, strict=True)]
+def _operation(tally: Tally, images: int) -> OperationCost:
+    operands = [_operand(stream, images) for stream in tally.operands]
     counts = _mean(tally.accumulates, images), _mean(tally.multiplies, images)
     return OperationCost(tally.module, tally.function, tally.kind, tally.macs, tuple(operands), *counts)

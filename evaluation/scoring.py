@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from ..data import digest
 from ..errors import DataError
 from ..metering import Dense, Meter
-from ..spiking.shards import collected, smallest, total
+from ..spiking.shards import collected, processes, smallest, total
 from ..zoo import SpikingTransformer
 from .audit import Audit
+from .batching import apart
 from .cost import Costs
 
 OBSERVED = 8  # images of the first batch of which all operands are looked at
@@ -92,17 +94,15 @@ def score(
     device = next(model.parameters()).device
     images, right = 0, torch.zeros(0)
     digests: list[str] = []
-    meter, observer = Meter(model), Meter(model, observing=True)
-    for x, y in batches:
+    meter, remaining = Meter(model), iter(batches)
+    first = next(remaining, None)
+    for x, y in chain(apart(first, OBSERVED) if first else [], remaining):
         if int(y.min()) < 0 or int(y.max()) >= model.num_classes:
             raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {model.num_classes} classes")
         digests += map(digest, x.transpose(0, 1) if x.ndim == 5 else x)
-        x = x.to(device)
-        if not images:
-            with observer:
-                model.readout(observer.show(x[:, :OBSERVED] if x.ndim == 5 else x[:OBSERVED]), timesteps)
+        meter.observing = not images
         with meter:
-            readout = model.readout(meter.show(x), timesteps)
+            readout = model.readout(meter.show(x.to(device)), timesteps)
         if not torch.isfinite(readout).all():
             raise DataError("the logits of some images are not finite (NaN or infinity)", "check the images, and the weights")
         hits = (readout.argmax(-1).cpu() == y).sum(1)
@@ -111,9 +111,8 @@ def score(
     if not fewest:
         raise DataError("there are no images to score")
     if shared:
-        images, right = int(total(torch.tensor(images))), total(right)
-        meter, observer = meter.over_processes(), observer.over_processes()
-    costs = Costs.of(meter, Dense.of(observer.tallies), observed=observer)
+        images, right, meter = int(total(torch.tensor(images))), total(right), meter.over_processes()
+    costs = Costs.of(meter, Dense.of(meter.tallies))
     operations, energy, spikes = costs.so_far().sum(1), costs.energy(), costs.spikes_per_neuron()
     points = (
         Score(
@@ -125,6 +124,6 @@ def score(
         )
         for t in range(len(right))
     )
-    audit = Audit.of(costs, observer.images)
+    audit = Audit.of(costs, min(OBSERVED * (processes() if shared else 1), images))
     scored = sorted(collected(digests) if shared else digests)
     return Scores(images, hashlib.sha256("".join(scored).encode()).hexdigest()[:16], tuple(points), costs, audit)
