@@ -2,10 +2,10 @@
 
 from .artifact import load as load, save as save
 from .auto import provisional as provisional
-from .exit import ExitTable as ExitTable
+from .exit import ExitTable as ExitTable, exit_table as exit_table
 from .folder import is_model_folder as is_model_folder, save_model as save_model
 from .folding import fold as fold
-from .model import SpikingModel as SpikingModel, exit_table as exit_table, to_spiking as to_spiking
+from .model import SpikingModel as SpikingModel, to_spiking as to_spiking
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .model import SpikingModel
 
 
+SPIKELESS = {"function", "comparison", "rotation", "shift"}
+"""Kinds of operations that no spike causes."""
+
+
 @dataclass(frozen=True)
 class Spent:
     """The energy of all timesteps of a run, relative to the ANN's: in all, and without what its spikes caused."""
@@ -45,8 +49,8 @@ def spent(snn: SpikingModel, images: Tensor) -> Spent:
     meter.over_processes()
     reference = dense(snn).energy() * meter.images
     total = _energy(meter.tallies, snn.recipe.synchronous)
-    spikeless = [tally for tally in meter.tallies if tally.kind in ("function", "comparison", "rotation", "shift")]
-    multiplied = sum(float(tally.multiplies.sum()) for tally in meter.tallies if tally not in spikeless) * FLOAT32.mac
+    spikeless = [tally for tally in meter.tallies if tally.kind in SPIKELESS]
+    multiplied = sum(float(tally.multiplies.sum()) for tally in meter.tallies if tally.kind not in SPIKELESS) * FLOAT32.mac
     return Spent(total / reference, (_energy(spikeless, snn.recipe.synchronous) + multiplied) / reference)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..spiking.shards import collected
+
+if TYPE_CHECKING:
+    from .model import SpikingModel
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -83,3 +87,16 @@ def stops(readout: Tensor, limits: Tensor) -> Tensor:
     sure = confidence(readout) >= limits[: len(readout), None].to(readout.device)
     sure[-1] = True
     return sure.int().argmax(0)
+
+
+@torch.no_grad()
+def exit_table(snn: SpikingModel, batches: Iterable[Tensor]) -> ExitTable | None:
+    """How sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.exits`.
+
+    `to_spiking` sets it from the calibration images; for a network that was trained since it has to be made again. None for a
+    layer-synchronous network, and for one that is no classifier.
+    """
+    if snn.recipe.synchronous:
+        return None
+    readout = torch.cat([snn(images, chunk=1) for images in batches], 1).cpu()
+    return ExitTable.of(readout) if readout.ndim == 3 else None

@@ -32,7 +32,7 @@ from .absorption import absorb_functions, absorb_norms
 from .auto import Candidate, candidates, choose
 from .blocks import AUTO
 from .budget import affordable
-from .exit import ExitTable, confidence as sureness
+from .exit import ExitTable, confidence as sureness, exit_table
 from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
 from .products import drive_operations
@@ -249,19 +249,6 @@ def to_spiking(
     own = exit_table(snn, batches)
     snn.exits = own and own.over_processes()
     return snn
-
-
-@torch.no_grad()
-def exit_table(snn: SpikingModel, batches: Iterable[Tensor]) -> ExitTable | None:
-    """How sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.exits`.
-
-    `to_spiking` sets it from the calibration images; for a network that was trained since it has to be made again. None for a
-    layer-synchronous network, and for one that is no classifier.
-    """
-    if snn.recipe.synchronous:
-        return None
-    readout = torch.cat([snn(images, chunk=1) for images in batches], 1).cpu()
-    return ExitTable.of(readout) if readout.ndim == 3 else None
 
 
 def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -21,7 +20,7 @@ from ..metering import Meter, energy
 from ..spiking.shards import collected, processes, smallest, total
 from .advice import Advice, advise
 from .audit import Audit
-from .batching import apart
+from .batching import apart, check_finite, check_labels, set_digest
 from .cost import Costs
 from .diagnosis import ModuleError, diagnose
 
@@ -158,17 +157,23 @@ class _Logits:
         self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
         self.size = float(total(torch.tensor(self.size, dtype=torch.float64)))
 
-    def point(self, t: int, costs: Costs, latency: int) -> Point:
-        """The figures after ``t`` timesteps, if ``latency`` timesteps are between the image and a readout."""
-        return Point(
-            timestep=t,
-            top1=100 * float(self.right[t - 1]) / self.images,
-            agreement=100 * float(self.agreed[t - 1]) / self.images,
-            relative_error=float((self.difference[t - 1] / max(self.size, torch.finfo(torch.float64).tiny)).sqrt()),
-            spikes_per_neuron=float(costs.spikes_per_neuron()[t - 1]),
-            operations=float(costs.so_far()[t - 1].sum()) / costs.ann.macs,
-            energy=float(costs.energy()[t - 1]) / costs.ann.energy(),
-            latency=latency * t,
+    def points(self, timesteps: Iterable[int], costs: Costs, latency: int) -> tuple[Point, ...]:
+        """The figures after so many timesteps, if ``latency`` timesteps are between the image and a readout."""
+        spikes, operations = costs.spikes_per_neuron().tolist(), costs.so_far().sum(1).tolist()
+        energies, ann_energy = costs.energy().tolist(), costs.ann.energy()
+        errors = (self.difference / max(self.size, torch.finfo(torch.float64).tiny)).sqrt().tolist()
+        return tuple(
+            Point(
+                timestep=t,
+                top1=100 * float(self.right[t - 1]) / self.images,
+                agreement=100 * float(self.agreed[t - 1]) / self.images,
+                relative_error=errors[t - 1],
+                spikes_per_neuron=spikes[t - 1],
+                operations=operations[t - 1] / costs.ann.macs,
+                energy=energies[t - 1] / ann_energy,
+                latency=latency * t,
+            )
+            for t in timesteps
         )
 
 
@@ -246,26 +251,24 @@ def evaluate(
         digests += map(digest, x)
         x, y = x.to(device), y.to(device)
         ann = snn.ann(x)
-        if int(y.min()) < 0 or int(y.max()) >= ann.shape[1]:
-            raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {ann.shape[1]} classes")
+        check_labels(y, ann.shape[1])
         meter.observing = not modules
         modules = modules or diagnose(snn, x, last)
         with meter:
             readout = snn(meter.show(x), last, chunk=1)
-        if not torch.isfinite(readout).all():
-            raise DataError("the logits of some images are not finite (NaN or infinity)", "check the images, and the weights")
+        check_finite(readout)
         logits.add(readout, ann, y)
         if exits:
             exits.add(readout, ann, y, energy(meter.spent()))
     logits.join()
     costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous)
     latency = depth(snn.network, snn.input_size) if snn.recipe.synchronous else 1
-    scored = sorted(collected(digests))
-    points = tuple(logits.point(t, costs, latency) for t in reported)
+    scored = collected(digests)
+    points = logits.points(reported, costs, latency)
     ann_top1 = 100 * logits.ann_right / logits.images
     return Evaluation(
         images=logits.images,
-        digest=hashlib.sha256("".join(scored).encode()).hexdigest()[:16],
+        digest=set_digest(scored),
         calibration={"images": len(snn.calibrated_on), "scored": len(set(scored) & set(snn.calibrated_on))},
         ann_top1=ann_top1,
         points=points,

@@ -105,7 +105,7 @@ class Costs:
             ann=ann,
             synchronous=synchronous,
             words=least_words(tallies, sum(s.elements for s in streams.values()), sent, passes),
-            convention=conventional(tallies, meter.images, timesteps),
+            convention=conventional(tallies, meter.images, timesteps, synchronous=synchronous),
         )
 
     @property

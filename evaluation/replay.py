@@ -133,7 +133,7 @@ class _Replayer(Meter):
 
     def _product(self, key: tuple[str, int, int], call: partial[Any], name: str, first: Tensor, second: Tensor) -> Tensor:
         """Two spikes meet."""
-        result = torch.zeros(_shape(call, first, second), dtype=first.dtype)
+        result = first.new_zeros(_shape(call, first, second))
         left = bool(first.abs().max() <= second.abs().max())
         for spikes in _one_by_one(first if left else second):
             self._meet(key, name, result, spikes if left else first, second if left else spikes, left)

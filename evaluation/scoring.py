@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -17,7 +16,7 @@ from ..metering import Dense, Meter
 from ..spiking.shards import collected, processes, smallest, total
 from ..zoo import SpikingTransformer
 from .audit import Audit
-from .batching import apart
+from .batching import apart, check_finite, check_labels, set_digest
 from .cost import Costs
 
 OBSERVED = 8  # images of the first batch of which all operands are looked at
@@ -97,14 +96,12 @@ def score(
     meter, remaining = Meter(model), iter(batches)
     first = next(remaining, None)
     for x, y in chain(apart(first, OBSERVED) if first else [], remaining):
-        if int(y.min()) < 0 or int(y.max()) >= model.num_classes:
-            raise DataError(f"labels from {int(y.min())} to {int(y.max())} for a model of {model.num_classes} classes")
+        check_labels(y, model.num_classes)
         digests += map(digest, x.transpose(0, 1) if x.ndim == 5 else x)
         meter.observing = not images
         with meter:
             readout = model.readout(meter.show(x.to(device)), timesteps)
-        if not torch.isfinite(readout).all():
-            raise DataError("the logits of some images are not finite (NaN or infinity)", "check the images, and the weights")
+        check_finite(readout)
         hits = (readout.argmax(-1).cpu() == y).sum(1)
         images, right = images + len(y), hits + (right if len(right) else 0)
     fewest = smallest(torch.tensor(images)) if shared else images
@@ -125,5 +122,4 @@ def score(
         for t in range(len(right))
     )
     audit = Audit.of(costs, min(OBSERVED * (processes() if shared else 1), images))
-    scored = sorted(collected(digests) if shared else digests)
-    return Scores(images, hashlib.sha256("".join(scored).encode()).hexdigest()[:16], tuple(points), costs, audit)
+    return Scores(images, set_digest(collected(digests) if shared else digests), tuple(points), costs, audit)

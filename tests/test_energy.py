@@ -77,3 +77,15 @@ def test_a_budget_is_kept_by_the_lowest_price(images: Tensor) -> None:
 def test_a_budget_that_cannot_be_kept_is_refused_with_the_figures(vit: nn.Module, images: Tensor) -> None:
     with pytest.raises(RecipeError, match=r"0.01 of the ANN's energy is out of reach in 2 timesteps: .* needs 0\.\d+"):
         to_spiking(vit, Recipe(timesteps=2, max_energy=0.01), images)
+
+
+@pytest.mark.parametrize("schedule", ["stepwise", "layer-synchronous"])
+def test_the_convention_is_rate_by_layer_of_one_run(schedule: str, vit: nn.Module, images: Tensor) -> None:
+    """0.9 pJ times spikes per value times multiply-accumulates, whichever way the timesteps of a run are told."""
+    snn = to_spiking(vit, Recipe.from_json({"timesteps": 3, "levels": 1, "schedule": schedule}), images)
+    costs = evaluate(snn, [(images, torch.zeros(len(images), dtype=torch.int64))]).costs
+    expected = 0.0
+    for operation in costs.operations:
+        rates = [o.rate[-1] if schedule == "layer-synchronous" else sum(o.rate) for o in operation.operands]
+        expected += 0.9 * operation.macs * min(rates, default=0.0)
+    assert costs.convention == pytest.approx(expected)
