@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,20 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..spiking import Clock, CodedNeuron, Event, analog, probing, simulate
 from ..spiking.shards import largest, smallest, total
-from .channels import from_channels, to_channels
+from .channels import rest, to_channels
 
 
 class Activity:
     """Running statistics of one neuron's input: mean at each position, minimum of each channel, largest magnitude.
 
-    ``sensitivity`` is what the logits depend on it (see `sensitivities`), where that was measured.
+    Args:
+        name: of the neuron.
+        axes: its channels.
+        sensitivity: what the logits depend on it (see `sensitivities`), where that was measured.
     """
 
-    def __init__(self, name: str, axes: tuple[int, ...]) -> None:
-        self.name, self.axes = name, axes
-        self.sensitivity: Tensor | None = None
+    def __init__(self, name: str, axes: tuple[int, ...], sensitivity: Tensor | None = None) -> None:
+        self.name, self.axes, self.sensitivity = name, axes, sensitivity
         self.images = torch.zeros((), dtype=torch.int64)
 
     def __call__(self, event: Event) -> None:
@@ -32,7 +35,7 @@ class Activity:
             ModelError: it has values that are not finite.
         """
         x = event.target
-        summed, minimum = x.sum(0, dtype=torch.float64), from_channels(to_channels(x, self.axes).amin(1), x, self.axes)
+        summed, minimum = x.sum(0, dtype=torch.float64), x.amin(rest(x, self.axes), keepdim=True)[0]
         scale = x.abs().amax()
         if not torch.isfinite(scale):
             raise ModelError(
@@ -57,6 +60,7 @@ class Activity:
         """Mean at each position, the shape of one image's input."""
         return (self.total / self.images).to(self.scale.dtype)
 
+    @cached_property
     def bearing(self) -> Tensor:
         """The positions, with channel axes of size 1, at which some channel has a bearing on the logits.
 
@@ -67,11 +71,16 @@ class Activity:
         kept = [axis for axis in range(-self.sensitivity.ndim, 0) if axis in self.axes]
         return self.sensitivity.amax(kept, keepdim=True) > 0
 
+    @cached_property
+    def _selects(self) -> bool:
+        """Whether some positions have a bearing, and others have not."""
+        return self.sensitivity is not None and bool(self.bearing.any()) and not bool(self.bearing.all())
+
     def samples(self) -> int:
         """How many values of each channel bear on the logits, in all images together."""
         shape = self.mean.shape
         channels = math.prod(shape[axis] for axis in range(-len(shape), 0) if axis in self.axes)
-        positions = int(self.bearing().sum()) if self.sensitivity is not None else self.mean.numel() // channels
+        positions = int(self.bearing.sum()) if self.sensitivity is not None else self.mean.numel() // channels
         return int(self.images) * positions
 
     def silence(self, price: float) -> Tensor:
@@ -82,21 +91,29 @@ class Activity:
         if self.sensitivity is None:
             return torch.zeros_like(self.scale)
         worth = self.sensitivity.mean().clamp(min=torch.finfo(self.scale.dtype).tiny)
-        return torch.where(self.bearing(), (price / worth).sqrt(), torch.inf).to(self.scale)
+        return torch.where(self.bearing, (price / worth).sqrt(), torch.inf).to(self.scale)
+
+    def channel_means(self, x: Tensor) -> Tensor:
+        """``[B, ...]`` to ``[channels]``, without positions that have no bearing."""
+        if self._selects:
+            return self.columns(x, self.axes).mean(1)
+        return x.mean(rest(x, self.axes)).flatten()
 
     def columns(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
         """``[B, ...]`` to ``[channels, samples]`` for channels along ``axes``, without positions that have no bearing."""
-        columns, bearing = to_channels(x, axes), self.bearing()
-        if bearing.all() or not bearing.any():
-            return columns
-        return columns[:, to_channels(bearing.expand_as(x), axes)[0]]
+        columns = to_channels(x, axes)
+        return columns[:, to_channels(self.bearing.expand_as(x), axes)[0]] if self._selects else columns
 
 
 def observe(
-    network: nn.Module, clock: Clock, batches: Iterable[Tensor], neurons: dict[str, CodedNeuron]
+    network: nn.Module,
+    clock: Clock,
+    batches: Iterable[Tensor],
+    neurons: dict[str, CodedNeuron],
+    sensitivity: Mapping[str, Tensor],
 ) -> dict[str, Activity]:
     """The activity of each of ``neurons`` over the images of all processes, with the whole network analog."""
-    activity = {name: Activity(name, neuron.axes) for name, neuron in neurons.items()}
+    activity = {name: Activity(name, neuron.axes, sensitivity.get(name)) for name, neuron in neurons.items()}
     with probing(network, activity), analog(network), torch.no_grad():
         for batch in batches:
             simulate(network, clock, batch, 1)

@@ -7,11 +7,16 @@ import math
 from torch import Tensor
 
 
+def rest(x: Tensor, axes: tuple[int, ...]) -> list[int]:
+    """The axes of ``[B, ...]`` beside the negative ``axes``."""
+    return [axis for axis in range(x.ndim) if axis == 0 or axis - x.ndim not in axes]
+
+
 def to_channels(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """``[B, ...]`` to ``[channels, samples]``, where the negative ``axes`` tell the channels. No axes: one channel."""
-    kept = [axis for axis in range(1, x.ndim) if axis - x.ndim in axes]
-    rest = [axis for axis in range(x.ndim) if axis not in kept]
-    return x.permute(*kept, *rest).reshape(math.prod(x.shape[axis] for axis in kept), -1)
+    samples = rest(x, axes)
+    kept = [axis for axis in range(x.ndim) if axis not in samples]
+    return x.permute(*kept, *samples).reshape(math.prod(x.shape[axis] for axis in kept), -1)
 
 
 def from_channels(values: Tensor, x: Tensor, axes: tuple[int, ...]) -> Tensor:

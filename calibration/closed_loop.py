@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Ladder, Neuron
-from ..spiking.coding import emit, innovation, integrate
+from ..spiking.coding import CodedStep
 from ..spiking.shards import total
 from .activity import Activity
 from .channels import from_channels
@@ -55,20 +55,20 @@ class ClosedLoop(Neuron):
         """As the neuron's own step, with the tables of step ``t`` set on the way."""
         neuron = self.neuron
         if self.aim is None:
-            self.aim = self.seen.columns(x, neuron.axes).mean(1)
+            self.aim = self.seen.channel_means(x)
             return x, x
         assert neuron.alphabet is not None
-        d = torch.zeros_like(x) if state is None else state
-        u = innovation(neuron.coding, t, x - neuron.prior, d)
         if self.rule.closed_loop:
-            self._set_levels(t, u)
+            before = neuron.prior.expand(x.shape) if state is None else state
+            self._set_levels(t, neuron.coding.innovation(t, x, neuron.coding.held(t, before, neuron.prior)))
             ladder = self.levels[t]
         else:
             ladder = neuron.ladder(t)
-        d = integrate(neuron.coding, t, d, emit(neuron.alphabet, u, ladder, neuron.spikes_per_step))
+        levels = neuron.alphabet.rounding(ladder)
+        decoded = CodedStep(neuron.alphabet, neuron.coding, t, levels, neuron.prior, None, neuron.spikes_per_step)(x, state)
         if self.has_bias:
-            d = d + from_channels(self._note_lack(t, neuron.prior + d, self.aim), x, neuron.axes)
-        return neuron.prior + d, d
+            decoded += from_channels(self._note_lack(t, decoded, self.aim), x, neuron.axes)
+        return decoded, decoded
 
     def _set_levels(self, t: int, u: Tensor) -> None:
         if t == len(self.observers):
@@ -79,7 +79,7 @@ class ClosedLoop(Neuron):
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
         """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far, of all processes."""
-        lack = (aim - self.seen.columns(decoded, self.neuron.axes).mean(1)) * len(decoded)
+        lack = (aim - self.seen.channel_means(decoded)) * len(decoded)
         if t == len(self.lacks):
             self.lacks.append(torch.zeros_like(lack))
             self.images.append(torch.zeros((), dtype=torch.int64))

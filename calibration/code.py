@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..spiking import Alphabet, CodedNeuron, Coding
-from ..spiking.coding import emit, innovation, integrate
+from ..spiking.coding import CodedStep
 from .histogram import edges
 
 POINTS = 5  # in each bin of a histogram, because the decoded values may lie closer together than its edges
@@ -34,12 +34,12 @@ class Code:
         """What becomes of constant ``values``, with thresholds that broadcast against them; ρ is the alphabet's by default."""
         values, thresholds = torch.broadcast_tensors(values, thresholds)
         ladder = self.alphabet.ladder(thresholds, None if ratio is None else torch.full_like(thresholds, ratio))
-        d = torch.zeros_like(values)
+        levels, prior = self.alphabet.rounding(ladder), torch.zeros_like(values)
+        decoded = prior
         for t in range(self.timesteps):
-            d = integrate(
-                self.coding, t, d, emit(self.alphabet, innovation(self.coding, t, values, d), ladder, self.spikes_per_step)
-            )
-        return d
+            step = CodedStep(self.alphabet, self.coding, t, levels, prior, None, self.spikes_per_step)
+            decoded, _ = step.reference(values, decoded)
+        return decoded
 
 
 def points() -> Tensor:
@@ -61,4 +61,10 @@ def thresholds() -> Tensor:
 def squared_errors(code: Code, ratio: float) -> Tensor:
     """``[2 * BINS, BINS, POINTS]``: of `points` decoded with each of `thresholds`. It depends on no data, and so is kept."""
     values = points().float()
-    return torch.stack([(code.decode(values, threshold, ratio) - values).square() for threshold in thresholds().float()])
+    return (code.decode(values, thresholds().float()[:, None, None], ratio) - values).square()
+
+
+@lru_cache(maxsize=16)
+def mean_errors(code: Code, ratio: float) -> Tensor:
+    """``[2 * BINS, BINS]``: the means over the points of each bin."""
+    return squared_errors(code, ratio).mean(2)

@@ -30,11 +30,12 @@ class Histogram:
 
     def update(self, magnitudes: Tensor) -> None:
         """Count ``[channels, samples]``, all at least 0."""
-        mantissa, exponent = torch.frexp(magnitudes)  # x = mantissa * 2^exponent, mantissa in [0.5, 1)
-        bins = (exponent - 1 - LOWEST) * PER_OCTAVE + ((mantissa - 0.5) * (2 * PER_OCTAVE)).to(torch.int32) + 1
-        bins = torch.where(magnitudes < 2.0**LOWEST, 0, bins).clamp(0, BINS - 1)
+        # Eight bins to the octave: the exponent and the first three bits of the mantissa, which are those of a number.
+        bins = (magnitudes.float().view(torch.int32) >> 20) - ((127 + LOWEST) * PER_OCTAVE - 1)
+        bins.clamp_(0, BINS - 1)
         channels = len(magnitudes)
-        bins += torch.arange(channels, dtype=bins.dtype, device=bins.device).unsqueeze(1) * BINS
+        if channels > 1:
+            bins += torch.arange(channels, dtype=bins.dtype, device=bins.device).unsqueeze(1) * BINS
         counts = torch.bincount(bins.flatten(), minlength=channels * BINS).view(channels, BINS).cpu()
         self.counts = counts if not len(self.counts) else self.counts + counts
 

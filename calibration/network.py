@@ -60,11 +60,11 @@ def calibrate(
         ModelError: a neuron's input is not finite; the message names the neuron.
     """
     found = {name: n for name, n in neurons(network) if isinstance(n, CodedNeuron) and n.alphabet is not None}
-    activity = observe(network, clock, batches, found)
+    sensitivity: dict[str, Tensor] = {}
     if sense and rule.closed_loop:
         images, draws = (PRICED_ON, PRICED_BY) if rule.price else (SENSED_ON, SENSED_BY)
-        for name, sensitivity in sensitivities(network, clock, batches, found, images, draws).items():
-            activity[name].sensitivity = sensitivity
+        sensitivity = sensitivities(network, clock, batches, found, images, draws)
+    activity = observe(network, clock, batches, found, sensitivity)
     for name, neuron in found.items():
         seen = activity[name]
         neuron.prior = {"none": torch.zeros_like(seen.scale), "mean": seen.mean, "minimum": seen.minimum}[prior]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..spiking.shards import largest
-from .code import Code, points, squared_errors, thresholds
+from .code import Code, mean_errors, points, squared_errors, thresholds
 from .histogram import BINS, PER_OCTAVE, Histogram, edges
 
 TINY = torch.finfo(torch.float64).tiny
@@ -117,17 +117,28 @@ class MseObserver(HistogramObserver):
         histogram = self.histogram.over_processes()
         candidates = _candidates(histogram)
         span = slice(2 * candidates.start, 2 * candidates.stop - 1)
-        values, counts = points().float(), histogram.counts.float()
+        counts = histogram.counts.float()
         tried, least = thresholds()[span], torch.as_tensor(least).reshape(-1, 1)
         costs = []
         for ratio in ratios:
-            error = squared_errors(self.code, ratio)[span]
-            if silence:
-                error = torch.where(values < silence, values.square(), error + silence**2)
-            costs.append((counts @ error.mean(2).T).masked_fill(tried < least, torch.inf))
+            costs.append((counts @ self._errors(ratio, span, silence).T).masked_fill(tried < least, torch.inf))
         best = torch.stack(costs, 2).flatten(1).argmin(1)  # [channels], over thresholds by ratios
         chosen = torch.tensor(ratios, dtype=torch.float64)[best % len(ratios)]
         return torch.maximum(tried[best // len(ratios)], least.flatten()), chosen
+
+
+    def _errors(self, ratio: float, span: slice, silence: float) -> Tensor:
+        """``[thresholds, BINS]``: the cost of a magnitude, for the thresholds in ``span``."""
+        errors = mean_errors(self.code, ratio)[span]
+        if not silence:
+            return errors
+        values = points().float()
+        squares, silent = values.square(), values < silence
+        errors = torch.where(silent.all(1), squares.mean(1), errors + silence**2)
+        for split in (silent.any(1) & ~silent.all(1)).nonzero().flatten().tolist():  # a bin with both, if there is one
+            spoken = squared_errors(self.code, ratio)[span, split] + silence**2
+            errors[:, split] = torch.where(silent[split], squares[split], spoken).mean(1)
+        return errors
 
 
 class EntropyObserver(HistogramObserver):

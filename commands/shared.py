@@ -95,7 +95,9 @@ def find_device(name: str) -> Any:
     """A torch device by name; ``auto`` is CUDA where there is one."""
     import torch
 
-    torch.set_flush_denormal(True)  # softmax tails are denormal, and an order of magnitude slower
+    from vit2snn.spiking import prepare_process
+
+    prepare_process()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -14,7 +14,6 @@ from ..convert import SpikingModel
 from ..metering import Meter
 from ..metering.decoded import number_of
 from ..spiking import CodedNeuron, Event, analog, outputs_of, probing, simulate
-from ..spiking.coding import innovation
 from ..spiking.shards import largest, total
 
 TINY = torch.finfo(torch.float32).tiny
@@ -114,7 +113,8 @@ class _Seen:
         reach = neuron.threshold[: event.t + 1].sum(0) if neuron.synchronous else neuron.ladder(event.t).threshold
         u = event.target - neuron.prior
         if not neuron.synchronous:
-            u = innovation(neuron.coding, event.t, u, event.before - neuron.prior)
+            held = neuron.coding.held(event.t, event.before, neuron.prior)
+            u = neuron.coding.innovation(event.t, event.target, held)
         return neuron.speaking(neuron.alphabet.magnitudes(u)) > neuron.spikes_per_step * reach
 
     def row(self, name: str, module: str) -> ModuleError:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..spiking import CodedNeuron, Coding, Event
-from ..spiking.coding import integrate
 
 
 def fires(x: Tensor) -> Tensor:
@@ -20,7 +19,7 @@ def fires(x: Tensor) -> Tensor:
 
 @dataclass
 class Update:
-    """One change of a decoded value m = r + d, by d[t] = a d[t-1] + b (s + c).
+    """One change of a decoded value: m[t] - r = a (m[t-1] - r) + b (s + c).
 
     Attributes:
         spikes: s, one tensor for each spike of a burst; these and all below but the bias have the shape of the neuron's output.
@@ -31,7 +30,7 @@ class Update:
         bias: c, which broadcasts against one image's part of these; None where it is 0.
         keep: a.
         gain: b.
-        apart: whether the receiver holds r and d in sums of their own, because d is rescaled in every timestep (rate coding).
+        apart: whether the receiver holds r and m - r in sums of their own, because the latter is rescaled in every timestep (rate coding).
         count: the spikes of each image, ``[1, B]``.
     """
 
@@ -102,15 +101,14 @@ def updates(neuron: CodedNeuron, event: Event, by_image: Callable[[Tensor], Tens
     """
     steps = range(event.t + 1) if neuron.synchronous else range(event.t, event.t + 1)
     each = len(event.spikes) // len(steps)
-    before, d, prior = event.before, torch.zeros_like(event.target), neuron.prior.expand(event.target.shape)
+    before, prior = event.before, neuron.prior.expand(event.target.shape)
     apart = neuron.coding is Coding.RATE and bool(neuron.prior.any())
     for index, t in enumerate(steps):
         spikes = event.spikes[index * each : (index + 1) * each]
         bias = neuron.bias[t] if t < len(neuron.bias) and bool(neuron.bias[t].any()) else None
         after = event.decoded
         if neuron.synchronous:
-            d = integrate(neuron.coding, t, d, spikes, 0.0 if bias is None else bias)
-            after = prior + d
+            after = neuron.coding.integrate(t, neuron.coding.held(t, before, prior), spikes, bias)
         keep, gain = neuron.coding.coefficients(t)
         number = number_of(spikes)
         yield Update(spikes, number, before, after, prior, bias, keep, gain, apart, by_image(number))

@@ -35,8 +35,10 @@ from .membrane import (
     binary_spikes as binary_spikes,
 )
 from .mlp import SpikingMLP as SpikingMLP
+from .native import eager as eager
 from .neuron import CodedNeuron as CodedNeuron, Event as Event, analog as analog, probing as probing
 from .patches import SPEDS as SPEDS, DeformedShortcut as DeformedShortcut, SpikingPatchSplitting as SpikingPatchSplitting
+from .process import prepare_process as prepare_process
 from .projection import ConvBN as ConvBN, SpikingProjection as SpikingProjection
 from .rotation import Hadamard as Hadamard, RotatedLinear as RotatedLinear, rotate_inputs as rotate_inputs
 from .shift import ShiftGELU as ShiftGELU, ShiftLayerNorm as ShiftLayerNorm, ShiftSoftmax as ShiftSoftmax

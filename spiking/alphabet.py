@@ -24,6 +24,29 @@ class Ladder(NamedTuple):
     silence: Tensor
 
 
+class Levels(NamedTuple):
+    """What rounding to a ladder needs to know; all broadcast against the value that is coded.
+
+    A level ends half-way to its upper neighbour, (1 + 1/ρ)/2 below it: a constant factor, which is made 1 by a gain.
+
+    Attributes:
+        threshold: θ.
+        gain: magnitudes times this lie between the level that they are rounded to, as a share of θ, and its upper neighbour.
+        floor: the smallest level as a share of θ.
+        least: the smallest magnitude that fires.
+        steps: for ρ = 2^(1/m), the levels within an octave, 2^(j/m) for 0 < j < m; infinite where a ratio has fewer. None if
+            there is another ratio.
+        ratio: ρ.
+    """
+
+    threshold: Tensor
+    gain: Tensor
+    floor: Tensor
+    least: Tensor
+    steps: tuple[Tensor, ...] | None
+    ratio: Tensor
+
+
 @dataclass(frozen=True)
 class Alphabet:
     """The ladder of values {θ ρ^-k, k < n}, of both signs if ``signed``, and silence.
@@ -59,20 +82,43 @@ class Alphabet:
         ratio = torch.full_like(threshold, self.ratio) if ratio is None else ratio
         return Ladder(threshold, ratio, torch.zeros_like(threshold) if silence is None else silence)
 
-    def quantize(self, u: Tensor, ladder: Ladder) -> Tensor:
-        """The nearest level, or 0 below the ladder's silence; a tie goes to the larger (``>=``, as in the literature).
+    def rounding(self, ladder: Ladder) -> Levels:
+        """The constants of rounding to a ladder, in its type; they are computed in double precision."""
+        threshold, ratio, silence = (values.double() for values in ladder)
+        floor = ratio ** (1 - self.levels)
+        least = torch.maximum(silence, threshold * floor / 2)
+        m = ratio.log2().reciprocal().round().clamp(min=1)
+        steps = None
+        if bool(((m.reciprocal().exp2() - ratio).abs() <= 1e-6 * ratio).all()):
+            floor = ((1 - self.levels) / m).exp2()
+            inner = range(1, int(m.max())) if self.levels > 1 else ()
+            steps = tuple(torch.where(j < m, (j / m).exp2(), torch.inf).to(ladder.threshold) for j in inner)
+        gain = 2 / (1 + 1 / ratio) / threshold
+        constants = (values.to(ladder.threshold) for values in (threshold, gain, floor, least))
+        return Levels(*constants, steps, ladder.ratio)
+
+    def quantize(self, u: Tensor, levels: Levels) -> Tensor:
+        """The nearest level, or 0 below the least; a tie goes to the larger (``>=``, as in the literature).
 
         Not differentiable: see `vit2snn.spiking.coding.emit`.
         """
         y = self.magnitudes(u)
-        least = torch.maximum(ladder.silence, ladder.threshold * ladder.ratio ** (1 - self.levels) / 2)
-        fires = torch.ge(y, least, out=torch.empty_like(y))  # in numbers: a product with booleans is several times slower
-        if self.levels == 1:
-            spikes = fires
+        z = y * levels.gain
+        if levels.steps is None:
+            octaves = levels.ratio.log2()
+            level = (-octaves * (-z.log2() / octaves).ceil()).exp2()
         else:
-            # A level ends half-way to its upper neighbour, (1 + 1/ρ)/2 below it: a constant distance on the log scale.
-            octaves = ladder.ratio.log2()
-            k = y.mul_(2 / (1 + 1 / ladder.ratio) / ladder.threshold).log2_().div_(-octaves).ceil_().clamp_(0, self.levels - 1)
-            spikes = k.mul_(-octaves).exp2_().mul_(fires)
-        spikes.mul_(ladder.threshold)
-        return spikes.copysign_(u) if self.signed else spikes
+            power = level = octave(z)
+            for step in levels.steps:
+                above = power * step
+                level = torch.where(z >= above, above, level)
+        level = torch.maximum(level, levels.floor).clamp(max=1) * levels.threshold
+        spikes = torch.where(y >= levels.least, level, 0.0)
+        return spikes.copysign(u) if self.signed else spikes
+
+
+def octave(z: Tensor) -> Tensor:
+    """The largest power of two up to z >= 0: what is left of a floating-point number without its mantissa. Any shape."""
+    if z.dtype == torch.float64:
+        return (z.view(torch.int64) & 0x7FF0000000000000).view(z.dtype)
+    return (z.view(torch.int32) & 0x7F800000).view(z.dtype)

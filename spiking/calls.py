@@ -23,6 +23,7 @@ WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "addmm"}
 FUSED = {"scaled_dot_product_attention"}
 MATRIX = {"matmul", "rmatmul", "bmm", "mm", "baddbmm", "einsum"}
 ELEMENTWISE = {"mul", "mul_", "rmul", "imul", "multiply", "addcmul"}
+IN_PLACE = {"mul_", "imul"}
 SYNAPTIC = WEIGHTED | FUSED | MATRIX | ELEMENTWISE
 
 
@@ -138,6 +139,8 @@ class _Driver(Calls):
         for position, neuron in call.neurons.items():
             index = tensors[position]
             leaves[index] = self.module.get_submodule(neuron)(leaves[index])
+            if name in IN_PLACE and index == tensors[0]:
+                leaves[index] = leaves[index].clone()  # what a neuron puts out is also its state
         args, kwargs = tree_unflatten(leaves, structure)
         return func(*args, **kwargs)
 

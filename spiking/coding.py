@@ -1,25 +1,28 @@
 """Codings in one formula.
 
 A coded neuron sees a target x[t] (its input, computed from the values decoded so far), and keeps a decoded value m[t] that
-its receivers read. It codes the deviation d of x from a calibrated prior r:
+its receivers read. Without spikes that would relax to a calibrated prior r; spikes s[t] make up for what it lacks:
 
-    m[t] = r + d[t],    d[t] = a_t d[t-1] + b_t (s[t] + c[t]),    s[t] = Q_t((x[t] - r - a_t d[t-1]) / b_t),    d[0] = 0
+    h[t] = a_t m[t-1] + (1 - a_t) r,    m[t] = h[t] + b_t (s[t] + c[t]),    s[t] = Q_t((x[t] - h[t]) / b_t),    m[-1] = r
 
 Q_t rounds to the spike alphabet with the thresholds of step t; c[t] is a calibrated bias. Only s is sent: r and c are
-constants that fold into the receiver, which is linear. With a = (t-1)/t and b = 1/t the decoded value is the mean of the
-spikes, the argument of Q is the membrane potential of a soft-reset integrate-and-fire neuron, and expectation
+constants that fold into the receiver, which is linear. With a = (t-1)/t and b = 1/t the decoded value is the prior and the mean
+of the spikes, the argument of Q is the membrane potential of a soft-reset integrate-and-fire neuron, and expectation
 compensation (ECMT, ACM MM 2024) falls out; with a = b = 1 only changes are sent (differential coding). With a = 1 and b = 1/t
 changes are sent as well, and later spikes weigh less: the differential coding of DCGS (ICML 2025).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .alphabet import Alphabet, Ladder
+from .alphabet import Alphabet, Levels
+from .native import MOST_STEPS, TABLES, Coded, Table, address, checked, kernels
 
 
 class Coding(str, Enum):
@@ -33,38 +36,135 @@ class Coding(str, Enum):
         """(a_t, b_t) of the step with index t = 0, 1, ..."""
         return t / (t + 1) if self is Coding.RATE else 1.0, 1.0 if self is Coding.DIFFERENTIAL else 1 / (t + 1)
 
+    def held(self, t: int, m: Tensor, prior: Tensor) -> Tensor:
+        """h[t] of m[t-1]: what is decoded if nothing is sent. All shapes ``[B, ...]``."""
+        a, _ = self.coefficients(t)
+        return m if a == 1 else a * m + (1 - a) * prior
 
-def innovation(coding: Coding, t: int, deviation: Tensor, d: Tensor) -> Tensor:
-    """The argument of Q_t: what the decoded value lacks, in units of one spike. All shapes ``[B, ...]``."""
-    if coding is Coding.DIFFERENTIAL:
-        return deviation - d
-    a, b = coding.coefficients(t)
-    return (deviation - a * d) / b
+    def innovation(self, t: int, x: Tensor, held: Tensor) -> Tensor:
+        """The argument of Q_t: what the decoded value lacks, in units of one spike. All shapes ``[B, ...]``."""
+        _, b = self.coefficients(t)
+        return x - held if b == 1 else (x - held) * (1 / b)
+
+    def integrate(self, t: int, held: Tensor, spikes: list[Tensor], bias: Tensor | None = None) -> Tensor:
+        """m[t] from h[t] and the spikes of step t."""
+        _, b = self.coefficients(t)
+        total = sum(spikes[1:], spikes[0])
+        total = total if bias is None else total + bias
+        return held + total if b == 1 else held + b * total
 
 
-def emit(alphabet: Alphabet, u: Tensor, ladder: Ladder, count: int = 1) -> list[Tensor]:
+def emit(alphabet: Alphabet, u: Tensor, levels: Levels, count: int = 1) -> list[Tensor]:
     """The spikes of one step: up to ``count`` in a burst, each sent for what the ones before it left.
 
     Differentiable by the straight-through estimator: the gradient of the burst with respect to ``u`` is 1 within reach of
     the alphabet and 0 where it saturates.
     """
     with torch.no_grad():
-        spikes = [alphabet.quantize(u, ladder)]
+        spikes = [alphabet.quantize(u, levels)]
         rest = u
         while len(spikes) < count:
             rest = rest - spikes[-1]
-            spikes.append(alphabet.quantize(rest, ladder))
+            spikes.append(alphabet.quantize(rest, levels))
     if u.requires_grad and torch.is_grad_enabled():
-        reach = count * ladder.threshold
+        reach = count * levels.threshold
         passed = u.clamp(-reach if alphabet.signed else torch.zeros_like(reach), reach)
         spikes[0] = spikes[0] + (passed - passed.detach())
     return spikes
 
 
-def integrate(coding: Coding, t: int, d: Tensor, spikes: list[Tensor], bias: Tensor | float = 0.0) -> Tensor:
-    """d[t] from d[t-1] and the spikes of step t."""
-    total = sum(spikes[1:], spikes[0]) + bias
-    if coding is Coding.DIFFERENTIAL:
-        return d + total
-    a, b = coding.coefficients(t)
-    return a * d + b * total
+@dataclass(frozen=True)
+class CodedStep:
+    """What a coded neuron does in one timestep.
+
+    Args:
+        alphabet: of its spikes.
+        coding: how they add up.
+        t: the timestep.
+        levels: that spikes are rounded to.
+        prior: r.
+        bias: c[t], if there is one.
+        count: spikes in a burst.
+    """
+
+    alphabet: Alphabet
+    coding: Coding
+    t: int
+    levels: Levels
+    prior: Tensor
+    bias: Tensor | None = None
+    count: int = 1
+    _prepared: dict[object, _Prepared] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, x: Tensor, before: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """m[t] of the target x[t] and m[t-1], all ``[B, ...]``; None for the prior. ``out`` may take m[t], and be m[t-1]."""
+        return self._run(x, before, out, told=False)[0]
+
+    def told(self, x: Tensor, before: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the spikes."""
+        return self._run(x, before, out, told=True)
+
+    def _run(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
+        if self._is_native(x, before):
+            return self._native(x, before, out, told)
+        decoded, spikes = self.reference(x, self.prior.expand(x.shape) if before is None else before)
+        return decoded if out is None else out.copy_(decoded), spikes
+
+    def reference(self, x: Tensor, before: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the kernel computes, in torch; differentiable."""
+        held = self.coding.held(self.t, before, self.prior)
+        spikes = emit(self.alphabet, self.coding.innovation(self.t, x, held), self.levels, self.count)
+        return self.coding.integrate(self.t, held, spikes, self.bias), spikes
+
+    def _is_native(self, x: Tensor, before: Tensor | None) -> bool:
+        """Whether the kernel can do it: it knows ratios of 2^(1/m), and no gradients."""
+        steps = self.levels.steps
+        if steps is None or len(steps) > MOST_STEPS or x.ndim < 2 or self.prior.dtype != torch.float32 or not x.numel():
+            return False
+        graded = torch.is_grad_enabled() and (x.requires_grad or (before is not None and before.requires_grad))
+        return not graded and kernels(x) is not None
+
+    def _native(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        before = before if before is None else before.contiguous()
+        out = x.new_empty(x.shape) if out is None else out
+        sent = x.new_empty(self.count, *x.shape) if told else None
+        key = (x.shape[1:], x.stride()[1:])
+        prepared = self._prepared.get(key) or self._prepared.setdefault(key, _Prepared(self, *key))
+        library = kernels(x)
+        assert library is not None and out.is_contiguous()
+        pointers = address(x), x.stride(0), address(before), address(out), address(sent)
+        checked(library.coded_step(prepared.constants, *pointers, len(x)))
+        return out, [] if sent is None else list(sent)
+
+
+class _Prepared:
+    """The constants of a timestep, as the kernel wants them for inputs of one shape and layout."""
+
+    def __init__(self, step: CodedStep, image: torch.Size, strides: tuple[int, ...]) -> None:
+        levels, (a, b) = step.levels, step.coding.coefficients(step.t)
+        tables = [step.prior, step.bias, levels.least, levels.threshold, levels.gain, levels.floor, *(levels.steps or ())]
+        like = torch.broadcast_shapes(*(table.shape for table in tables[3:] if table is not None))
+        rows = torch.zeros(1, dtype=torch.int64)
+        for size, stride in zip(image[:-1], strides[:-1], strict=True):
+            rows = (rows[:, None] + stride * torch.arange(size)).flatten()
+        self.kept = [rows]  # what the kernel has pointers to
+        filled = [Table() for _ in range(TABLES)]
+        for index, table in enumerate(tables):
+            if table is not None:
+                values = (table.expand(like) if index >= 3 else table).contiguous()
+                offset, per_value = _places(values.shape, image)
+                self.kept += [values, offset]
+                filled[index] = Table(values.data_ptr(), offset.data_ptr(), per_value)
+        self.constants = Coded(
+            len(rows), image[-1], rows.data_ptr(), (Table * TABLES)(*filled), len(levels.steps or ()), step.count,
+            step.alphabet.signed, a, 1 - a, 1 / b, b,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _places(table: torch.Size, image: torch.Size) -> tuple[Tensor, int]:
+    """Where each row of an image finds a table that broadcasts against the image, and whether it varies along the row."""
+    shape = (1,) * (len(image) - len(table)) + tuple(table)[max(len(table) - len(image), 0) :]
+    places = torch.arange(table.numel()).reshape(shape).expand(*image[:-1], shape[-1])
+    return places[..., 0].flatten().contiguous(), int(shape[-1] > 1)

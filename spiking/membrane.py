@@ -22,24 +22,6 @@ NeuronFactory = Callable[..., Neuron]
 """Makes a neuron; takes at least the keyword ``threshold``."""
 
 
-def charge(x: Tensor, v: Tensor, leak: float | Tensor, decay_input: bool, out: Tensor | None = None) -> Tensor:
-    """The membrane before it may fire, h = v + (x - v) / τ, or h = v - v / τ + x where the input does not decay.
-
-    Args:
-        x: input current, any shape.
-        v: membrane potential after the timestep before (resting potential 0).
-        leak: 1 / τ.
-        decay_input: whether the input is scaled by 1 / τ too.
-        out: where to write h; it may be ``v``.
-    """
-    return torch.lerp(v, x, leak, out=out) if decay_input else torch.add(v - v * leak, x, out=out)
-
-
-def reset(h: Tensor, s: Tensor, threshold: float, v_reset: float | None) -> Tensor:
-    """The membrane after spikes ``s``: set to ``v_reset`` (hard), or lowered by the threshold where that is None (soft)."""
-    return h - s * (threshold if v_reset is None else h - v_reset)
-
-
 class IF(Neuron):
     """Integrate and fire: h[t] = v[t-1] + x[t];  s[t] = [h[t] >= θ];  v[t] = h[t] after the reset. Output binary.
 
@@ -67,43 +49,29 @@ class IF(Neuron):
         self.detach_reset = detach_reset
         self.surrogate = surrogate or Surrogate()
 
-    def charge(self, x: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
-        """h of the input and the membrane before."""
-        return torch.add(v, x, out=out)
+    def dynamics(self) -> Dynamics:
+        """What it does in a timestep."""
+        return Dynamics(
+            self.threshold, reset=self.v_reset, start=self.v_start, detached=self.detach_reset, surrogate=self.surrogate
+        )
 
     def fire(self, h: Tensor) -> Tensor:
-        """The spikes of the membrane."""
+        """The spikes of the membrane, differentiable."""
         return spike(h - self.threshold, self.surrogate)
 
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
-        h = self.charge(x, torch.full_like(x, self.v_start) if state is None else state)
+        dynamics = self.dynamics()
+        h = dynamics.charge(x, torch.full_like(x, self.v_start) if state is None else state)
         s = self.fire(h)
-        return s, reset(h, s.detach() if self.detach_reset else s, self.threshold, self.v_reset)
-
-    def dynamics(self) -> Dynamics | None:
-        """The constants, if this neuron is one that `unrolled` knows: binary, reset to 0 or softly, with a constant leak."""
-        if self.v_reset:
-            return None
-        return Dynamics(1.0, 1.0, self.threshold, self.v_reset is not None, self.detach_reset, self.surrogate)
+        return s, dynamics.settle(h, s.detach() if self.detach_reset else s)
 
     def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
-        """As in `Neuron`, with fewer passes over memory where `dynamics` are known."""
+        """As in `Neuron`, in one pass over memory unless there is a gradient that `unrolled` does not know."""
         dynamics = self.dynamics()
-        if dynamics is None:
+        if torch.is_grad_enabled() and not dynamics.differentiable:
             return super().run(frames, t, state)
-        v = torch.full_like(frames[0], self.v_start) if state is None else state
-        if torch.is_grad_enabled():
-            return unrolled(frames, v, dynamics)
-        spikes = torch.empty_like(frames)
-        for x, s in zip(frames, spikes, strict=True):
-            self.charge(x, v, out=v)
-            torch.ge(v, self.threshold, out=s)
-            if dynamics.hard:
-                v.addcmul_(v, s, value=-1)
-            else:
-                v.sub_(s, alpha=self.threshold)
-        return spikes, v
+        return unrolled(frames, state, dynamics, keeps=not self.clock.last)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
@@ -136,15 +104,9 @@ class LIF(IF):
         """1 / τ."""
         return 1 / self.tau
 
-    def dynamics(self) -> Dynamics | None:
+    def dynamics(self) -> Dynamics:
         """As in `IF`, with the leak."""
-        of_if = super().dynamics()
-        leak = 1 / self.tau
-        return of_if and of_if._replace(keep=1 - leak, gain=leak if self.decay_input else 1.0)
-
-    def charge(self, x: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
-        """h of the input and the membrane before."""
-        return charge(x, v, self.leak, self.decay_input, out)
+        return super().dynamics()._replace(leak=self.leak, decays=self.decay_input)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
@@ -172,9 +134,6 @@ class PLIF(LIF):
         """σ(w)."""
         return self.w.sigmoid()
 
-    def dynamics(self) -> None:
-        """None: the leak is learned, by automatic differentiation."""
-
 
 class TernaryLIF(LIF):
     """LIF with spikes of both signs: s[t] = 1 where h[t] >= θ, -1 where h[t] <= -θ, and a soft reset by s θ. Output ternary.
@@ -188,8 +147,9 @@ class TernaryLIF(LIF):
     def __init__(self, **constants: Any) -> None:
         super().__init__(v_reset=None, **constants)
 
-    def dynamics(self) -> None:
-        """None: spikes of two signs."""
+    def dynamics(self) -> Dynamics:
+        """As in `LIF`, with spikes of two signs."""
+        return super().dynamics()._replace(sends="ternary")
 
     def fire(self, h: Tensor) -> Tensor:
         """The spikes of the membrane."""
@@ -235,11 +195,22 @@ class IntegerLIF(Neuron):
         self.threshold = threshold
         self.tau = tau
 
+    def dynamics(self) -> Dynamics:
+        """What it does in a timestep."""
+        return Dynamics(self.threshold, 1 / self.tau, reset=None, sends="integer", levels=self.levels)
+
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""
-        h = x if state is None else charge(x, state, 1 / self.tau, decay_input=False)
+        dynamics = self.dynamics()
+        h = x if state is None else dynamics.charge(x, state)
         s: Tensor = _Round.apply(h / self.threshold, self.levels)
-        return s, h - s * self.threshold
+        return s, dynamics.settle(h, s)
+
+    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        """As in `Neuron`, in one pass over memory where no gradient is needed."""
+        if torch.is_grad_enabled():
+            return super().run(frames, t, state)
+        return unrolled(frames, state, self.dynamics(), keeps=not self.clock.last)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .alphabet import Alphabet, Ladder
-from .coding import Coding, emit, innovation, integrate
+from .coding import CodedStep, Coding
 from .time import Neuron
 
 TABLES = ("threshold", "ratio", "silence", "bias", "prior")
@@ -79,15 +79,40 @@ class CodedNeuron(Neuron):
         self.probe: Callable[[Event], None] | None = None
         self.analog = alphabet is None
         self.rectified = False
+        self._stamp: list[tuple[int, int]] = []
+        self._tables: list[Tensor | None] = []
+        self._steps: dict[int, CodedStep] = {}
         for name in TABLES:
             self.register_buffer(name, torch.empty(0))
 
     def ladder(self, t: int) -> Ladder:
-        """The levels of timestep ``t``."""
+        """The levels of timestep ``t``.
+
+        Raises:
+            RuntimeError: the neuron is not calibrated.
+        """
+        if not self.threshold.numel():
+            raise RuntimeError("this neuron has no thresholds yet: calibrate the network before running it")
         assert self.alphabet is not None
         t = min(t, len(self.threshold) - 1)
         ratio, silence = (table[t] if len(table) else None for table in (self.ratio, self.silence))
         return self.alphabet.ladder(self.threshold[t], ratio, silence)
+
+    def coded_step(self, t: int) -> CodedStep:
+        """What this neuron does in timestep ``t``; it is kept until a table changes."""
+        tables = [self._buffers[name] for name in TABLES]
+        stamp = [(id(table), table._version if table is not None and not table.is_inference() else 0) for table in tables]
+        if stamp != self._stamp:
+            self._stamp, self._tables, self._steps = stamp, tables, {}
+        if t not in self._steps:
+            assert self.alphabet is not None
+            bias = self.bias[t] if t < len(self.bias) else None
+            levels = self.alphabet.rounding(self.ladder(t))
+            self._steps[t] = CodedStep(self.alphabet, self.coding, t, levels, self.prior, bias, self.spikes_per_step)
+        return self._steps[t]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stamp": [], "_tables": [], "_steps": {}}  # copies make their own
 
     def speaking(self, x: Tensor) -> Tensor:
         """``x`` ``[B, ...]`` with zeros where the neuron never fires."""
@@ -100,41 +125,48 @@ class CodedNeuron(Neuron):
 
     def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Any]:
         """The timesteps of a chunk; see `Neuron.run`."""
-        if not self.synchronous or self.analog:
+        if self.analog and not self.probe:
+            return frames, None
+        if self.analog or self._is_differentiated(frames, state):
             return super().run(frames, t, state)
-        return torch.stack([self._settle(t + offset, x) for offset, x in enumerate(frames)]), None
+        decoded = frames.new_empty(frames.shape)
+        for offset, (x, out) in enumerate(zip(frames, decoded, strict=True)):
+            self.clock.stepping = t + offset
+            state, _ = self.step(t + offset, x, state, out)
+        self.clock.stepping = None
+        # A part of the output would keep all of it in memory.
+        return decoded, state.clone() if state is not None and len(frames) > 1 and not self.clock.last else state
 
-    def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One timestep: ``x`` is the target x[t], the state is d[t-1], the output is m[t]. All ``[B, ...]``."""
+    def _is_differentiated(self, frames: Tensor, state: Tensor | None) -> bool:
+        return torch.is_grad_enabled() and (frames.requires_grad or (state is not None and state.requires_grad))
+
+    def step(self, t: int, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One timestep: ``x`` is the target x[t], state and output are m[t-1] and m[t]. All ``[B, ...]``.
+
+        A layer-synchronous neuron spends the timesteps 0 to ``t`` on ``x``.
+        """
         if self.analog:
             if self.probe:
                 self.probe(Event(t, x, [], x, x))
             return x, x
-        state = torch.zeros_like(x) if state is None else state
-        d, spikes = self._code(t, x, state)
-        decoded = self.prior + d
-        if self.probe:
-            self.probe(Event(t, x, spikes, decoded, self.prior + state))
-        return decoded, d
+        steps = range(t + 1) if self.synchronous else range(t, t + 1)
+        return self._code(steps, x, None if self.synchronous else state, out)
 
-    def _settle(self, last: int, x: Tensor) -> Tensor:
-        """The decoded value after the timesteps 0 to ``last``, all spent on ``x``."""
-        d, sent = torch.zeros_like(x), []
-        for t in range(last + 1):
-            d, spikes = self._code(t, x, d)
-            sent += spikes
-        decoded = self.prior + d
+    def _code(self, timesteps: range, x: Tensor, before: Tensor | None, out: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The decoded value after ``timesteps``, twice: for the receivers and as the state."""
+        sent: list[Tensor] = []
+        decoded = before
+        for t in timesteps:
+            step = self.coded_step(t)
+            if self.probe:
+                decoded, spikes = step.told(x, decoded, out)
+                sent += spikes
+            else:
+                decoded = step(x, decoded, out)
+        assert decoded is not None
         if self.probe:
-            self.probe(Event(last, x, sent, decoded, self.prior + torch.zeros_like(x)))
-        return decoded
-
-    def _code(self, t: int, x: Tensor, d: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """d[t] and the spikes of timestep ``t`` from x[t] and d[t-1]."""
-        if not self.threshold.numel():
-            raise RuntimeError("this neuron has no thresholds yet: calibrate the network before running it")
-        assert self.alphabet is not None
-        spikes = emit(self.alphabet, innovation(self.coding, t, x - self.prior, d), self.ladder(t), self.spikes_per_step)
-        return integrate(self.coding, t, d, spikes, self.bias[t] if t < len(self.bias) else 0.0), spikes
+            self.probe(Event(timesteps[-1], x, sent, decoded, self.prior.expand(x.shape) if before is None else before))
+        return decoded, decoded
 
     def extra_repr(self) -> str:
         """The alphabet and the coding, as ``print(model)`` shows them."""

@@ -28,6 +28,7 @@ class Clock:
             signals of all timesteps are folded into the batch from the start.
         batch: number of images, where it is known: a signal may hold several parts of each along its first axis, such as the
             windows of an image.
+        last: whether the present chunk is the last one, so that no state is kept.
         passes: how often a network was run.
         stepping: the timestep, where a neuron is computing its timesteps one by one (see `Neuron.run`).
         states: of the neurons, at the end of the chunk before.
@@ -37,9 +38,16 @@ class Clock:
     timesteps: int = 1
     still: int | None = None
     batch: int | None = None
+    last: bool = False
     passes: int = field(default=0, compare=False)
     stepping: int | None = None
     states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
+
+    def rest(self) -> None:
+        """The run is over, whether it came to its end or not."""
+        self.elapsed, self.timesteps, self.last = 0, 1, False
+        self.still = self.batch = self.stepping = None
+        self.states.clear()
 
 
 class Neuron(nn.Module):
@@ -96,7 +104,9 @@ class Neuron(nn.Module):
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
         clock = self.clock
-        outputs, clock.states[self] = self.run(self.unfold(x), clock.elapsed, clock.states.get(self) if clock.elapsed else None)
+        outputs, state = self.run(self.unfold(x), clock.elapsed, clock.states.pop(self, None) if clock.elapsed else None)
+        if not clock.last:
+            clock.states[self] = state
         return outputs.reshape(-1, *x.shape[1:])
 
 
@@ -121,12 +131,11 @@ def over_time(module: Callable[[Tensor], Tensor], clock: Clock, x: Tensor) -> Te
     ``[T, B, ...]`` to ``[T, B, ...]``.
     """
     try:
-        clock.elapsed, clock.timesteps, clock.still = 0, len(x), None
+        clock.elapsed, clock.timesteps, clock.still, clock.last = 0, len(x), None, True
         unfolded: Tensor = module(x.flatten(0, 1)).unflatten(0, (len(x), -1))
         return unfolded
     finally:
-        clock.elapsed, clock.timesteps, clock.stepping = 0, 1, None
-        clock.states.clear()
+        clock.rest()
 
 
 def stream(
@@ -164,6 +173,7 @@ def stream(
             clock.elapsed = start
             clock.passes += 1
             clock.timesteps = min(chunk or timesteps, timesteps - start)
+            clock.last = start + clock.timesteps == timesteps
             if x.ndim == 5:
                 frames = x[start : start + clock.timesteps].flatten(0, 1)
             elif still and clock.timesteps > 1:
@@ -172,8 +182,7 @@ def stream(
                 clock.still, frames = None, x.expand(clock.timesteps, *x.shape).flatten(0, 1)
             yield network(frames).unflatten(0, (clock.timesteps, -1))
     finally:
-        clock.elapsed, clock.timesteps, clock.still, clock.batch, clock.stepping = 0, 1, None, None, None
-        clock.states.clear()
+        clock.rest()
 
 
 def simulate(

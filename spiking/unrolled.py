@@ -1,67 +1,196 @@
-"""The timesteps of a neuron as one differentiable function: backpropagation through time written out.
+"""The timesteps of a neuron with a membrane as one differentiable function: backpropagation through time written out.
 
 Automatic differentiation of the same timesteps records a dozen operations for each and keeps their operands; this keeps the
-membrane potentials alone.
+input alone, and computes the membranes again on the way back.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .surrogate import Surrogate
+from .fused import compiled
+from .native import Membrane, address, checked, kernels
+from .surrogate import SHAPES, Surrogate
+
+Sends = Literal["binary", "ternary", "integer"]
+SENDS: tuple[Sends, ...] = ("binary", "ternary", "integer")  # as the kernels number them
 
 
 class Dynamics(NamedTuple):
-    """A neuron with h[t] = keep v[t-1] + gain x[t] and s[t] = [h[t] >= θ].
+    """What a neuron does in a timestep: h[t] of v[t-1] and x[t], the spikes s[t] of h[t], and v[t] after them.
 
-    A spike sets v[t] to 0 (``hard``) or leaves h[t] - θ. ``detached``: no gradient passes through the spike of the reset.
+    Attributes:
+        threshold: θ.
+        leak: 1 / τ; 0 for none.
+        decays: whether the input is scaled by 1 / τ too.
+        reset: where a spike sets the membrane; None lowers it by θ.
+        start: the membrane at rest.
+        sends: [h >= θ], the same less [h <= -θ], or round(clip(h / θ, 0, levels)).
+        levels: the most spikes of an integer neuron.
+        detached: no gradient passes through the spike of the reset.
+        surrogate: the derivative of a binary spike.
     """
 
-    keep: float
-    gain: float
     threshold: float
-    hard: bool
-    detached: bool
-    surrogate: Surrogate
+    leak: float | Tensor = 0.0
+    decays: bool = False
+    reset: float | None = 0.0
+    start: float = 0.0
+    sends: Sends = "binary"
+    levels: int = 1
+    detached: bool = True
+    surrogate: Surrogate = Surrogate()
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether `unrolled` knows the gradient."""
+        return self.sends == "binary" and not self.reset and not isinstance(self.leak, Tensor)
+
+    def charge(self, x: Tensor, v: Tensor) -> Tensor:
+        """h = v + (x - v) / τ, or h = v - v / τ + x where the input does not decay."""
+        if self.decays:
+            return v + (x - v) * self.leak
+        return v - v * self.leak + x
+
+    def fire(self, h: Tensor) -> Tensor:
+        """The spikes; without a gradient."""
+        if self.sends == "integer":
+            # floor(u + 1/2): a tie fires, as in all neurons here; torch.round would send it to the even number.
+            return (h / self.threshold + 0.5).floor().clamp(0, self.levels)
+        spikes = torch.ge(h, self.threshold, out=torch.empty_like(h))
+        return spikes - (h <= -self.threshold).to(h.dtype) if self.sends == "ternary" else spikes
+
+    def settle(self, h: Tensor, s: Tensor) -> Tensor:
+        """v after the spikes."""
+        return h - s * (self.threshold if self.reset is None else h - self.reset)
+
+    def constants(self) -> Membrane:
+        """As the kernels want them."""
+        reset, leak = self.reset or 0.0, float(self.leak)
+        sends, surrogate = SENDS.index(self.sends), list(SHAPES).index(self.surrogate.shape)
+        return Membrane(
+            sends, self.decays, self.reset is not None, self.detached, surrogate,
+            leak, self.threshold, self.start, reset, self.levels, self.surrogate.alpha,
+        )  # fmt: skip
+
+
+def unrolled(frames: Tensor, v: Tensor | None, dynamics: Dynamics, keeps: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Spikes ``[T, ...]`` and the last membrane, of input currents ``[T, ...]`` and the membrane before them.
+
+    Differentiable where `Dynamics.differentiable`.
+
+    Args:
+        frames: x.
+        v: v[-1], the shape of a timestep; None at rest.
+        dynamics: of the neuron.
+        keeps: whether the last membrane is wanted; it is None otherwise.
+    """
+    if torch.is_grad_enabled():
+        spikes, last = _Unrolled.apply(frames, v, dynamics, keeps)
+        return spikes, last
+    return _forward(frames, v, dynamics, keeps)
 
 
 class _Unrolled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, frames: Tensor, v: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
-        spikes = torch.empty_like(frames)
-        potentials = torch.empty_like(spikes)
-        for x, s, h in zip(frames, spikes, potentials, strict=True):
-            torch.mul(x, dynamics.gain, out=h)
-            h.add_(v, alpha=dynamics.keep)
-            torch.ge(h, dynamics.threshold, out=s)
-            v = torch.addcmul(h, h, s, value=-1) if dynamics.hard else torch.sub(h, s, alpha=dynamics.threshold)
-        ctx.save_for_backward(potentials)
+    def forward(ctx: Any, frames: Tensor, v: Tensor | None, dynamics: Dynamics, keeps: bool) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(frames, v)
         ctx.dynamics = dynamics
-        return spikes, v
+        ctx.set_materialize_grads(False)
+        return _forward(frames, v, dynamics, keeps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        (potentials,) = ctx.saved_tensors
-        dynamics: Dynamics = ctx.dynamics
-        grad_spikes, grad_v = grads
-        grad_x = torch.empty_like(potentials)
-        # One timestep after the other, so that what is computed for it stays in the cache.
-        for t in reversed(range(len(potentials))):
-            h = potentials[t]
-            slope = dynamics.surrogate.derivative(h - dynamics.threshold)
-            grad_h = slope * grad_spikes[t]  # by the spike that is sent, and below by the membrane that is kept
-            if not dynamics.detached:
-                grad_h.addcmul_(slope, grad_v * (h if dynamics.hard else dynamics.threshold), value=-1)
-            grad_h.add_(grad_v * (h < dynamics.threshold) if dynamics.hard else grad_v)
-            torch.mul(grad_h, dynamics.gain, out=grad_x[t])
-            grad_v = grad_h.mul_(dynamics.keep)
-        return grad_x, grad_v, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor | None, None, None]:
+        frames, v = ctx.saved_tensors
+        grad_spikes, grad_last = grads
+        grad_spikes = torch.zeros_like(frames) if grad_spikes is None else grad_spikes
+        grad_x, grad_v = _backward(frames, v, grad_spikes, grad_last, ctx.dynamics)
+        return grad_x, None if v is None else grad_v, None, None
 
 
-def unrolled(frames: Tensor, v: Tensor, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
-    """Spikes ``[T, ...]`` and the last membrane potential, of input currents ``[T, ...]`` and the potential before them."""
-    spikes, last = _Unrolled.apply(frames, v, dynamics)
-    return spikes, last
+def _forward(frames: Tensor, v: Tensor | None, dynamics: Dynamics, keeps: bool) -> tuple[Tensor, Tensor | None]:
+    library = kernels(frames)
+    if library is None:
+        spikes, last = compiled(forward_reference, frames)(frames, v, dynamics)
+        return spikes, last if keeps else None
+    frames = _in_order(frames)
+    spikes = frames.new_empty(frames.shape).as_strided(frames.shape, (frames[0].numel(), *frames.stride()[1:]))
+    after = torch.empty_like(frames[0]) if keeps else None
+    before = None if v is None else _laid_out(v, frames[0])
+    pointers = address(frames), frames.stride(0), address(before), address(spikes), address(after)
+    library.membrane_forward(dynamics.constants(), *pointers, len(frames), frames[0].numel())
+    return spikes, after
+
+
+def _backward(
+    frames: Tensor, v: Tensor | None, grad_spikes: Tensor, grad_last: Tensor | None, dynamics: Dynamics
+) -> tuple[Tensor, Tensor]:
+    library = kernels(frames)
+    if library is None:
+        return compiled(backward_reference, frames)(frames, v, grad_spikes, grad_last, dynamics)
+    frames = _in_order(frames)
+    x = frames[0]
+    grad_x = frames.new_empty(frames.shape).as_strided(frames.shape, (x.numel(), *frames.stride()[1:]))
+    grad_v = torch.empty_like(x)
+    before, grad_last = (None if given is None else _laid_out(given, x) for given in (v, grad_last))
+    tensors = before, _laid_out(grad_spikes, grad_x), grad_last, grad_x, grad_v
+    checked(
+        library.membrane_backward(
+            dynamics.constants(), address(frames), frames.stride(0), *map(address, tensors), len(frames), x.numel()
+        )
+    )
+    return grad_x, grad_v
+
+
+def _in_order(frames: Tensor) -> Tensor:
+    """``frames`` so that each timestep has no gaps in memory, in whatever order of axes; a copy where it had."""
+    x, run = frames[0], 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1 and stride != run:
+            return frames.contiguous()
+        run *= size
+    return frames
+
+
+def _laid_out(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` in memory as ``like`` is."""
+    return values if values.stride() == like.stride() else torch.empty_like(like).copy_(values)
+
+
+def forward_reference(frames: Tensor, v: Tensor | None, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
+    """What the kernel computes: spikes and the last membrane."""
+    v = torch.full_like(frames[0], dynamics.start) if v is None else v
+    spikes = []
+    for x in frames:
+        h = dynamics.charge(x, v)
+        s = dynamics.fire(h)
+        v = dynamics.settle(h, s)
+        spikes.append(s)
+    return torch.stack(spikes), v
+
+
+def backward_reference(
+    frames: Tensor, v: Tensor | None, grad_spikes: Tensor, grad_last: Tensor | None, dynamics: Dynamics
+) -> tuple[Tensor, Tensor]:
+    """What the kernel computes: the gradients of the input and of the membrane before it."""
+    v = torch.full_like(frames[0], dynamics.start) if v is None else v
+    membranes = []
+    for x in frames:
+        h = dynamics.charge(x, v)
+        v = dynamics.settle(h, dynamics.fire(h))
+        membranes.append(h)
+    leak, threshold, hard = dynamics.leak, dynamics.threshold, dynamics.reset is not None
+    grad_v = torch.zeros_like(frames[0]) if grad_last is None else grad_last
+    grads = []
+    for h, grad_s in zip(reversed(membranes), grad_spikes.flip(0), strict=True):
+        slope = dynamics.surrogate.derivative(h - threshold)
+        grad_h = slope * grad_s  # by the spike that is sent, and below by the membrane that is kept
+        if not dynamics.detached:
+            grad_h = grad_h - slope * (grad_v * (h if hard else threshold))
+        grad_h = grad_h + (torch.where(h < threshold, grad_v, 0.0) if hard else grad_v)
+        grads.append(grad_h * (leak if dynamics.decays else 1.0))
+        grad_v = grad_h * (1 - leak)
+    return torch.stack(grads[::-1]), grad_v

@@ -50,7 +50,7 @@ def test_the_error_falls_until_the_smallest_spike_is_too_large(coding: Coding, a
 
 def test_a_burst_codes_what_the_spikes_before_it_left() -> None:
     u, threshold = torch.tensor([0.8, -0.3]), torch.tensor(1.0)
-    spikes = emit(Alphabet(4), u, Alphabet(4).ladder(threshold), count=3)
+    spikes = emit(Alphabet(4), u, Alphabet(4).rounding(Alphabet(4).ladder(threshold)), count=3)
     assert [spike.tolist() for spike in spikes] == [[1.0, -0.25], [-0.25, 0.0], [0.0, 0.0]]
 
 

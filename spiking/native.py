@@ -1,0 +1,140 @@
+"""The kernels of `neurons.c`: built by the system's C compiler when they are first needed, and kept in the user's cache.
+
+They compute what the references in torch compute, to the last bit. Where there is no compiler, neurons use those.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("neurons.c")
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# Apple's compiler knows no OpenMP, and some know no processor by the name of "native".
+EXTRAS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+
+logger = logging.getLogger("vit2snn")
+
+_eager = False
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within this context neurons compute by their references in torch, and not by the fused kernels."""
+    global _eager
+    before = _eager
+    try:
+        _eager = True
+        yield
+    finally:
+        _eager = before
+
+
+def is_eager() -> bool:
+    """Whether the references are to be used."""
+    return _eager or torch.compiler.is_compiling()
+
+
+def kernels(x: Tensor) -> ctypes.CDLL | None:
+    """The kernels, if they can compute with ``x``: a float32 tensor in the memory of the host."""
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
+    return _library() if plain and not is_eager() else None
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    command = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "cc"]
+    reason = ""
+    for extras in EXTRAS:
+        try:
+            return _declared(ctypes.CDLL(str(_built([*command, *FLAGS, *extras]))))
+        except (OSError, subprocess.SubprocessError) as error:
+            told: bytes = getattr(error, "stderr", None) or str(error).encode()
+            reason = reason or told.decode(errors="replace").strip().splitlines()[0]
+    logger.warning("the fused kernels of neurons cannot be built, so neurons are several times slower: %s", reason)
+    return None
+
+
+def _built(command: list[str]) -> Path:
+    """The library that ``command`` makes of the source, from the cache if this compiler has built it for this processor."""
+    text = SOURCE.read_bytes()
+    known = subprocess.run([*command, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True, timeout=60).stdout
+    key = hashlib.sha256(text + known + " ".join(command).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit2snn"
+    if not os.access(next(parent for parent in (folder, *folder.parents) if parent.exists()), os.W_OK):
+        folder = Path(tempfile.mkdtemp(prefix="vit2snn-"))
+    library = folder / f"neurons-{key}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = folder / f"{library.name}.{os.getpid()}"
+        subprocess.run([*command, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, check=True, timeout=600)
+        made.replace(library)  # in one step, because other processes may be doing the same
+    return library
+
+
+class Table(ctypes.Structure):
+    """``struct table``."""
+
+    _fields_ = (("values", ctypes.c_void_p), ("offset", ctypes.c_void_p), ("step", ctypes.c_int64))
+
+
+MOST_STEPS = 3
+TABLES = 6 + MOST_STEPS
+
+
+class Coded(ctypes.Structure):
+    """``struct coded``."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64), ("width", ctypes.c_int64), ("input", ctypes.c_void_p), ("tables", Table * TABLES),
+        ("steps", ctypes.c_int64), ("count", ctypes.c_int64), ("is_signed", ctypes.c_int64),
+        ("keep", ctypes.c_float), ("renew", ctypes.c_float), ("scale", ctypes.c_float), ("weight", ctypes.c_float),
+    )  # fmt: skip
+
+
+class Membrane(ctypes.Structure):
+    """``struct membrane``."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("sends", "decays", "hard", "detached", "surrogate")),
+        *((name, ctypes.c_float) for name in ("leak", "threshold", "start", "reset", "levels", "alpha")),
+    )
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """With the types of arguments, so that pointers are not cut off to ints."""
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    coded, membrane = ctypes.POINTER(Coded), ctypes.POINTER(Membrane)
+    library.coded_step.argtypes = [coded, pointer, number, pointer, pointer, pointer, number]
+    library.membrane_forward.argtypes = [membrane, pointer, number, pointer, pointer, pointer, number, number]
+    library.membrane_forward.restype = None
+    library.membrane_backward.argtypes = [membrane, pointer, number, *[pointer] * 5, number, number]
+    return library
+
+
+def address(x: Tensor | None) -> int | None:
+    """Of the first value; NULL for None."""
+    return None if x is None else x.data_ptr()
+
+
+def checked(status: int) -> None:
+    """What a kernel returns.
+
+    Raises:
+        MemoryError: it got no memory.
+    """
+    if status:
+        raise MemoryError("there is no memory for the scratch space of a neuron")
