@@ -15,7 +15,7 @@ import click
 from vit2snn import __version__
 from vit2snn.commands import audit, conversion, evaluation, finetuning, report, training, zoo
 from vit2snn.commands.shared import emit
-from vit2snn.errors import Vit2SnnError
+from vit2snn.errors import Vit2SnnError, is_out_of_memory
 
 
 class _Cli(click.Group):
@@ -39,6 +39,12 @@ class _Cli(click.Group):
             if error.hint:
                 click.echo(f"Hint: {error.hint}", err=True)
             sys.exit(error.exit_code)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            click.echo(f"Error: memory ran out: {str(error).splitlines()[0] if str(error) else 'of the host'}", err=True)
+            click.echo("Hint: lower --batch-size", err=True)
+            sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -58,10 +64,12 @@ def env(as_json: bool) -> None:
     import torch
 
     from vit2snn.convert.artifact import versions
+    from vit2snn.spiking import native
 
     found = versions() | {
         "platform": platform.platform(),
         "threads": str(torch.get_num_threads()),
+        "neurons": "torch" if native.library() is None else "kernels in C",
         "cuda": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
     }
     emit(as_json, found, "\n".join(f"{name}: {value}" for name, value in found.items()))

@@ -34,6 +34,10 @@ class RecipeError(Vit2SnnError):
     exit_code = 2
 
 
+class OutOfMemoryError(Vit2SnnError):
+    """The images that are computed together need more memory than there is."""
+
+
 class DataError(Vit2SnnError):
     """Images or labels cannot be used."""
 
@@ -58,3 +62,12 @@ class QualityGateError(Vit2SnnError):
     """A result is below the quality that the user asked for."""
 
     exit_code = 3
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is no more memory, on a GPU or on the host."""
+    if isinstance(error, MemoryError):
+        return True
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, Exception) and should_reduce_batch_size(error)

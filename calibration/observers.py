@@ -126,7 +126,6 @@ class MseObserver(HistogramObserver):
         chosen = torch.tensor(ratios, dtype=torch.float64)[best % len(ratios)]
         return torch.maximum(tried[best // len(ratios)], least.flatten()), chosen
 
-
     def _errors(self, ratio: float, span: slice, silence: float) -> Tensor:
         """``[thresholds, BINS]``: the cost of a magnitude, for the thresholds in ``span``."""
         errors = mean_errors(self.code, ratio)[span]

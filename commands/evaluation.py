@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     "--exit-confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="C",
     help="Also stop each image early, once C of such calibration images kept their class.",
 )  # fmt: skip
+@click.option("--amp-dtype", type=click.Choice(["bfloat16", "float16"]), help="Compute what is analog in this precision.")
 @data_options
 def evaluate(
     out: Path, timesteps: list[int] | None, max_drop: float | None, max_energy: float | None, exit_confidence: float | None,
-    as_json: bool, **images: Any,
+    amp_dtype: str | None, as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
     """Score the model in OUT at every timestep: a converted one beside its ANN, or one of the zoo.
 
@@ -60,7 +61,9 @@ def evaluate(
     from vit2snn.evaluation.text import curve_table, score_table
 
     if is_model_folder(out):
-        of_anns = {"--max-drop": max_drop, "--max-energy": max_energy, "--exit-confidence": exit_confidence}
+        of_anns = {
+            "--max-drop": max_drop, "--max-energy": max_energy, "--exit-confidence": exit_confidence, "--amp-dtype": amp_dtype,
+        }  # fmt: skip
         for option, value in of_anns.items():
             if value is not None:
                 raise click.UsageError(f"{option} compares with an ANN, and a zoo model has none")
@@ -69,7 +72,7 @@ def evaluate(
         emit(as_json, scores.to_json(), score_table(scores))
         return
     with launched(images["device"]) as device:
-        result = evaluate_artifact(out, timesteps, images, device, exit_confidence)
+        result = evaluate_artifact(out, timesteps, images, device, exit_confidence, amp_dtype)
     budgeted = max_drop is not None or max_energy is not None
     point = result.recommended(max_drop, max_energy) if budgeted else None
     document = result.to_json() | ({"recommended": point.timestep if point else None} if budgeted else {})
@@ -85,16 +88,19 @@ def evaluate(
 
 
 def evaluate_artifact(
-    out: Path, timesteps: list[int] | None, images: dict[str, Any], device: Any, exit_confidence: float | None = None
-) -> Evaluation:
+    out: Path, timesteps: list[int] | None, images: dict[str, Any], device: Any, exit_confidence: float | None = None,
+    amp_dtype: str | None = None,
+) -> Evaluation:  # fmt: skip
     """Load a converted model, score it, write the curve into its folder; the processes of a group do it together."""
+    import torch
+
     from vit2snn import evaluate
     from vit2snn.evaluation import write_evaluation
 
     snn, found = _artifact(out, images)
     if timesteps and timesteps[-1] > snn.recipe.timesteps:
         note(f"note: calibrated for {snn.recipe.timesteps} timesteps; later ones reuse the last thresholds")
-    result = evaluate(snn.to(device), bar(found, "scoring"), timesteps, exit_confidence)
+    result = evaluate(snn.to(device), bar(found, "scoring"), timesteps, exit_confidence, getattr(torch, amp_dtype or "", None))
     if is_main():
         write_evaluation(result, out, title=snn.network.pretrained_cfg["architecture"], command=sys.argv)
     return result

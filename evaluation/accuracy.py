@@ -20,7 +20,7 @@ from ..metering import Meter, energy
 from ..spiking.shards import collected, processes, smallest, total
 from .advice import Advice, advise
 from .audit import Audit
-from .batching import apart, check_finite, check_labels, set_digest
+from .batching import Parts, apart, check_finite, check_labels, set_digest
 from .cost import Costs
 from .diagnosis import ModuleError, diagnose
 
@@ -210,12 +210,13 @@ class _Exits:
         )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     snn: SpikingModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     timesteps: int | Sequence[int] | None = None,
     exit_confidence: float | None = None,
+    amp_dtype: torch.dtype | None = None,
 ) -> Evaluation:
     """Score a converted network against labels and against its ANN, and count what it does.
 
@@ -226,6 +227,10 @@ def evaluate(
         batches: images ``[B, C, H, W]`` and labels ``[B]``, such as a DataLoader.
         timesteps: T, to report every timestep up to it, or the timesteps to report; the recipe's T unless given.
         exit_confidence: also score the network with early exits (see `SpikingModel.anytime`).
+        amp_dtype: bfloat16 or float16, in which the spiking network then computes what ``torch.autocast`` lets it: the analog
+            parts between its neurons, whose state stays in float32. The ANN stays in float32, to compare with.
+
+    Batches are cut into parts where memory runs out.
 
     Raises:
         DataError: there are no images (in one of the processes), labels are not classes of the model, or logits are not finite.
@@ -247,19 +252,25 @@ def evaluate(
         raise DataError("there are no images to score")
     modules: list[ModuleError] = []
     digests: list[str] = []
-    for x, y in chain(apart(first, -(-DIAGNOSED // processes())) if first else [], remaining):
-        digests += map(digest, x)
-        x, y = x.to(device), y.to(device)
+    parts = Parts()
+
+    def score(images: Tensor, labels: Tensor) -> None:
+        nonlocal modules
+        x, y = images.to(device), labels.to(device)
         ann = snn.ann(x)
         check_labels(y, ann.shape[1])
-        meter.observing = not modules
+        meter.observing = not logits.images
         modules = modules or diagnose(snn, x, last)
-        with meter:
-            readout = snn(meter.show(x), last, chunk=1)
+        with meter.undone_on_error(), meter, torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+            readout = snn(meter.show(x), last, chunk=1).float()
         check_finite(readout)
         logits.add(readout, ann, y)
         if exits:
             exits.add(readout, ann, y, energy(meter.spent()))
+
+    for x, y in chain(apart(first, -(-DIAGNOSED // processes())) if first else [], remaining):
+        digests += map(digest, x)
+        parts.run(score, x, y)
     logits.join()
     costs = Costs.of(meter.over_processes(), reference, snn.recipe.synchronous)
     latency = depth(snn.network, snn.input_size) if snn.recipe.synchronous else 1

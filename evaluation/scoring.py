@@ -16,7 +16,7 @@ from ..metering import Dense, Meter
 from ..spiking.shards import collected, processes, smallest, total
 from ..zoo import SpikingTransformer
 from .audit import Audit
-from .batching import apart, check_finite, check_labels, set_digest
+from .batching import Parts, apart, check_finite, check_labels, set_digest
 from .cost import Costs
 
 OBSERVED = 8  # images of the first batch of which all operands are looked at
@@ -71,7 +71,7 @@ class Scores:
         }
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def score(
     model: SpikingTransformer,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -95,15 +95,21 @@ def score(
     digests: list[str] = []
     meter, remaining = Meter(model), iter(batches)
     first = next(remaining, None)
-    for x, y in chain(apart(first, OBSERVED) if first else [], remaining):
-        check_labels(y, model.num_classes)
-        digests += map(digest, x.transpose(0, 1) if x.ndim == 5 else x)
+    parts = Parts()
+
+    def run(x: Tensor, y: Tensor) -> None:
+        nonlocal images, right
         meter.observing = not images
-        with meter:
+        with meter.undone_on_error(), meter:
             readout = model.readout(meter.show(x.to(device)), timesteps)
         check_finite(readout)
         hits = (readout.argmax(-1).cpu() == y).sum(1)
         images, right = images + len(y), hits + (right if len(right) else 0)
+
+    for x, y in chain(apart(first, OBSERVED) if first else [], remaining):
+        check_labels(y, model.num_classes)
+        digests += map(digest, x.transpose(0, 1) if x.ndim == 5 else x)
+        parts.run(run, x, y)
     fewest = smallest(torch.tensor(images)) if shared else images
     if not fewest:
         raise DataError("there are no images to score")

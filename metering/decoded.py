@@ -30,7 +30,8 @@ class Update:
         bias: c, which broadcasts against one image's part of these; None where it is 0.
         keep: a.
         gain: b.
-        apart: whether the receiver holds r and m - r in sums of their own, because the latter is rescaled in every timestep (rate coding).
+        apart: whether the receiver holds r and m - r in sums of their own, because the latter is rescaled in every timestep
+            (rate coding).
         count: the spikes of each image, ``[1, B]``.
     """
 

@@ -20,8 +20,10 @@ and the neurons' own dynamics are not counted, neither here nor in the ANN.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any
 
@@ -80,6 +82,16 @@ class Meter(Watch):
         self.images += self._shown
         self._spent = torch.zeros(0, self._shown, 2, dtype=torch.float64)
         return images
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """What is counted within this context is forgotten if it ends with an exception."""
+        before = self.images, copy.deepcopy((self.streams, self.operations))
+        try:
+            yield
+        except BaseException:
+            self.images, (self.streams, self.operations) = before
+            raise
 
     def spent(self) -> Tensor:
         """Accumulates and multiply-accumulates of each timestep for each of the images shown last, ``[T, B, 2]``."""

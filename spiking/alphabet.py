@@ -94,8 +94,8 @@ class Alphabet:
             inner = range(1, int(m.max())) if self.levels > 1 else ()
             steps = tuple(torch.where(j < m, (j / m).exp2(), torch.inf).to(ladder.threshold) for j in inner)
         gain = 2 / (1 + 1 / ratio) / threshold
-        constants = (values.to(ladder.threshold) for values in (threshold, gain, floor, least))
-        return Levels(*constants, steps, ladder.ratio)
+        gain, floor, least = (values.to(ladder.threshold) for values in (gain, floor, least))
+        return Levels(ladder.threshold, gain, floor, least, steps, ladder.ratio)
 
     def quantize(self, u: Tensor, levels: Levels) -> Tensor:
         """The nearest level, or 0 below the least; a tie goes to the larger (``>=``, as in the literature).

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .alphabet import Alphabet, Levels
+from .fused import compiled
 from .native import MOST_STEPS, TABLES, Coded, Table, address, checked, kernels
 
 
@@ -38,20 +39,29 @@ class Coding(str, Enum):
 
     def held(self, t: int, m: Tensor, prior: Tensor) -> Tensor:
         """h[t] of m[t-1]: what is decoded if nothing is sent. All shapes ``[B, ...]``."""
-        a, _ = self.coefficients(t)
-        return m if a == 1 else a * m + (1 - a) * prior
+        return _held(m, prior, self.coefficients(t)[0])
 
     def innovation(self, t: int, x: Tensor, held: Tensor) -> Tensor:
         """The argument of Q_t: what the decoded value lacks, in units of one spike. All shapes ``[B, ...]``."""
-        _, b = self.coefficients(t)
-        return x - held if b == 1 else (x - held) * (1 / b)
+        return _innovation(x, held, self.coefficients(t)[1])
 
     def integrate(self, t: int, held: Tensor, spikes: list[Tensor], bias: Tensor | None = None) -> Tensor:
         """m[t] from h[t] and the spikes of step t."""
-        _, b = self.coefficients(t)
-        total = sum(spikes[1:], spikes[0])
-        total = total if bias is None else total + bias
-        return held + total if b == 1 else held + b * total
+        return _integrate(held, spikes, bias, self.coefficients(t)[1])
+
+
+def _held(m: Tensor, prior: Tensor, a: float) -> Tensor:
+    return m if a == 1 else a * m + (1 - a) * prior
+
+
+def _innovation(x: Tensor, held: Tensor, b: float) -> Tensor:
+    return x - held if b == 1 else (x - held) * (1 / b)
+
+
+def _integrate(held: Tensor, spikes: list[Tensor], bias: Tensor | None, b: float) -> Tensor:
+    total = sum(spikes[1:], spikes[0])
+    total = total if bias is None else total + bias
+    return held + total if b == 1 else held + b * total
 
 
 def emit(alphabet: Alphabet, u: Tensor, levels: Levels, count: int = 1) -> list[Tensor]:
@@ -71,6 +81,16 @@ def emit(alphabet: Alphabet, u: Tensor, levels: Levels, count: int = 1) -> list[
         passed = u.clamp(-reach if alphabet.signed else torch.zeros_like(reach), reach)
         spikes[0] = spikes[0] + (passed - passed.detach())
     return spikes
+
+
+def _respond(
+    x: Tensor, before: Tensor, a: float, b: float, alphabet: Alphabet, levels: Levels, prior: Tensor, bias: Tensor | None,
+    count: int,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """m[t] and s[t]: the formula at the top."""
+    held = _held(before, prior, a)
+    spikes = emit(alphabet, _innovation(x, held, b), levels, count)
+    return _integrate(held, spikes, bias, b), spikes
 
 
 @dataclass(frozen=True)
@@ -107,22 +127,25 @@ class CodedStep:
     def _run(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
         if self._is_native(x, before):
             return self._native(x, before, out, told)
-        decoded, spikes = self.reference(x, self.prior.expand(x.shape) if before is None else before)
+        decoded, spikes = self.reference(x, before)
         return decoded if out is None else out.copy_(decoded), spikes
 
-    def reference(self, x: Tensor, before: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def reference(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """What the kernel computes, in torch; differentiable."""
-        held = self.coding.held(self.t, before, self.prior)
-        spikes = emit(self.alphabet, self.coding.innovation(self.t, x, held), self.levels, self.count)
-        return self.coding.integrate(self.t, held, spikes, self.bias), spikes
+        a, b = self.coding.coefficients(self.t)
+        constants = self.alphabet, self.levels, self.prior, self.bias, self.count
+        respond = _respond if self._is_graded(x, before) else compiled(_respond, x)
+        return respond(x, self.prior.expand(x.shape) if before is None else before, a, b, *constants)
 
     def _is_native(self, x: Tensor, before: Tensor | None) -> bool:
         """Whether the kernel can do it: it knows ratios of 2^(1/m), and no gradients."""
         steps = self.levels.steps
         if steps is None or len(steps) > MOST_STEPS or x.ndim < 2 or self.prior.dtype != torch.float32 or not x.numel():
             return False
-        graded = torch.is_grad_enabled() and (x.requires_grad or (before is not None and before.requires_grad))
-        return not graded and kernels(x) is not None
+        return not self._is_graded(x, before) and kernels(x) is not None
+
+    def _is_graded(self, x: Tensor, before: Tensor | None) -> bool:
+        return torch.is_grad_enabled() and (x.requires_grad or (before is not None and before.requires_grad))
 
     def _native(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
         x = x if x.stride(-1) == 1 else x.contiguous()

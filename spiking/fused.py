@@ -14,13 +14,16 @@ from .native import is_eager
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+HOT = 2**34
+"""So many values a reference computes before it is compiled: compiling takes about a minute, and short runs are over before."""
+
 logger = logging.getLogger("vit2snn")
 
 
 def compiled(reference: F, x: Tensor) -> F:
-    """``reference`` compiled, if it is to compute with ``x`` on an accelerator; itself otherwise.
+    """``reference`` compiled, if it computes with ``x``, its first argument, on an accelerator; itself otherwise.
 
-    It is also used as it is where it cannot be compiled, for want of a compiler or for any other reason.
+    It is used as it is in the beginning, and where it cannot be compiled, for want of a compiler or for any other reason.
     """
     return reference if x.device.type == "cpu" or is_eager() else _compiled(reference)
 
@@ -28,16 +31,20 @@ def compiled(reference: F, x: Tensor) -> F:
 @cache
 def _compiled(reference: F) -> F:
     fused: Callable[..., Any] | None = torch.compile(reference, dynamic=True)
+    seen = 0
 
-    def run(*args: Any) -> Any:
-        nonlocal fused
-        if fused is not None:
+    def run(x: Tensor, *args: Any) -> Any:
+        nonlocal fused, seen
+        seen += x.numel()
+        if fused is not None and seen > HOT:
             try:
-                return fused(*args)
+                # Each way in which the tables of neurons broadcast is a graph of its own.
+                with torch._C.DisableTorchFunction(), torch._dynamo.config.patch(recompile_limit=64):
+                    return fused(x, *args)
             except Exception as error:  # whatever a compiler may raise; what the reference raises, it raises again
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 logger.warning("%s cannot be compiled, so neurons are slower: %s", reference.__name__, reason[0])
                 fused = None
-        return reference(*args)
+        return reference(x, *args)
 
     return run  # type: ignore[return-value]

@@ -103,7 +103,7 @@ class SpikingDotProductAttention(nn.Module):
     ) -> Tensor:
         """Attention of shape ``[T * B, h, N, e]``; dropout is not applied (conversion is for inference)."""
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = self.query(query) * scale @ self.key(key).transpose(-2, -1)  # the query is smaller than the scores
+        scores = (self.query(query) @ self.key(key).transpose(-2, -1)).mul_(scale)
         if is_causal:
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, float("-inf"))

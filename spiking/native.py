@@ -51,12 +51,14 @@ def is_eager() -> bool:
 def kernels(x: Tensor) -> ctypes.CDLL | None:
     """The kernels, if they can compute with ``x``: a float32 tensor in the memory of the host."""
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
-    return _library() if plain and not is_eager() else None
+    return library() if plain and not is_eager() else None
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    command = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or "cc"]
+def library() -> ctypes.CDLL | None:
+    """The kernels; None where they cannot be built, which is logged once."""
+    found = next((path for path in map(shutil.which, ("cc", "gcc", "clang")) if path), "cc")
+    command = shlex.split(os.environ.get("CC", "")) or [found]
     reason = ""
     for extras in EXTRAS:
         try:

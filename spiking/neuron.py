@@ -107,7 +107,8 @@ class CodedNeuron(Neuron):
         if t not in self._steps:
             assert self.alphabet is not None
             bias = self.bias[t] if t < len(self.bias) else None
-            levels = self.alphabet.rounding(self.ladder(t))
+            with torch.inference_mode(False):  # it may be used for training later
+                levels = self.alphabet.rounding(self.ladder(t))
             self._steps[t] = CodedStep(self.alphabet, self.coding, t, levels, self.prior, bias, self.spikes_per_step)
         return self._steps[t]
 

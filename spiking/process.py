@@ -21,5 +21,6 @@ def prepare_process() -> None:
     torch.set_flush_denormal(True)
     if sys.platform == "linux":
         adjust = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such setting
-        for setting in (TRIM_THRESHOLD, MMAP_THRESHOLD) if adjust else ():
-            adjust(setting, LARGE)
+        if adjust is not None:
+            adjust(TRIM_THRESHOLD, LARGE)
+            adjust(MMAP_THRESHOLD, LARGE)

@@ -39,15 +39,14 @@ def metered(snn: SpikingModel, images: Tensor) -> Meter:
 class Step:
     """What a neuron did in one of its steps: what it sent, and what it holds before and after, of each image."""
 
-    def __init__(self, neuron: CodedNeuron, t: int, spikes: list[Tensor], d: Tensor) -> None:
+    def __init__(self, neuron: CodedNeuron, t: int, spikes: list[Tensor], m: Tensor) -> None:
         rate, decaying = neuron.coding is Coding.RATE, neuron.coding is Coding.DECAYING
         bias = neuron.bias[t] if t < len(neuron.bias) else torch.zeros(())
         total = sum(spikes[1:], spikes[0]) + bias
-        self.d = d + total
-        if rate or decaying:
-            self.d = (t / (t + 1) if rate else 1.0) * d + 1 / (t + 1) * total
+        relaxed = t / (t + 1) * m + (1 - t / (t + 1)) * neuron.prior if rate else m
+        self.m = relaxed + (1 / (t + 1) * total if rate or decaying else total)
         self.sent = sum((spike != 0).int() for spike in spikes)
-        self.before, self.after = self._held(neuron, d), self._held(neuron, self.d)
+        self.before, self.after = self._held(neuron, m), self._held(neuron, self.m)
         self.bias = bias if bias.any() else None
 
     def by_head(self) -> Step:
@@ -68,11 +67,11 @@ class Step:
         return other
 
     @staticmethod
-    def _held(neuron: CodedNeuron, d: Tensor) -> Tensor:
+    def _held(neuron: CodedNeuron, m: Tensor) -> Tensor:
         """In how many sums a value is: the mean of spikes, which is rescaled in every timestep, and what it started from."""
         if neuron.coding is Coding.RATE:
-            return ((neuron.prior + d) - neuron.prior != 0).int() + (neuron.prior != 0).int()  # what is lost in rounding is 0
-        return (neuron.prior + d != 0).int()
+            return (m - neuron.prior != 0).int() + (neuron.prior.expand(m.shape) != 0).int()
+        return (m != 0).int()
 
 
 @torch.no_grad()
@@ -82,16 +81,16 @@ def followed(snn: SpikingModel, images: Tensor) -> dict[str, list[list[Step]]]:
 
     def catch(name: str, event: Event) -> None:
         neuron = snn.neurons()[name]
-        d = torch.zeros_like(event.target)
+        m = neuron.prior.expand(event.target.shape)
         if not neuron.synchronous and event.t:
-            d = caught[name][-1][-1].d
+            m = caught[name][-1][-1].m
         count = event.t + 1 if neuron.synchronous else 1
         each, steps = len(event.spikes) // count, []
         for index in range(count):
             t = index if neuron.synchronous else event.t
-            steps.append(Step(neuron, t, event.spikes[index * each : (index + 1) * each], d))
-            d = steps[-1].d
-        assert torch.equal(neuron.prior + d, event.decoded)
+            steps.append(Step(neuron, t, event.spikes[index * each : (index + 1) * each], m))
+            m = steps[-1].m
+        assert torch.equal(m, event.decoded)
         caught[name].append(steps)
 
     with probing(snn.network, {name: partial(catch, name) for name in snn.neurons()}):
