@@ -55,9 +55,9 @@ class Activity:
         self.total, self.images = total(self.total), total(self.images)
         self.minimum, self.scale = smallest(self.minimum), largest(self.scale)
 
-    @property
+    @cached_property
     def mean(self) -> Tensor:
-        """Mean at each position, the shape of one image's input."""
+        """Mean at each position, the shape of one image's input; it is asked for when all images have been seen."""
         return (self.total / self.images).to(self.scale.dtype)
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..spiking.native import address, kernels
 from ..spiking.shards import total
 
 PER_OCTAVE = 8
@@ -30,13 +31,7 @@ class Histogram:
 
     def update(self, magnitudes: Tensor) -> None:
         """Count ``[channels, samples]``, all at least 0."""
-        # Eight bins to the octave: the exponent and the first three bits of the mantissa, which are those of a number.
-        bins = (magnitudes.float().view(torch.int32) >> 20) - ((127 + LOWEST) * PER_OCTAVE - 1)
-        bins.clamp_(0, BINS - 1)
-        channels = len(magnitudes)
-        if channels > 1:
-            bins += torch.arange(channels, dtype=bins.dtype, device=bins.device).unsqueeze(1) * BINS
-        counts = torch.bincount(bins.flatten(), minlength=channels * BINS).view(channels, BINS).cpu()
+        counts = _counted(magnitudes)
         self.counts = counts if not len(self.counts) else self.counts + counts
 
     def merge(self, other: Histogram) -> None:
@@ -61,3 +56,20 @@ class Histogram:
         fraction = (1 - (cumulative.gather(1, index) - rank) / count).clamp(0, 1)
         edge = edges()
         return (edge[index] + fraction * (edge[index + 1] - edge[index])).squeeze(1)
+
+
+def _counted(magnitudes: Tensor) -> Tensor:
+    """``[channels, samples]`` to ``[channels, BINS]``, on the host.
+
+    Eight bins to the octave are told by the exponent and the first three bits of the mantissa, which are those of one integer.
+    """
+    channels, first = len(magnitudes), (127 + LOWEST) * PER_OCTAVE - 1
+    library = kernels(magnitudes)
+    if library is not None and channels == 1:
+        counts = torch.zeros(1, BINS, dtype=torch.int64)
+        magnitudes = magnitudes.contiguous()
+        library.histogram(address(magnitudes), magnitudes.numel(), first, BINS, address(counts))
+        return counts
+    bins = (magnitudes.float().view(torch.int32) >> 20).sub_(first).clamp_(0, BINS - 1)
+    bins += torch.arange(channels, dtype=bins.dtype, device=bins.device).unsqueeze(1) * BINS
+    return torch.bincount(bins.flatten(), minlength=channels * BINS).view(channels, BINS).cpu()

@@ -166,16 +166,13 @@ class _Prepared:
 
     def __init__(self, step: CodedStep, image: torch.Size, strides: tuple[int, ...]) -> None:
         levels, (a, b) = step.levels, step.coding.coefficients(step.t)
-        tables = [step.prior, step.bias, levels.least, levels.threshold, levels.gain, levels.floor, *(levels.steps or ())]
-        like = torch.broadcast_shapes(*(table.shape for table in tables[3:] if table is not None))
-        rows = torch.zeros(1, dtype=torch.int64)
-        for size, stride in zip(image[:-1], strides[:-1], strict=True):
-            rows = (rows[:, None] + stride * torch.arange(size)).flatten()
+        of_levels = torch.broadcast_tensors(levels.threshold, levels.gain, levels.floor, *(levels.steps or ()))
+        rows = _rows(image, strides)
         self.kept = [rows]  # what the kernel has pointers to
         filled = [Table() for _ in range(TABLES)]
-        for index, table in enumerate(tables):
+        for index, table in enumerate((step.prior, step.bias, levels.least, *of_levels)):
             if table is not None:
-                values = (table.expand(like) if index >= 3 else table).contiguous()
+                values = table.contiguous()
                 offset, per_value = _places(values.shape, image)
                 self.kept += [values, offset]
                 filled[index] = Table(values.data_ptr(), offset.data_ptr(), per_value)
@@ -183,6 +180,15 @@ class _Prepared:
             len(rows), image[-1], rows.data_ptr(), (Table * TABLES)(*filled), len(levels.steps or ()), step.count,
             step.alphabet.signed, a, 1 - a, 1 / b, b,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _rows(image: torch.Size, strides: tuple[int, ...]) -> Tensor:
+    """Where each row of an image begins."""
+    rows = torch.zeros(1, dtype=torch.int64)
+    for size, stride in zip(image[:-1], strides[:-1], strict=True):
+        rows = (rows[:, None] + stride * torch.arange(size)).flatten()
+    return rows
 
 
 @lru_cache(maxsize=1024)

@@ -124,6 +124,11 @@ class CodedNeuron(Neuron):
         unfolded = super().unfold(x)
         return unfolded.relu() if self.rectified else unfolded
 
+    def forward(self, x: Tensor) -> Tensor:
+        """See `Neuron.forward`; torch function modes, which see every attribute that is read, do not look inside."""
+        with torch._C.DisableTorchFunction():
+            return super().forward(x)
+
     def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Any]:
         """The timesteps of a chunk; see `Neuron.run`."""
         if self.analog and not self.probe:
@@ -141,20 +146,22 @@ class CodedNeuron(Neuron):
     def _is_differentiated(self, frames: Tensor, state: Tensor | None) -> bool:
         return torch.is_grad_enabled() and (frames.requires_grad or (state is not None and state.requires_grad))
 
-    def step(self, t: int, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def step(self, t: int, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One timestep: ``x`` is the target x[t], state and output are m[t-1] and m[t]. All ``[B, ...]``.
 
-        A layer-synchronous neuron spends the timesteps 0 to ``t`` on ``x``.
+        A layer-synchronous neuron spends the timesteps 0 to ``t`` on ``x``, and has no state. ``out`` may take the output.
         """
         if self.analog:
             if self.probe:
                 self.probe(Event(t, x, [], x, x))
             return x, x
-        steps = range(t + 1) if self.synchronous else range(t, t + 1)
-        return self._code(steps, x, None if self.synchronous else state, out)
+        if self.synchronous:
+            return self._code(range(t + 1), x, None, out), None
+        decoded = self._code(range(t, t + 1), x, state, out)
+        return decoded, decoded
 
-    def _code(self, timesteps: range, x: Tensor, before: Tensor | None, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The decoded value after ``timesteps``, twice: for the receivers and as the state."""
+    def _code(self, timesteps: range, x: Tensor, before: Tensor | None, out: Tensor | None) -> Tensor:
+        """The decoded value after ``timesteps``."""
         sent: list[Tensor] = []
         decoded = before
         for t in timesteps:
@@ -167,7 +174,7 @@ class CodedNeuron(Neuron):
         assert decoded is not None
         if self.probe:
             self.probe(Event(timesteps[-1], x, sent, decoded, self.prior.expand(x.shape) if before is None else before))
-        return decoded, decoded
+        return decoded
 
     def extra_repr(self) -> str:
         """The alphabet and the coding, as ``print(model)`` shows them."""

@@ -19,7 +19,7 @@ struct table {
     int64_t step;
 };
 
-enum { PRIOR, BIAS, LEAST, LEVELS };                     /* tables of their own shape; those from LEVELS on share one */
+enum { PRIOR, BIAS, LEAST, LEVELS };                     /* tables of their own shapes; those from LEVELS on share one */
 enum { THRESHOLD = LEVELS, GAIN, FLOOR, STEPS, MOST_STEPS = 3, TABLES = STEPS + MOST_STEPS };
 
 struct coded {
@@ -39,8 +39,8 @@ INLINE float octave(float z) {
     return z;
 }
 
-/* The spike for u; the last three arguments are known where this is inlined. `i` is where its levels are. */
-INLINE float rounded(float u, float *const *t, int64_t j, int64_t i, const int steps, const int is_signed) {
+/* The spike for u; the last two arguments are known where this is inlined. `i` is where its levels are. */
+INLINE float rounded(float u, float *const *t, int64_t i, const int steps, const int is_signed) {
     const float y = is_signed ? fabsf(u) : (u > 0.0f ? u : 0.0f), z = y * t[GAIN][i], power = octave(z);
     float level = power;
     for (int k = 0; k < steps; k++) {
@@ -49,7 +49,7 @@ INLINE float rounded(float u, float *const *t, int64_t j, int64_t i, const int s
     }
     level = level < t[FLOOR][i] ? t[FLOOR][i] : level;
     level = (level > 1.0f ? 1.0f : level) * t[THRESHOLD][i];
-    level = y >= t[LEAST][j] ? level : 0.0f;
+    level = y >= t[LEAST][i] ? level : 0.0f;
     return is_signed ? copysignf(level, u) : level;
 }
 
@@ -61,7 +61,7 @@ INLINE void single(const struct coded *c, float *const *t, const float *x, const
     float *rows[TABLES];
     memcpy(rows, t, sizeof rows);                        /* a copy of its own, which no store can be thought to change */
     for (int64_t j = 0; j < width; j++) {
-        const float m = held[j], sent = rounded((x[j] - m) * scale, rows, j, vary ? j : 0, steps, is_signed);
+        const float m = held[j], sent = rounded((x[j] - m) * scale, rows, vary ? j : 0, steps, is_signed);
         s[j] = sent;
         out[j] = m + weight * (sent + bias[j]);
     }
@@ -74,7 +74,7 @@ INLINE void next(const struct coded *c, float *const *t, float *restrict left, f
     float *rows[TABLES];
     memcpy(rows, t, sizeof rows);
     for (int64_t j = 0; j < width; j++) {
-        s[j] = rounded(left[j], rows, j, vary ? j : 0, steps, is_signed);
+        s[j] = rounded(left[j], rows, vary ? j : 0, steps, is_signed);
         left[j] -= s[j];
     }
 }
@@ -98,7 +98,7 @@ INLINE void next(const struct coded *c, float *const *t, float *restrict left, f
 int coded_step(const struct coded *c, const float *x, int64_t stride, const float *before, float *after, float *sent,
                int64_t images) {
     const int64_t width = c->width, rows = c->rows, size = images * rows * width;
-    const int vary = c->tables[LEVELS].step;
+    const int vary = c->tables[LEVELS].step || c->tables[LEAST].step;
     int failed = 0;
 #pragma omp parallel
     {
@@ -118,7 +118,7 @@ int coded_step(const struct coded *c, const float *x, int64_t stride, const floa
                     const struct table *table = &c->tables[k];
                     if (!table->values) continue;
                     const float *values = table->values + table->offset[row];
-                    if (table->step || k >= LEVELS) {
+                    if (table->step || (k >= LEAST && !vary)) {
                         t[k] = (float *)values;
                     } else if (filled[k] != values) {
                         const float value = *values;
@@ -290,4 +290,32 @@ int membrane_backward(const struct membrane *c, const float *x, int64_t stride, 
         free(h);
     }
     return failed ? -1 : 0;
+}
+
+/* -- calibration ---------------------------------------------------------------------------------------------------- */
+
+enum { AT_ONCE = 4, MOST_BINS = 512 };                   /* histograms side by side, so that equal neighbours need not wait */
+
+/* Adds n numbers x >= 0 to counts[bins]: each octave has eight bins, the first of which begins at bits `first` << 20; what is
+   below or above counts in the outermost bins. */
+void histogram(const float *x, int64_t n, int64_t first, int64_t bins, int64_t *counts) {
+#pragma omp parallel
+    {
+        int64_t own[AT_ONCE][MOST_BINS] = {{0}};
+#pragma omp for
+        for (int64_t start = 0; start < n; start += BLOCK)
+            for (int64_t i = start; i < n && i < start + BLOCK; i++) {
+                uint32_t bits;
+                memcpy(&bits, x + i, 4);
+                int64_t bin = (int64_t)(bits >> 20) - first;
+                bin = bin < 0 ? 0 : bin;
+                own[i % AT_ONCE][bin < bins ? bin : bins - 1]++;
+            }
+        for (int64_t bin = 0; bin < bins; bin++)
+            for (int k = 0; k < AT_ONCE; k++)
+                if (own[k][bin]) {
+#pragma omp atomic
+                    counts[bin] += own[k][bin];
+                }
+    }
 }
