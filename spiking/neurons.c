@@ -9,6 +9,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+enum { SMALL = 1 << 15 };                                /* for fewer values, one thread is faster than several that must meet */
+
 /* -- coded neurons -------------------------------------------------------------------------------------------------- */
 
 /* A table broadcasts against the rows of one image: row r reads it from offset[r], one value (step 0) or one for each
@@ -100,7 +102,7 @@ int coded_step(const struct coded *c, const float *x, int64_t stride, const floa
     const int64_t width = c->width, rows = c->rows, size = images * rows * width;
     const int vary = c->tables[LEVELS].step || c->tables[LEAST].step;
     int failed = 0;
-#pragma omp parallel
+#pragma omp parallel if (size > SMALL)
     {
         float *own = calloc(width * (TABLES + 4), sizeof(float));
         float *held = own, *left = own + width, *total = own + 2 * width, *spikes = own + 3 * width;
@@ -201,7 +203,7 @@ INLINE void any_step(const struct membrane *c, const float *x, float *v, float *
    takes v[T-1] unless it is NULL. */
 void membrane_forward(const struct membrane *c, const float *x, int64_t stride, const float *before, float *s, float *after,
                       int64_t T, int64_t n) {
-#pragma omp parallel for
+#pragma omp parallel for if (T * n > SMALL)
     for (int64_t first = 0; first < n; first += BLOCK) {
         const int64_t size = n - first < BLOCK ? n - first : BLOCK;
         float v[BLOCK];
@@ -262,7 +264,7 @@ INLINE void back(const struct membrane *c, const float *h, const float *grad_s, 
 int membrane_backward(const struct membrane *c, const float *x, int64_t stride, const float *before, const float *grad_s,
                       const float *grad_after, float *grad_x, float *grad_before, int64_t T, int64_t n) {
     int failed = 0;
-#pragma omp parallel
+#pragma omp parallel if (T * n > SMALL)
     {
         float *h = malloc(sizeof(float) * BLOCK * T);
         if (!h) failed = 1;
@@ -299,7 +301,7 @@ enum { AT_ONCE = 4, MOST_BINS = 512 };                   /* histograms side by s
 /* Adds n numbers x >= 0 to counts[bins]: each octave has eight bins, the first of which begins at bits `first` << 20; what is
    below or above counts in the outermost bins. */
 void histogram(const float *x, int64_t n, int64_t first, int64_t bins, int64_t *counts) {
-#pragma omp parallel
+#pragma omp parallel if (n > SMALL)
     {
         int64_t own[AT_ONCE][MOST_BINS] = {{0}};
 #pragma omp for
