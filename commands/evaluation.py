@@ -100,7 +100,9 @@ def evaluate_artifact(
     snn, found = _artifact(out, images)
     if timesteps and timesteps[-1] > snn.recipe.timesteps:
         note(f"note: calibrated for {snn.recipe.timesteps} timesteps; later ones reuse the last thresholds")
-    result = evaluate(snn.to(device), bar(found, "scoring"), timesteps, exit_confidence, getattr(torch, amp_dtype or "", None))
+    result = evaluate(
+        snn.to(device), bar(found, "scoring"), timesteps, exit_confidence, getattr(torch, amp_dtype) if amp_dtype else None
+    )
     if is_main():
         write_evaluation(result, out, title=snn.network.pretrained_cfg["architecture"], command=sys.argv)
     return result

@@ -40,7 +40,9 @@ class Parts:
                 if not is_out_of_memory(error):
                     raise
                 if count == 1:
-                    raise OutOfMemoryError("memory runs out with one image at a time", "take fewer timesteps") from error
+                    raise OutOfMemoryError(
+                        "memory runs out with one image at a time", "use a device with more memory (--device)"
+                    ) from error
             self.most = count // 2  # outside of the handler, which would keep alive what the call had made
             clear_device_cache(garbage_collection=True)
             logger.warning("memory ran out with %d images at a time; going on with %d", count, self.most)

@@ -41,6 +41,8 @@ def _compiled(reference: F) -> F:
                 # Each way in which the tables of neurons broadcast is a graph of its own.
                 with torch._C.DisableTorchFunction(), torch._dynamo.config.patch(recompile_limit=64):
                     return fused(x, *args)
+            except torch.OutOfMemoryError:
+                raise  # no fault of the compiler
             except Exception as error:  # whatever a compiler may raise; what the reference raises, it raises again
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 logger.warning("%s cannot be compiled, so neurons are slower: %s", reference.__name__, reason[0])

@@ -94,7 +94,7 @@ class Table(ctypes.Structure):
 
 
 MOST_STEPS = 3
-TABLES = 6 + MOST_STEPS
+TABLES = 6 + MOST_STEPS  # prior, bias, least, threshold, gain and floor come before the steps
 
 
 class Coded(ctypes.Structure):
