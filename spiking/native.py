@@ -64,8 +64,8 @@ def library() -> ctypes.CDLL | None:
         try:
             return _declared(ctypes.CDLL(str(_built([*command, *FLAGS, *extras]))))
         except (OSError, subprocess.SubprocessError) as error:
-            told: bytes = getattr(error, "stderr", None) or str(error).encode()
-            reason = reason or told.decode(errors="replace").strip().splitlines()[0]
+            told: bytes = getattr(error, "stderr", None) or b""
+            reason = reason or (told.decode(errors="replace").strip() or str(error)).splitlines()[0]
     logger.warning("the fused kernels of neurons cannot be built, so neurons are several times slower: %s", reason)
     return None
 
