@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core; before torch starts its threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import timm
 import torch

@@ -143,7 +143,6 @@ def test_inspect_needs_no_data() -> None:
     assert "blocks.0.attn.qkv" in table and "q, k, softmax, v" in table and "(analog)" in table
     assert max(map(len, table.splitlines())) <= 80
     assert "goes into conv1" in run("inspect", "resnet10t").stdout
-    fails(1, "LSTM: lstm", "inspect", "sequencer2d_s")
 
 
 def test_env_names_versions() -> None:

@@ -62,17 +62,28 @@ class InPlace(nn.Module):
         return (x + 1).mul_(x)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.lstm(x)[0]
+        return output
+
+
 @pytest.mark.parametrize(
-    ("module", "message"),
+    ("module", "kind", "message"),
     [
-        (Opaque(), r"1\.attention \(MultiheadAttention: multi_head_attention_forward\)"),
-        (InPlace(), r"1 \(InPlace: mul_\)"),
+        (Opaque(), "MultiheadAttention", r"1\.attention \(MultiheadAttention: multi_head_attention_forward\)"),
+        (InPlace(), "InPlace", r"1 \(InPlace: mul_\)"),
+        (Recurrent(), "LSTM", r"1\.lstm \(LSTM: lstm\)"),
     ],
 )
-def test_products_that_cannot_be_reached_are_refused_by_name(module: nn.Module, message: str) -> None:
+def test_products_that_cannot_be_reached_are_refused_by_name(module: nn.Module, kind: str, message: str) -> None:
     with pytest.raises(UnsupportedModuleError, match=message) as error:
         plan(nn.Sequential(nn.Linear(16, 16), module), Recipe(), (4, 16))
-    assert f"@vit2snn.converts({'MultiheadAttention' if isinstance(module, Opaque) else 'InPlace'})" in error.value.hint
+    assert f"@vit2snn.converts({kind})" in error.value.hint
 
 
 class TokensFirst(nn.Module):
