@@ -34,6 +34,12 @@ class RecipeError(Vit2SnnError):
     exit_code = 2
 
 
+class SearchError(Vit2SnnError):
+    """What is searched for cannot exist, or a file is not of this search."""
+
+    exit_code = 2
+
+
 class OutOfMemoryError(Vit2SnnError):
     """The images that are computed together need more memory than there is."""
 

@@ -113,9 +113,11 @@ def _status(entry: str) -> int:
 
 
 def rounded(value: Any) -> Any:
-    """To four digits, in nested dictionaries too."""
+    """To four digits, in nested dictionaries and lists too."""
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 

@@ -157,8 +157,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train the zoo model MODEL from scratch, score it at every timestep, and write it to OUT.
 
-    Without --data, on the images of the demo. Event recordings are read as frames. An interrupted training goes on with
-    --resume.
+    MODEL is a name of `vit2snn zoo list`, or a folder that `vit2snn zoo create` wrote. Without --data, it learns the images of
+    the demo. Event recordings are read as frames. An interrupted training goes on with --resume.
 
     \b
     vit2snn train qkformer_4_384_cifar10 -a dims=[32,64,128] --data cifar10 -o qk
@@ -197,8 +197,11 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
 
     import timm
 
+    from vit2snn.convert import is_model_folder
     from vit2snn.zoo import VARIANTS
 
+    if is_model_folder(Path(name)):
+        return _created(Path(name), given, img_size, num_classes)
     if name not in VARIANTS:
         raise ModelError(f"the zoo has no model {name!r}", "vit2snn zoo list shows all")
     variant = VARIANTS[name]
@@ -215,6 +218,19 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
         return timm.create_model(name, pretrained_cfg_overlay=overlay, num_classes=num_classes, **arguments)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{name} cannot be made with {arguments}: {error}", "see its class in vit2snn.zoo") from error
+
+
+def _created(folder: Path, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:
+    """The model in a folder, as untrained as it is there."""
+    import timm
+
+    if given:
+        raise ModelError(f"the model in {str(folder)!r} has its arguments, got {', '.join(given)}", "leave -a out")
+    named = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    overlay = {"input_size": (named.pretrained_cfg["input_size"][0], img_size, img_size)} if img_size else {}
+    return timm.create_model(
+        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes or named.num_classes
+    )
 
 
 def _value(name: str, text: str) -> Any:

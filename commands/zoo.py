@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from vit2snn.commands.search import create, search
 from vit2snn.commands.shared import emit
 from vit2snn.errors import ModelError
 
@@ -16,6 +17,10 @@ from vit2snn.errors import ModelError
 @click.group()
 def zoo() -> None:
     """The spiking transformers of the literature."""
+
+
+zoo.add_command(search)
+zoo.add_command(create)
 
 
 @zoo.command("list")

@@ -231,7 +231,7 @@ def test_arguments_that_make_no_model_are_refused() -> None:
         QKFormer(stem="tiny")
     with pytest.raises(ModelError, match="no neuron 'relu'"):
         timm.create_model("spikformer_8_384", neuron="relu")
-    with pytest.raises(ModelError, match="SEMM has no frame 'vit'"):
+    with pytest.raises(ModelError, match="there is no frame 'vit'"):
         timm.create_model("semm_sdt_8_512", frame="vit")
     with pytest.raises(ModelError, match="frames of 40x40 are not divisible"):
         TIMSpikformer(img_size=40)

@@ -7,6 +7,7 @@ the paper's equations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,11 +88,16 @@ class QKFormer(SpikingTransformer):
             raise ModelError(f"dims={dims}, depths={depths} and attention={attention} must name the same stages")
         make = neuron_factory(neuron)
         stages = []
-        for i, (dim, depth, kind) in enumerate(zip(dims, depths, attention, strict=True)):
-            embed = _first(stem, in_chans, dim, make) if i == 0 else _later(stem, dims[i - 1], dim, make)
+        for embed, dim, depth, kind in zip(patch_embeddings(in_chans, dims, make, stem), dims, depths, attention, strict=True):
             blocks = [_block(kind, dim, num_heads, mlp_ratio, make, batch_leak) for _ in range(depth)]
             stages.append(Stage(embed, blocks, dim, embed.stride))
         super().__init__(stages, num_classes, in_chans, timesteps)
+
+
+def patch_embeddings(in_chans: int, dims: Sequence[int], neuron: NeuronFactory, stem: str) -> list[SPEDS]:
+    """The patch embedding of each stage; `vit2snn.zoo.AutoST` uses them too."""
+    first = _first(stem, in_chans, dims[0], neuron)
+    return [first, *(_later(stem, *pair, neuron) for pair in pairwise(dims))]
 
 
 def _first(stem: str, in_chans: int, dim: int, neuron: NeuronFactory) -> SPEDS:

@@ -6,36 +6,18 @@ Zhou et al., "Spiking Transformer with Experts Mixture", NeurIPS 2024. The autho
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
-from ..errors import ModelError
-from ..spiking import (
-    ExpertMixtureAttention,
-    ExpertMixturePerceptron,
-    MembraneShortcut,
-    NeuronFactory,
-    SEWShortcut,
-    SpikingPatchSplitting,
-)
-from . import sdt, spikformer, spikingformer
+from ..spiking import ExpertMixtureAttention, ExpertMixturePerceptron, NeuronFactory
+from .frames import Frame
 from .network import SpikingTransformer, Stage, block, neuron_factory
 from .registry import Published, Variant, cifar, dvs, imagenet, register
-
-FRAMES: dict[str, tuple[Any, type[nn.Module]]] = {
-    "spikformer": (spikformer.patch_splitting, SEWShortcut),
-    "sdt": (sdt.patch_splitting, MembraneShortcut),
-    "spikingformer": (spikingformer.patch_splitting, MembraneShortcut),
-}
-"""Patch embedding and shortcut of each frame."""
 
 
 class SEMM(SpikingTransformer):
     """The patch embedding and the shortcut of another architecture around blocks of EMSA and EMSP.
 
     Args:
-        frame: ``spikformer`` (integer stream), ``sdt`` or ``spikingformer`` (real-valued streams, binary spikes).
+        frame: a name in `vit2snn.zoo.frames.FRAMES`; published are ``spikformer`` (integer stream), ``sdt`` and
+            ``spikingformer`` (real-valued streams, binary spikes).
         dim: channels.
         depth: blocks.
         experts: number of experts.
@@ -73,22 +55,19 @@ class SEMM(SpikingTransformer):
         in_chans: int = 3,
         neuron: str | NeuronFactory = "lif",
     ) -> None:
-        if frame not in FRAMES:
-            raise ModelError(f"SEMM has no frame {frame!r}", f"choose one of {', '.join(FRAMES)}")
-        make = neuron_factory(neuron)
-        splitting, shortcut = FRAMES[frame]
-        embed: SpikingPatchSplitting = splitting(in_chans, dim, make, pools)
+        around, make = Frame.find(frame), neuron_factory(neuron)
+        (embed,) = around.embed(in_chans, [dim], make, pools)
         value_dim = expert_dim if small_value else dim
         blocks = [
             block(
-                shortcut(
+                around.shortcut(
                     ExpertMixtureAttention(dim, make, experts, expert_dim, scale, value_dim, expert_threshold, qkv_bias), make
                 ),
-                shortcut(ExpertMixturePerceptron(dim, int(dim * mlp_ratio), make), make),
+                around.shortcut(ExpertMixturePerceptron(dim, int(dim * mlp_ratio), make), make),
             )
             for _ in range(depth)
         ]
-        head_neuron = make() if frame == "sdt" else None
+        head_neuron = make() if around.head_neuron else None
         super().__init__([Stage(embed, blocks, dim, embed.stride)], num_classes, in_chans, timesteps, head_neuron)
 
 
