@@ -102,12 +102,13 @@ def _told(document: dict[str, Any]) -> str:
 
     def row(name: str, entry: dict[str, Any]) -> list[str]:
         figures, genes = entry["figures"], entry["architecture"]
-        latency = "" if figures["latency"] is None else f"{figures['latency'] * 1e3:.1f}"
+        latency = [] if figures["latency"] is None else [f"{figures['latency'] * 1e3:.1f}"]
         shape = f"{genes['dim']} x {'+'.join(map(str, genes['depths']))}, T = {genes['timesteps']}"
         costs = [f"{figures['score']:.3f}", f"{figures['parameters'] / 1e6:.3f}", f"{figures['energy'] * 1e3:.3f}"]
-        return [name, *costs, latency, shape, " ".join(dict.fromkeys(genes["attention"]))]
+        return [name, *costs, *latency, shape, " ".join(dict.fromkeys(genes["attention"]))]
 
-    head = ["", "score", "parameters (M)", "energy (mJ)", "latency (ms)", "width x depth", "attention"]
+    timed = ["latency (ms)"] if document["best"]["figures"]["latency"] is not None else []
+    head = ["", "score", "parameters (M)", "energy (mJ)", *timed, "width x depth", "attention"]
     members = list(enumerate(document["front"]))
     shown = [members[i * (len(members) - 1) // max(SHOWN - 1, 1)] for i in range(SHOWN)] if len(members) > SHOWN else members
     rows = [row("best", document["best"]), *(row(str(number), entry) for number, entry in shown)]

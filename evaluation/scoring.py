@@ -14,7 +14,7 @@ from ..data import digest
 from ..errors import DataError
 from ..metering import Dense, Meter
 from ..spiking.shards import collected, processes, smallest, total
-from ..zoo import SpikingTransformer
+from ..zoo import SpikingTransformer, channels_last
 from .audit import Audit
 from .batching import Parts, apart, check_finite, check_labels, set_digest
 from .cost import Costs
@@ -106,10 +106,11 @@ def score(
         hits = (readout.argmax(-1).cpu() == y).sum(1)
         images, right = images + len(y), hits + (right if len(right) else 0)
 
-    for x, y in chain(apart(first, OBSERVED) if first else [], remaining):
-        check_labels(y, model.num_classes)
-        digests += map(digest, x.transpose(0, 1) if x.ndim == 5 else x)
-        parts.run(run, x, y)
+    with channels_last(model):
+        for x, y in chain(apart(first, OBSERVED) if first else [], remaining):
+            check_labels(y, model.num_classes)
+            digests += map(digest, x.transpose(0, 1) if x.ndim == 5 else x)
+            parts.run(run, x, y)
     fewest = smallest(torch.tensor(images)) if shared else images
     if not fewest:
         raise DataError("there are no images to score")

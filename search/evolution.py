@@ -100,8 +100,8 @@ class Search:
 
     @property
     def best(self) -> Architecture:
-        """The one of the highest score; of several, the one with the fewest parameters, and the first of those."""
-        return min(self.found, key=lambda a: (-self.found[a].score, self.found[a].parameters))
+        """The one of the highest score; of several, the one with the fewest parameters and then the least energy."""
+        return min(self.found, key=lambda a: (-self.found[a].score, self.found[a].parameters, self.found[a].energy))
 
     def advance(self) -> None:
         """One generation.

@@ -360,6 +360,7 @@ def test_the_commands_find_and_make_a_model_that_is_trained(tmp_path: Path) -> N
     assert document == json.loads(out.read_text(encoding="utf-8"))
     assert 1e6 <= document["best"]["figures"]["parameters"] <= 2e6
     assert document["best"]["figures"]["score"] == max(entry["figures"]["score"] for entry in document["front"])
+    assert document["best"] in document["front"]
     assert (tmp_path / "found.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert not list(tmp_path.glob("*.progress"))
     model = tmp_path / "model"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit2snn.errors import DataError, ModelError
 from vit2snn.spiking import LIF, neurons
-from vit2snn.zoo import VARIANTS, QKFormer, SpikingTransformer, TIMSpikformer, statistics
+from vit2snn.zoo import VARIANTS, QKFormer, SpikingTransformer, TIMSpikformer, channels_last, statistics
 
 # FACTS: millions of parameters, from running the authors' classes. Theirs hold parameters that nothing reads: two LayerNorms in
 # each block of Spikformer and TIM, a position embedding and a norm in Spikformer's event model, a talking-heads convolution in
@@ -237,6 +237,17 @@ def test_arguments_that_make_no_model_are_refused() -> None:
         TIMSpikformer(img_size=40)
     with pytest.raises(ModelError, match="must name the same blocks"):
         timm.create_model("autost_4_384_cifar100", num_heads=(4,), mlp_ratios=(2, 3))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_channels_last_changes_no_logits_and_is_undone(name: str) -> None:
+    model, x = small(name)
+    logits = model.double()(x.double())
+    with channels_last(model):
+        assert not all(weight.is_contiguous() for weight in model.parameters())
+        torch.testing.assert_close(model(x.double()), logits)
+    assert all(weight.is_contiguous() for weight in model.parameters())
 
 
 @pytest.mark.parametrize("neuron", ["if", "plif", "integer-lif", LIF])

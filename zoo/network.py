@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -251,6 +252,20 @@ class SpikingTransformer(nn.Module):
                     f"resize or pad them to a multiple of {self.stride}",
                 )
         return timesteps
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """Within this context the convolutions of a model compute on maps with their channels last, which is faster on CPUs.
+
+    Neurons keep the format of what they get, and logits are the same up to rounding; gradients are not where pools choose among
+    equal values. Afterwards weights are as safetensors wants them: channels first.
+    """
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def neuron_factory(neuron: str | NeuronFactory) -> NeuronFactory:
