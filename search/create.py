@@ -8,7 +8,8 @@ from typing import Any
 import timm
 
 from ..errors import ModelError
-from ..zoo import SpikingTransformer
+from ..zoo import QKFormer, SpikingTransformer
+from ..zoo.frames import Frame
 from ..zoo.registry import cifar, dvs, imagenet
 from .space import Task
 
@@ -27,6 +28,8 @@ def create(arguments: Mapping[str, Any], task: Task) -> SpikingTransformer:
     """
     cfgs = {"imagenet": imagenet(task.size), "cifar": cifar(task.num_classes), "dvs": dvs(task.size, task.num_classes)}
     overlay = cfgs[task.stem] | {"num_classes": task.num_classes, "input_size": (task.in_chans, task.size, task.size)}
+    if Frame.find(arguments.get("frame", "autost")).hierarchical:
+        overlay["first_conv"] = QKFormer.first_conv
     try:
         model: SpikingTransformer = timm.create_model(VARIANT, pretrained_cfg_overlay=overlay, **arguments)
     except (TypeError, ValueError) as error:

@@ -344,6 +344,14 @@ def test_a_model_knows_the_images_of_its_task() -> None:
         assert (model.num_classes, model.in_chans) == (task.num_classes, task.in_chans)
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_the_layer_that_sees_the_image_is_named(name: str) -> None:
+    with torch.device("meta"):
+        model = create(arguments(SPACES[name].draw(Random(0)), SPACES[name], TASKS["imagenet"]), TASKS["imagenet"])
+    first: Any = model.get_submodule(model.pretrained_cfg["first_conv"])  # type: ignore[index]
+    assert first.in_channels == 3
+
+
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(cli, ["zoo", *map(str, arguments)])
 

@@ -261,11 +261,11 @@ def channels_last(model: nn.Module) -> Iterator[None]:
     Neurons keep the format of what they get, and logits are the same up to rounding; gradients are not where pools choose among
     equal values. Afterwards weights are as safetensors wants them: channels first.
     """
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     try:
         yield
     finally:
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model.to(memory_format=torch.contiguous_format)
 
 
 def neuron_factory(neuron: str | NeuronFactory) -> NeuronFactory:
