@@ -7,8 +7,7 @@ these, some are taken at even ranks of their score, the extremes included. All a
 reduced to 16 pixels, by `vit2snn train`: with the same settings, for the same number of image passes, from several seeds each;
 two processes run side by side, with one thread each. The table has score and accuracy on the embedded validation images at the
 last timestep, mean over seeds. Kendall's tau between score and accuracy comes with a bootstrap interval of 95 % over
-architectures (SciPy's percentile method). Beside it are tau for width and depth, which the score may only stand for. With
-``--data`` the images are other ones, such as CIFAR-10's folders.
+architectures (SciPy's percentile method). Beside it are tau for width and depth, which the score may only stand for.
 
 Also says how long counting one architecture takes and the search with the published budget, in seconds on this machine.
 """
@@ -27,6 +26,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from click.testing import CliRunner
 from machine import RESULTS, describe, rounded
 from scipy.stats import bootstrap, kendalltau
@@ -47,17 +47,13 @@ def chosen(window: Window, count: int, drawn: int = 3000) -> list[Architecture]:
     return [ranked[round(i * (len(ranked) - 1) / (count - 1))] for i in range(count)]
 
 
-def accuracy(architecture: Architecture, seed: int, epochs: int, data: str | None, samples: int | None) -> float:
+def accuracy(architecture: Architecture, seed: int, epochs: int) -> float:
     """Top-1 in per cent of one training."""
-    import torch
-
     torch.manual_seed(seed)
     with TemporaryDirectory() as folder:
         model, out = Path(folder) / "model", Path(folder) / "trained"
         save_model(create(arguments(architecture, SPACE, TASK), TASK), model)
         options = ["--epochs", epochs, "--batch-size", 32, "--seed", seed, "--lr", 2e-3, "--json", "-o", out]
-        options += ["--data", data] if data else []
-        options += ["--samples", samples] if samples else []
         result = CliRunner().invoke(cli, ["train", str(model), *map(str, options)])
         assert result.exit_code == 0, result.output
         top1: float = json.loads(result.stdout)["snn"][-1]["top1"]
@@ -98,16 +94,14 @@ def speed() -> dict[str, float]:
 @click.option("--architectures", default=12, show_default=True)
 @click.option("--seeds", default=2, show_default=True)
 @click.option("--epochs", default=30, show_default=True)
-@click.option("--data", help="Images to learn and to score; the embedded ones unless given.")
-@click.option("--samples", type=int, help="Images to score; all unless given.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS / "autost.json")
-def main(params: str, architectures: int, seeds: int, epochs: int, data: str | None, samples: int | None, output: Path) -> None:
+def main(params: str, architectures: int, seeds: int, epochs: int, output: Path) -> None:
     fast = speed()
     click.echo(f"{fast['count_ms']:.3f} ms to count one, {fast['search_seconds']:.1f} s to compare {fast['compared']}")
     found = chosen(Window.parse("parameters", params), architectures)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        runs = {(a, seed): pool.submit(accuracy, a, seed, epochs, data, samples) for a in found for seed in range(seeds)}
+        runs = {(a, seed): pool.submit(accuracy, a, seed, epochs) for a in found for seed in range(seeds)}
         rows = []
         for architecture in found:
             top1 = [runs[architecture, seed].result() for seed in range(seeds)]
@@ -129,13 +123,7 @@ def main(params: str, architectures: int, seeds: int, epochs: int, data: str | N
         click.echo(
             f"tau of {name} and accuracy: {value['tau']:.2f} [{value['low']:.2f}, {value['high']:.2f}], p {value['p']:.3f}"
         )
-    settings = {
-        "params": params,
-        "architectures": architectures,
-        "seeds": seeds,
-        "epochs": epochs,
-        "data": Path(data).name if data else None,
-    }
+    settings = {"params": params, "architectures": architectures, "seeds": seeds, "epochs": epochs}
     document = {"machine": describe(), "settings": settings, "speed": fast, "tau": taus, "rows": rows}
     output.write_text(json.dumps(rounded(document), indent=1) + "\n")
 

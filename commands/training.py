@@ -222,15 +222,14 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
 
 def _created(folder: Path, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:
     """The model in a folder, as untrained as it is there."""
-    import timm
+    from vit2snn.convert import load_model
 
     if given:
         raise ModelError(f"the model in {str(folder)!r} has its arguments, got {', '.join(given)}", "leave -a out")
-    named = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    overlay = {"input_size": (named.pretrained_cfg["input_size"][0], img_size, img_size)} if img_size else {}
-    return timm.create_model(
-        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes or named.num_classes
-    )
+    model: Any = load_model(f"local-dir:{folder}", num_classes=num_classes)
+    if img_size:
+        model.pretrained_cfg = model.pretrained_cfg | {"input_size": (model.in_chans, img_size, img_size)}
+    return model
 
 
 def _value(name: str, text: str) -> Any:

@@ -8,7 +8,6 @@ from .latency import latency as latency
 from .result import (
     Request as Request,
     check_files as check_files,
-    outcome as outcome,
     picture_of as picture_of,
     read_outcome as read_outcome,
     resume as resume,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..metering import FLOAT32, EnergyModel
 from ..zoo.frames import FRAMES
+from ..zoo.qkformer import STEMS
 from .space import Architecture, Space, Task
 
 FIRING_RATE = 0.2
@@ -173,18 +174,11 @@ def _splitting(frame: str, pools: str, inputs: int, dim: int, size: int) -> tupl
     return sum(parts, Counts()), size
 
 
-SPEDS_STEMS = {
-    "imagenet": ((0.5, 1, 1), "110", 1),
-    "cifar": ((0.5, 1), "00", 1),
-    "dvs": ((0.125, 0.25, 0.5, 1), "0111", 2),
-}
-"""Widths, pooling, and the number of convolutions before the shortcut, of QKFormer's first stage."""
-
-
 def _speds(stem: str, stage: int, inputs: int, dim: int, size: int) -> tuple[Counts, int]:
     """`vit2snn.spiking.SPEDS`: neurons after the pooling, and a shortcut with a stride."""
-    shares, pools, before = SPEDS_STEMS[stem] if stage == 0 else ((1, 1), "10" if stem == "imagenet" else "01", 0)
-    widths = [inputs, *(int(dim * share) for share in shares)]
+    form = STEMS[stem]
+    widths = [inputs, *(dim // part for part in form.parts)] if stage == 0 else [inputs, dim, dim]
+    pools, before = (form.pools, form.before) if stage == 0 else (form.later, 0)
     parts = []
     for i, pooled in enumerate(pools):
         parts.append(_conv(widths[i], widths[i + 1], size**2, kernel=3))
@@ -196,5 +190,5 @@ def _speds(stem: str, stage: int, inputs: int, dim: int, size: int) -> tuple[Cou
 
 def _first(frame: str, stem: str, task: Task, dim: int) -> int:
     """Multiply-accumulates of the layer that sees the image."""
-    share = SPEDS_STEMS[stem][0][0] if FRAMES[frame].hierarchical else 1 / 8
-    return task.in_chans * int(dim * share) * 9 * task.size**2
+    part = STEMS[stem].parts[0] if FRAMES[frame].hierarchical else 8
+    return task.in_chans * (dim // part) * 9 * task.size**2

@@ -115,7 +115,7 @@ def _difference(was: Any, given: Any) -> tuple[Any, Any]:
     return was, given
 
 
-def outcome(search: Search, request: Request) -> dict[str, Any]:
+def _outcome(search: Search, request: Request, chosen: Mapping[Architecture, Figures]) -> dict[str, Any]:
     """The best architecture, those of the front, and how they were found, for JSON."""
 
     def entry(architecture: Architecture, figures: Figures) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def outcome(search: Search, request: Request) -> dict[str, Any]:
     return {
         "kind": KIND,
         "best": entry(search.best, search.found[search.best]),
-        "front": [entry(architecture, figures) for architecture, figures in front(search.found).items()],
+        "front": [entry(architecture, figures) for architecture, figures in chosen.items()],
         "compared": len(search.found),
         "request": request.to_json(),
         "versions": versions(),
@@ -138,9 +138,10 @@ def write_outcome(search: Search, request: Request, out: Path) -> dict[str, Any]
     Raises:
         ArtifactError: a file cannot be written.
     """
-    document = outcome(search, request)
+    chosen = front(search.found)
+    document = _outcome(search, request, chosen)
     title = f"{request.space}, {request.task}: {len(search.found)} architectures"
-    write_whole(picture_of(out), front_svg(search.found, front(search.found), search.best, title))
+    write_whole(picture_of(out), front_svg(search.found, chosen, search.best, title))
     write_whole(out, json.dumps(document, indent=2) + "\n")
     progress_of(out).unlink(missing_ok=True)
     return document

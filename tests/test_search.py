@@ -53,8 +53,6 @@ def statistics_of(architecture: Architecture, space: Space, task: Any) -> Any:
 @pytest.mark.parametrize("name", SPACES)
 def test_counts_in_closed_form_are_those_of_the_models(name: str, task: str) -> None:
     space, images, random = SPACES[name], TASKS[task], Random(1)
-    if space.frame == "qkformer" and task == "cifar10dvs":
-        space = dataclasses.replace(space, depths=space.depths[1:])
     for _ in range(3):
         drawn = space.draw(random)
         found = statistics_of(drawn, space, images)

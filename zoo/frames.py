@@ -71,9 +71,7 @@ FRAMES: dict[str, Frame] = {
     "sdt": Frame(_splitting(sdt.patch_splitting), MembraneShortcut, head_neuron=True),
     "spikingformer": Frame(_splitting(spikingformer.patch_splitting), MembraneShortcut),
     "autost": Frame(_splitting(_autost), MembraneShortcut),
-    "qkformer": Frame(
-        qkformer.patch_embeddings, SEWShortcut, {stem: stem for stem in ("imagenet", "cifar", "dvs")}, hierarchical=True
-    ),
+    "qkformer": Frame(qkformer.patch_embeddings, SEWShortcut, {stem: stem for stem in qkformer.STEMS}, hierarchical=True),
 }
 """The streams of ``spikformer`` and ``qkformer`` are integers, those of the others real-valued, with binary spikes into every
 layer."""

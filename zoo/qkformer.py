@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -33,6 +33,30 @@ ATTENTION = {
     "qk-mixed": QKMixedAttention,
     "ssa": SpikingSelfAttention,
 }
+
+
+class Stem(NamedTuple):
+    """The form of the patch embeddings for images of one size.
+
+    Attributes:
+        parts: of the first stage: its width is so many times that of each convolution.
+        pools: which of them pool.
+        before: how many come before the deformed shortcut.
+        later: which of the two convolutions of a later stage pools.
+    """
+
+    parts: tuple[int, ...]
+    pools: str
+    before: int
+    later: str
+
+
+STEMS = {
+    "imagenet": Stem((2, 1, 1), "110", 1, "10"),
+    "cifar": Stem((2, 1), "00", 1, "01"),
+    "dvs": Stem((8, 4, 2, 1), "0111", 2, "01"),
+}
+"""As in the published code for each kind of images."""
 
 
 class BatchLeakLIF(LIF):
@@ -101,18 +125,14 @@ def patch_embeddings(in_chans: int, dims: Sequence[int], neuron: NeuronFactory, 
 
 
 def _first(stem: str, in_chans: int, dim: int, neuron: NeuronFactory) -> SPEDS:
-    if stem == "imagenet":
-        return SPEDS(in_chans, (dim // 2, dim, dim), "110", 1, neuron)
-    if stem == "cifar":
-        return SPEDS(in_chans, (dim // 2, dim), "00", 1, neuron)
-    if stem == "dvs":
-        return SPEDS(in_chans, (dim // 8, dim // 4, dim // 2, dim), "0111", 2, neuron)
-    raise ModelError(f"there is no stem {stem!r}", "choose imagenet, cifar or dvs")
+    if stem not in STEMS:
+        raise ModelError(f"there is no stem {stem!r}", f"choose one of {', '.join(STEMS)}")
+    form = STEMS[stem]
+    return SPEDS(in_chans, [dim // part for part in form.parts], form.pools, form.before, neuron)
 
 
 def _later(stem: str, inputs: int, dim: int, neuron: NeuronFactory) -> SPEDS:
-    """Half the resolution; the published ImageNet code pools in the first convolution, the others in the second."""
-    return SPEDS(inputs, (dim, dim), "10" if stem == "imagenet" else "01", 0, neuron)
+    return SPEDS(inputs, (dim, dim), STEMS[stem].later, 0, neuron)
 
 
 def _block(kind: str, dim: int, num_heads: int, mlp_ratio: float, neuron: NeuronFactory, batch_leak: bool) -> nn.Module:
