@@ -5,13 +5,16 @@
 A model with random weights is converted on random images, in a process of its own. Its passes are counted at the patch
 embedding: the images that go through it, in whichever copy of the network and at whichever timestep, over calibration images.
 Backward passes and the work of neurons and statistics are not in that count. ``ratio`` is the conversion's seconds over those
-of so many passes of the ANN on the same images, timed before and after it. Memory is what the conversion, or one batch through
-the ANN, adds to the process at its peak; the images were there before. Prints a table.
+of so many passes of the ANN on the same images. The ANN is timed in between, on each batch whenever the conversion asks for it,
+so both have the same machine. Memory is what the conversion, or one batch through the ANN, adds to the process at its peak; the
+images were there before. Prints a table.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,20 @@ from torch.nn.modules.module import register_module_forward_hook
 from vit2snn import to_spiking
 
 
-@torch.no_grad()
-def ann_seconds(ann: nn.Module, batches: list[Tensor]) -> list[float]:
-    """For one image, of each batch."""
-    return [seconds(lambda: ann(batch)) / len(batch) for batch in batches]  # noqa: B023
+class InTurn:
+    """Batches; the ANN sees each of them before it is given out, and what that takes is noted."""
+
+    def __init__(self, ann: nn.Module, batches: list[Tensor]) -> None:
+        self.ann, self.batches = ann, batches
+        self.total, self.by_image = 0.0, list[float]()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            with torch.no_grad():
+                took = seconds(partial(self.ann, batch))
+            self.total += took
+            self.by_image.append(took / len(batch))
+            yield batch
 
 
 def measure(model: str, images: int, batch_size: int, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,20 +53,19 @@ def measure(model: str, images: int, batch_size: int, recipe: str) -> tuple[dict
     took: list[float] = []
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if isinstance(module, first):
+        if isinstance(module, first) and module is not ann.patch_embed:
             passed.append(len(output))
 
-    ann_seconds(ann, batches[:1])
     with torch.no_grad():
+        ann(batches[0])
         held_by_ann = memory(lambda: ann(batches[0]))
-    before = ann_seconds(ann, batches)
+    in_turn = InTurn(ann, batches)
     with register_module_forward_hook(count):
-        held = memory(lambda: took.append(seconds(lambda: to_spiking(ann, recipe, batches))))
-    one = statistics.median(before + ann_seconds(ann, batches))
-    passes = sum(passed) / images
+        held = memory(lambda: took.append(seconds(lambda: to_spiking(ann, recipe, in_turn))))
+    spent, one, passes = took[0] - in_turn.total, statistics.median(in_turn.by_image), sum(passed) / images
     return describe(), {
-        "model": model, "images": images, "batch_size": batch_size, "recipe": recipe, "seconds": took[0],
-        "ann_passes": passes, "ann_seconds": one * images, "ratio": took[0] / (passes * one * images),
+        "model": model, "images": images, "batch_size": batch_size, "recipe": recipe, "seconds": spent,
+        "ann_passes": passes, "ann_seconds": one * images, "ratio": spent / (passes * one * images),
         "memory_mb": held.added, "ann_memory_mb": held_by_ann.added, "memory_ratio": held.added / held_by_ann.added,
         "peak_mb": held.peak, "ann_peak_mb": held_by_ann.peak,
     }  # fmt: skip

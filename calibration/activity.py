@@ -27,6 +27,7 @@ class Activity:
     def __init__(self, name: str, axes: tuple[int, ...], sensitivity: Tensor | None = None) -> None:
         self.name, self.axes, self.sensitivity = name, axes, sensitivity
         self.images = torch.zeros((), dtype=torch.int64)
+        self._silences: dict[float, Tensor] = {}
 
     def __call__(self, event: Event) -> None:
         """Take in one batch.
@@ -35,8 +36,8 @@ class Activity:
             ModelError: it has values that are not finite.
         """
         x = event.target
-        summed, minimum = x.sum(0, dtype=torch.float64), x.amin(rest(x, self.axes), keepdim=True)[0]
-        scale = x.abs().amax()
+        summed, minimum = x.sum(0).double(), x.amin(rest(x, self.axes), keepdim=True)[0]
+        scale = torch.maximum(-minimum.amin(), x.amax())
         if not torch.isfinite(scale):
             raise ModelError(
                 f"the activations that reach {self.name!r} are not finite (NaN or infinity)",
@@ -72,9 +73,30 @@ class Activity:
         return self.sensitivity.amax(kept, keepdim=True) > 0
 
     @cached_property
-    def _selects(self) -> bool:
-        """Whether some positions have a bearing, and others have not."""
-        return self.sensitivity is not None and bool(self.bearing.any()) and not bool(self.bearing.all())
+    def _box(self) -> tuple[slice, ...]:
+        """The smallest part of an image's input that holds all positions with a bearing; everything if there are none."""
+        places = self.bearing.nonzero()
+        if not len(places):
+            return (slice(None),) * self.bearing.ndim
+        first, last = places.amin(0).tolist(), places.amax(0).tolist()
+        sizes = self.bearing.shape
+        return tuple(slice(a, z + 1) if size > 1 else slice(None) for a, z, size in zip(first, last, sizes, strict=True))
+
+    @cached_property
+    def scattered(self) -> bool:
+        """Whether some positions have a bearing and others in between have not, so that no part of a tensor is the former."""
+        within = self.part(self.bearing)
+        return bool(within.any()) and not bool(within.all())
+
+    def part(self, x: Tensor) -> Tensor:
+        """The smallest part of ``[..., *image]`` that holds all positions with a bearing, a view."""
+        return x[(..., *self._box)] if self.sensitivity is not None else x
+
+    @cached_property
+    def _worth(self) -> Tensor:
+        """The mean sensitivity."""
+        assert self.sensitivity is not None
+        return self.sensitivity.mean().clamp(min=torch.finfo(self.scale.dtype).tiny)
 
     def samples(self) -> int:
         """How many values of each channel bear on the logits, in all images together."""
@@ -90,19 +112,22 @@ class Activity:
         """
         if self.sensitivity is None:
             return torch.zeros_like(self.scale)
-        worth = self.sensitivity.mean().clamp(min=torch.finfo(self.scale.dtype).tiny)
-        return torch.where(self.bearing, (price / worth).sqrt(), torch.inf).to(self.scale)
+        if price not in self._silences:
+            self._silences[price] = torch.where(self.bearing, (price / self._worth).sqrt(), torch.inf).to(self.scale)
+        return self._silences[price]
 
     def channel_means(self, x: Tensor) -> Tensor:
         """``[B, ...]`` to ``[channels]``, without positions that have no bearing."""
-        if self._selects:
+        if self.scattered:
             return self.columns(x, self.axes).mean(1)
-        return x.mean(rest(x, self.axes)).flatten()
+        image = self.part(x).mean(0, keepdim=True)  # torch is several times slower over axes between which others stay
+        return image.mean(rest(x, self.axes)).flatten()
 
     def columns(self, x: Tensor, axes: tuple[int, ...]) -> Tensor:
         """``[B, ...]`` to ``[channels, samples]`` for channels along ``axes``, without positions that have no bearing."""
-        columns = to_channels(x, axes)
-        return columns[:, to_channels(self.bearing.expand_as(x), axes)[0]] if self._selects else columns
+        part = self.part(x)
+        columns = to_channels(part, axes)
+        return columns[:, to_channels(self.part(self.bearing).expand_as(part), axes)[0]] if self.scattered else columns
 
 
 def observe(

@@ -13,8 +13,9 @@ from ..spiking.coding import CodedStep
 from ..spiking.shards import total
 from .activity import Activity
 from .channels import from_channels
+from .innovations import show
 from .observers import Observer
-from .rule import ThresholdRule, magnitudes
+from .rule import ThresholdRule
 
 
 class ClosedLoop(Neuron):
@@ -42,6 +43,11 @@ class ClosedLoop(Neuron):
         """As the neuron does."""
         return self.neuron.unfold(x)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """As the neuron does, unseen by torch function modes."""
+        with torch._C.DisableTorchFunction():
+            return super().forward(x)
+
     def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The timesteps of a chunk; see `Neuron.run`."""
         if not self.neuron.synchronous or self.aim is None:
@@ -57,25 +63,22 @@ class ClosedLoop(Neuron):
         if self.aim is None:
             self.aim = self.seen.channel_means(x)
             return x, x
-        assert neuron.alphabet is not None
-        if self.rule.closed_loop:
-            before = neuron.prior.expand(x.shape) if state is None else state
-            self._set_levels(t, neuron.coding.innovation(t, x, neuron.coding.held(t, before, neuron.prior)))
-            ladder = self.levels[t]
-        else:
-            ladder = neuron.ladder(t)
-        levels = neuron.alphabet.rounding(ladder)
-        decoded = CodedStep(neuron.alphabet, neuron.coding, t, levels, neuron.prior, None, neuron.spikes_per_step)(x, state)
+        decoded = (self._refined(t, x, state) if self.rule.closed_loop else neuron.coded_step(t))(x, state)
         if self.has_bias:
             decoded += from_channels(self._note_lack(t, decoded, self.aim), x, neuron.axes)
         return decoded, decoded
 
-    def _set_levels(self, t: int, u: Tensor) -> None:
+    def _refined(self, t: int, x: Tensor, before: Tensor | None) -> CodedStep:
+        """Timestep t with the levels that suit its innovations on all images so far, these included."""
+        neuron, alphabet = self.neuron, self.neuron.alphabet
+        assert alphabet is not None
         if t == len(self.observers):
-            self.observers.append(self.rule.watch(self.neuron, 1))
-        self.observers[t].update(magnitudes(self.neuron, u, self.seen))
-        levels = self.rule.levels(self.neuron, self.observers[t], self.seen, t, self.levels[t - 1] if t else None)
+            self.observers.append(self.rule.watch(neuron, 1))
+        show(self.observers[t], neuron, self.seen, t, x, before)
+        levels = self.rule.levels(neuron, self.observers[t], self.seen, t, self.levels[t - 1] if t else None)
         self.levels[t:] = [levels, *self.levels[t + 1 :]]
+        constants = alphabet.rounding(levels), neuron.prior, None, neuron.spikes_per_step
+        return CodedStep(alphabet, neuron.coding, t, *constants)
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
         """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far, of all processes."""

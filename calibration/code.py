@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Code:
         return decoded
 
 
+@cache
 def points() -> Tensor:
     """``[BINS, POINTS]``: magnitudes spread over each bin of a histogram; those of the first bin, whose edge is 0, are 0."""
     edge = edges()
@@ -51,6 +52,7 @@ def points() -> Tensor:
     return spread
 
 
+@cache
 def thresholds() -> Tensor:
     """``[2 * BINS]``: the thresholds worth trying are lower edges of bins (at even places) and the middles of bins."""
     edge = edges()
@@ -65,6 +67,6 @@ def squared_errors(code: Code, ratio: float) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def mean_errors(code: Code, ratio: float) -> Tensor:
-    """``[2 * BINS, BINS]``: the means over the points of each bin."""
-    return squared_errors(code, ratio).mean(2)
+def mean_errors(code: Code, ratios: tuple[float, ...]) -> Tensor:
+    """``[2 * BINS, ratios, BINS]``: the means over the points of each bin."""
+    return torch.stack([squared_errors(code, ratio).mean(2) for ratio in ratios], 1)

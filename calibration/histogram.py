@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from ..spiking.native import address, kernels
 from ..spiking.shards import total
 
 PER_OCTAVE = 8
@@ -14,8 +15,10 @@ LOWEST, HIGHEST = (
     16,
 )  # octaves: magnitudes from 2^-24 to 2^16; smaller ones count as zero, larger ones as the largest
 BINS = PER_OCTAVE * (HIGHEST - LOWEST) + 1
+FIRST = (127 + LOWEST) * PER_OCTAVE - 1  # the leading bits of numbers in bin 0, see `_counted`
 
 
+@cache
 def edges() -> Tensor:
     """``[BINS + 1]``: bin i holds magnitudes in ``edges[i] <= x < edges[i + 1]``; bin 0 starts at zero."""
     octave = torch.arange(LOWEST, HIGHEST, dtype=torch.float64).repeat_interleave(PER_OCTAVE)
@@ -31,15 +34,16 @@ class Histogram:
 
     def update(self, magnitudes: Tensor) -> None:
         """Count ``[channels, samples]``, all at least 0."""
-        counts = _counted(magnitudes)
+        self.add(_counted(magnitudes))
+
+    def add(self, counts: Tensor) -> None:
+        """Add counts ``[channels, BINS]``."""
         self.counts = counts if not len(self.counts) else self.counts + counts
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of another shard of the data; equal to having seen the union."""
-        if not len(self.counts):
-            self.counts = other.counts.clone()
-        elif len(other.counts):
-            self.counts = self.counts + other.counts
+        if len(other.counts):
+            self.add(other.counts)
 
     def over_processes(self) -> Histogram:
         """The histogram of what all processes of the group counted."""
@@ -63,13 +67,7 @@ def _counted(magnitudes: Tensor) -> Tensor:
 
     Eight bins to the octave are told by the exponent and the first three bits of the mantissa, which are those of one integer.
     """
-    channels, first = len(magnitudes), (127 + LOWEST) * PER_OCTAVE - 1
-    library = kernels(magnitudes)
-    if library is not None and channels == 1:
-        counts = torch.zeros(1, BINS, dtype=torch.int64)
-        magnitudes = magnitudes.contiguous()
-        library.histogram(address(magnitudes), magnitudes.numel(), first, BINS, address(counts))
-        return counts
-    bins = (magnitudes.float().view(torch.int32) >> 20).sub_(first).clamp_(0, BINS - 1)
+    channels = len(magnitudes)
+    bins = (magnitudes.float().view(torch.int32) >> 20).sub_(FIRST).clamp_(0, BINS - 1)
     bins += torch.arange(channels, dtype=bins.dtype, device=bins.device).unsqueeze(1) * BINS
     return torch.bincount(bins.flatten(), minlength=channels * BINS).view(channels, BINS).cpu()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..spiking import Clock, CodedNeuron, Event, analog, neurons, probing, simulate
 from .activity import Activity, observe
 from .closed_loop import ClosedLoop, in_place_of_neurons
-from .rule import ThresholdRule, magnitudes
+from .innovations import show
+from .rule import ThresholdRule
 from .sensitivity import sensitivities
 
 Prior = Literal["none", "mean", "minimum"]
@@ -96,8 +97,7 @@ def _set_static_thresholds(
     observers = {name: rule.watch(neuron, timesteps) for name, neuron in found.items()}
 
     def see(name: str, event: Event) -> None:
-        neuron = found[name]
-        observers[name].update(magnitudes(neuron, event.target - neuron.prior, activity[name]))
+        show(observers[name], found[name], activity[name], 0, event.target)
 
     probes = {name: partial(see, name) for name in found}
     with probing(network, probes), analog(network), torch.no_grad():

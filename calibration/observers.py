@@ -88,8 +88,10 @@ class PercentileObserver(HistogramObserver):
 
 def _candidates(histogram: Histogram) -> range:
     """Bins whose lower edges are worth trying as thresholds: eight octaves below a channel's largest magnitude to one above."""
-    tops = [int(row.nonzero()[-1]) for row in histogram.counts if row.any()] or [0]
-    return range(max(min(tops) - 8 * PER_OCTAVE, 1), min(max(tops) + PER_OCTAVE, BINS) + 1)
+    occupied = histogram.counts > 0
+    tops = (occupied * torch.arange(BINS)).amax(1)[occupied.any(1)]
+    lowest, highest = (int(tops.min()), int(tops.max())) if len(tops) else (0, 0)
+    return range(max(lowest - 8 * PER_OCTAVE, 1), min(highest + PER_OCTAVE, BINS) + 1)
 
 
 class MseObserver(HistogramObserver):
@@ -117,26 +119,24 @@ class MseObserver(HistogramObserver):
         histogram = self.histogram.over_processes()
         candidates = _candidates(histogram)
         span = slice(2 * candidates.start, 2 * candidates.stop - 1)
-        counts = histogram.counts.float()
         tried, least = thresholds()[span], torch.as_tensor(least).reshape(-1, 1)
-        costs = []
-        for ratio in ratios:
-            costs.append((counts @ self._errors(ratio, span, silence).T).masked_fill(tried < least, torch.inf))
-        best = torch.stack(costs, 2).flatten(1).argmin(1)  # [channels], over thresholds by ratios
+        errors = self._errors(tuple(ratios), span, silence).flatten(0, 1)  # [thresholds * ratios, BINS]
+        excluded = (tried < least).repeat_interleave(len(ratios), 1)
+        best = (histogram.counts.float() @ errors.T).masked_fill(excluded, torch.inf).argmin(1)  # [channels]
         chosen = torch.tensor(ratios, dtype=torch.float64)[best % len(ratios)]
         return torch.maximum(tried[best // len(ratios)], least.flatten()), chosen
 
-    def _errors(self, ratio: float, span: slice, silence: float) -> Tensor:
-        """``[thresholds, BINS]``: the cost of a magnitude, for the thresholds in ``span``."""
-        errors = mean_errors(self.code, ratio)[span]
+    def _errors(self, ratios: tuple[float, ...], span: slice, silence: float) -> Tensor:
+        """``[thresholds, ratios, BINS]``: the cost of a magnitude, for the thresholds in ``span``."""
+        errors = mean_errors(self.code, ratios)[span]
         if not silence:
             return errors
         values = points().float()
         squares, silent = values.square(), values < silence
         errors = torch.where(silent.all(1), squares.mean(1), errors + silence**2)
         for split in (silent.any(1) & ~silent.all(1)).nonzero().flatten().tolist():  # a bin with both, if there is one
-            spoken = squared_errors(self.code, ratio)[span, split] + silence**2
-            errors[:, split] = torch.where(silent[split], squares[split], spoken).mean(1)
+            spoken = torch.stack([squared_errors(self.code, ratio)[span, split] for ratio in ratios], 1) + silence**2
+            errors[..., split] = torch.where(silent[split], squares[split], spoken).mean(-1)
         return errors
 
 

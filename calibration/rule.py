@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 
 import torch
-from torch import Tensor
 
 from ..spiking import CodedNeuron, Ladder
 from .activity import Activity
@@ -79,12 +78,6 @@ class ThresholdRule:
 def finer_ratios(finest: float) -> list[float]:
     """2, √2, 2^(1/3), ..., and ``finest``: a receiver with m stored versions of a weight has 2^(1/m)."""
     return [*takewhile(lambda ratio: ratio > finest * (1 + 1e-6), (2 ** (1 / m) for m in count(1))), finest]
-
-
-def magnitudes(neuron: CodedNeuron, u: Tensor, seen: Activity) -> Tensor:
-    """What a neuron's alphabet can express of ``u`` ``[B, ...]``, as observers want it: ``[channels, samples]``."""
-    assert neuron.alphabet is not None
-    return seen.columns(neuron.alphabet.magnitudes(u), threshold_axes(neuron, seen))
 
 
 def threshold_axes(neuron: CodedNeuron, seen: Activity) -> tuple[int, ...]:

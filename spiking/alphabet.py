@@ -84,9 +84,9 @@ class Alphabet:
 
     def rounding(self, ladder: Ladder) -> Levels:
         """The constants of rounding to a ladder, in its type; they are computed in double precision."""
-        threshold, ratio, silence = (values.double() for values in ladder)
+        threshold, ratio = ladder.threshold.double(), ladder.ratio.double()
         floor = ratio ** (1 - self.levels)
-        least = torch.maximum(silence, threshold * floor / 2)
+        least = torch.maximum(ladder.silence, (threshold * floor / 2).to(ladder.silence))
         m = ratio.log2().reciprocal().round().clamp(min=1)
         steps = None
         if bool(((m.reciprocal().exp2() - ratio).abs() <= 1e-6 * ratio).all()):
@@ -94,7 +94,7 @@ class Alphabet:
             inner = range(1, int(m.max())) if self.levels > 1 else ()
             steps = tuple(torch.where(j < m, (j / m).exp2(), torch.inf).to(ladder.threshold) for j in inner)
         gain = 2 / (1 + 1 / ratio) / threshold
-        gain, floor, least = (values.to(ladder.threshold) for values in (gain, floor, least))
+        gain, floor = gain.to(ladder.threshold), floor.to(ladder.threshold)
         return Levels(ladder.threshold, gain, floor, least, steps, ladder.ratio)
 
     def quantize(self, u: Tensor, levels: Levels) -> Tensor:

@@ -14,6 +14,7 @@ changes are sent as well, and later spikes weigh less: the differential coding o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -114,7 +115,7 @@ class CodedStep:
     prior: Tensor
     bias: Tensor | None = None
     count: int = 1
-    _prepared: dict[object, _Prepared] = field(default_factory=dict, repr=False, compare=False)
+    _prepared: dict[object, Constants] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, x: Tensor, before: Tensor | None, out: Tensor | None = None) -> Tensor:
         """m[t] of the target x[t] and m[t-1], all ``[B, ...]``; None for the prior. ``out`` may take m[t], and be m[t-1]."""
@@ -153,33 +154,49 @@ class CodedStep:
         out = x.new_empty(x.shape) if out is None else out
         sent = x.new_empty(self.count, *x.shape) if told else None
         key = (x.shape[1:], x.stride()[1:])
-        prepared = self._prepared.get(key) or self._prepared.setdefault(key, _Prepared(self, *key))
+        prepared = self._prepared.get(key) or self._prepared.setdefault(key, self._constants(*key))
         library = kernels(x)
         assert library is not None and out.is_contiguous()
         pointers = address(x), x.stride(0), address(before), address(out), address(sent)
-        checked(library.coded_step(prepared.constants, *pointers, len(x)))
+        checked(library.coded_step(prepared.kernel, *pointers, len(x)))
         return out, [] if sent is None else list(sent)
 
-
-class _Prepared:
-    """The constants of a timestep, as the kernel wants them for inputs of one shape and layout."""
-
-    def __init__(self, step: CodedStep, image: torch.Size, strides: tuple[int, ...]) -> None:
-        levels, (a, b) = step.levels, step.coding.coefficients(step.t)
+    def _constants(self, image: torch.Size, strides: tuple[int, ...]) -> Constants:
+        levels = self.levels
         of_levels = torch.broadcast_tensors(levels.threshold, levels.gain, levels.floor, *(levels.steps or ()))
-        rows = _rows(image, strides)
-        self.kept = [rows]  # what the kernel has pointers to
+        tables = self.prior, self.bias, levels.least, *of_levels
+        return Constants(image, strides, self.coding.coefficients(self.t), self.alphabet.signed, tables, self.count)
+
+
+class Constants:
+    """What the kernels know of a timestep, for inputs of one shape and layout.
+
+    Args:
+        image: the shape of one image's input.
+        strides: its layout.
+        coefficients: (a_t, b_t).
+        is_signed: whether spikes have a sign.
+        tables: the prior, the bias, the least magnitude, and three or more tables of levels of one shape; None for absent ones.
+        count: spikes in a burst.
+    """
+
+    def __init__(
+        self, image: torch.Size, strides: tuple[int, ...], coefficients: tuple[float, float], is_signed: bool,
+        tables: Sequence[Tensor | None], count: int = 1,
+    ) -> None:  # fmt: skip
+        (a, b), rows = coefficients, _rows(image, strides)
+        self._kept = [rows]  # what the kernel has pointers to
         filled = [Table() for _ in range(TABLES)]
-        for index, table in enumerate((step.prior, step.bias, levels.least, *of_levels)):
+        for index, table in enumerate(tables):
             if table is not None:
                 values = table.contiguous()
                 offset, per_value = _places(values.shape, image)
-                self.kept += [values, offset]
+                self._kept += [values, offset]
                 filled[index] = Table(values.data_ptr(), offset.data_ptr(), per_value)
-        self.constants = Coded(
-            len(rows), image[-1], rows.data_ptr(), (Table * TABLES)(*filled), len(levels.steps or ()), step.count,
-            step.alphabet.signed, a, 1 - a, 1 / b, b,
-        )  # fmt: skip
+        steps = max(len(tables) - (TABLES - MOST_STEPS), 0)
+        self.kernel = Coded(
+            len(rows), image[-1], rows.data_ptr(), (Table * TABLES)(*filled), steps, count, is_signed, a, 1 - a, 1 / b, b
+        )
 
 
 @lru_cache(maxsize=1024)

@@ -124,8 +124,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.membrane_forward.argtypes = [membrane, pointer, number, pointer, pointer, pointer, number, number]
     library.membrane_forward.restype = None
     library.membrane_backward.argtypes = [membrane, pointer, number, *[pointer] * 5, number, number]
-    library.histogram.argtypes = [pointer, number, number, number, pointer]
-    library.histogram.restype = None
+    library.innovations.argtypes = [coded, pointer, number, pointer, number, number, number, pointer]
+    library.innovations.restype = None
     return library
 
 

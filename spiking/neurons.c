@@ -298,26 +298,46 @@ int membrane_backward(const struct membrane *c, const float *x, int64_t stride, 
 
 enum { AT_ONCE = 4, MOST_BINS = 512 };                   /* histograms side by side, so that equal neighbours need not wait */
 
-/* Adds n numbers x >= 0 to counts[bins]: each octave has eight bins, the first of which begins at bits `first` << 20; what is
-   below or above counts in the outermost bins. */
-void histogram(const float *x, int64_t n, int64_t first, int64_t bins, int64_t *counts) {
-#pragma omp parallel if (n > SMALL)
+/* Adds the magnitudes of the innovations of a timestep, (x[t] - h[t]) / b, to counts[bins]: each octave has eight bins, the
+   first of which begins at bits `first` << 20; what is below or above counts in the outermost bins. The arguments before
+   `first` are those of `coded_step`. */
+void innovations(const struct coded *c, const float *x, int64_t stride, const float *before, int64_t images, int64_t first,
+                 int64_t bins, int64_t *counts) {
+    const struct table *prior = &c->tables[PRIOR];
+    const float keep = c->keep, renew = c->renew, scale = c->scale;
+    const int64_t width = c->width, rows = c->rows, is_signed = c->is_signed;
+    const int32_t lowest = first, highest = first + bins - 1;
+#pragma omp parallel if (images * rows * width > SMALL)
     {
-        int64_t own[AT_ONCE][MOST_BINS] = {{0}};
-#pragma omp for
-        for (int64_t start = 0; start < n; start += BLOCK)
-            for (int64_t i = start; i < n && i < start + BLOCK; i++) {
-                uint32_t bits;
-                memcpy(&bits, x + i, 4);
-                int64_t bin = (int64_t)(bits >> 20) - first;
-                bin = bin < 0 ? 0 : bin;
-                own[i % AT_ONCE][bin < bins ? bin : bins - 1]++;
-            }
+        int64_t own[MOST_BINS * AT_ONCE] = {0};
+#pragma omp for collapse(2)
+        for (int64_t image = 0; image < images; image++)
+            for (int64_t row = 0; row < rows; row++)
+                for (int64_t start = 0; start < width; start += BLOCK) {
+                    const int64_t size = width - start < BLOCK ? width - start : BLOCK;
+                    const float *in = x + image * stride + c->input[row] + start, *r = prior->values + prior->offset[row];
+                    float rest[BLOCK], held[BLOCK];
+                    int32_t bin[BLOCK];
+                    for (int64_t j = 0; j < size && !prior->step; j++) rest[j] = *r;
+                    r = prior->step ? r + start : rest;
+                    const float *m = before ? before + (image * rows + row) * width + start : r;
+                    for (int64_t j = 0; j < size && keep != 1.0f; j++) held[j] = keep * m[j] + renew * r[j];
+                    m = keep != 1.0f ? held : m;
+                    for (int64_t j = 0; j < size; j++) {
+                        const float u = (in[j] - m[j]) * scale, y = is_signed ? fabsf(u) : (u > 0.0f ? u : 0.0f);
+                        int32_t bits;
+                        memcpy(&bits, &y, 4);
+                        bits >>= 20;
+                        bits = bits < lowest ? lowest : bits;
+                        bin[j] = ((bits > highest ? highest : bits) - lowest) * AT_ONCE + (int32_t)j % AT_ONCE;
+                    }
+                    for (int64_t j = 0; j < size; j++) own[bin[j]]++;
+                }
         for (int64_t bin = 0; bin < bins; bin++)
             for (int k = 0; k < AT_ONCE; k++)
-                if (own[k][bin]) {
+                if (own[bin * AT_ONCE + k]) {
 #pragma omp atomic
-                    counts[bin] += own[k][bin];
+                    counts[bin] += own[bin * AT_ONCE + k];
                 }
     }
 }
