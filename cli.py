@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from vit2snn import __version__
-from vit2snn.commands import audit, conversion, evaluation, finetuning, report, training, zoo
+from vit2snn.commands import audit, conversion, evaluation, finetuning, planning, report, training, zoo
 from vit2snn.commands.shared import emit
 from vit2snn.errors import Vit2SnnError, is_out_of_memory
 
@@ -77,7 +77,7 @@ def env(as_json: bool) -> None:
 
 for command in (
     conversion.convert, evaluation.evaluate, audit.audit, report.report, finetuning.finetune, conversion.fold,
-    conversion.inspect, conversion.demo, training.train, zoo.zoo,
+    conversion.inspect, conversion.demo, planning.plan, training.train, zoo.zoo,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,10 @@ class Activity:
 
     def part(self, x: Tensor) -> Tensor:
         """The smallest part of ``[..., *image]`` that holds all positions with a bearing, a view."""
-        return x[(..., *self._box)] if self.sensitivity is not None else x
+        if self.sensitivity is None:
+            return x
+        index: tuple[Any, ...] = (..., *self._box)
+        return x[index]
 
     @cached_property
     def _worth(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -19,13 +19,14 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..metering import FLOAT32, Meter, energy
 from ..spiking import Clock, catching, over_time, share_clock
-from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan
+from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
 from .branches import transformer_blocks
 from .recipe import Recipe
 from .record import record
 from .spike_driven import fit_branch, restructure
 
 IMAGES = 64  # on which candidates are measured
+FIELDS = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,24 @@ class Candidate:
     ann_energy: float
 
 
-def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor]) -> list[Candidate]:
-    """Measure every kind of branch in every block, for the fields that are ``auto``.
+def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor], count: int = IMAGES) -> Iterator[Candidate]:
+    """Measure every kind of branch in every block, for the fields that are ``auto``, one after the other.
 
     Each is fitted by itself to the ANN's own stream, so that blocks can be judged one by one.
 
     Args:
         model: the ANN.
         recipe: with ``auto`` in one field or both.
-        batches: images ``[B, C, H, W]``; the first `IMAGES` are used.
+        batches: images ``[B, C, H, W]``.
+        count: so many of the first images are used.
     """
-    images = torch.cat([*islice(batches, IMAGES)])[:IMAGES]
+    images = torch.cat([*islice(batches, count)])[:count]
     with ExitStack() as stack:
         norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
         with torch.no_grad():
             model(images)
     own = record(model, tuple(images.shape[1:]))
-    found = []
-    for field in ("attention", "mlp"):
+    for field in FIELDS:
         for kind in SPIKING[field] if getattr(recipe, field) == AUTO else ():
             other: dict[str, Any] = {"attention": "softmax", "mlp": "mlp"} | {field: kind}
             trial = dataclasses.replace(recipe, **other, max_error=None, max_energy=None)
@@ -79,8 +80,7 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
                 stream = norms[index][field == "mlp"][0]
                 error, spent = _measure(network.blocks[index], model.blocks[index], field, kind, clock, trial, stream)
                 macs = sum(o.macs for o in own if o.module.startswith(part))
-                found.append(Candidate(index, field, kind, error, spent, FLOAT32.mac * macs))
-    return found
+                yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs)
 
 
 def provisional(recipe: Recipe) -> Recipe:
@@ -99,7 +99,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
         RecipeError: no plan keeps the budget; the message tells the best figure there is.
     """
     error = np.array([candidate.error for candidate in found])
-    energy = np.array([candidate.energy for candidate in found])
+    energy = np.array([candidate.energy for candidate in found]) / _ann_energy(found)
     places = sorted({(c.block, c.field) for c in found})
     one_each = np.array([[(c.block, c.field) == place for c in found] for place in places], dtype=float)
     constraints = [LinearConstraint(one_each, 1, 1)]
@@ -111,15 +111,46 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
         constraints.append(LinearConstraint(error[None] / len(places), -np.inf, recipe.max_error))
         objective = energy
     elif recipe.max_energy is not None:
-        ann = sum({(c.block, c.field): c.ann_energy for c in found}.values())
-        constraints.append(LinearConstraint(energy[None] / ann, -np.inf, recipe.max_energy))
-    solution = milp(objective, integrality=np.ones(len(found)), bounds=(0, 1), constraints=constraints)
+        constraints.append(LinearConstraint(energy[None], -np.inf, recipe.max_energy))
+    solution = milp(
+        objective, integrality=np.ones(len(found)), bounds=(0, 1), constraints=constraints, options={"mip_rel_gap": 0.0}
+    )
     if solution.x is None:
         raise _out_of_reach(recipe, found, len(places))
-    chosen = [candidate for candidate, taken in zip(found, solution.x, strict=True) if taken > 0.5]
+    return _with_kinds(recipe, [candidate for candidate, taken in zip(found, solution.x, strict=True) if taken > 0.5])
+
+
+def figures(recipe: Recipe, found: Sequence[Candidate]) -> tuple[float, float]:
+    """Of a recipe that `choose` made of the candidates: the mean error of its branches, and their energy over the ANN's."""
+    chosen = [c for c in found if getattr(recipe, c.field)[str(c.block)] == c.kind]
+    return sum(c.error for c in chosen) / len(chosen), sum(c.energy for c in chosen) / _ann_energy(found)
+
+
+def _ann_energy(found: Sequence[Candidate]) -> float:
+    """Of all branches that are replaced, in pJ."""
+    return sum({(c.block, c.field): c.ann_energy for c in found}.values())
+
+
+def opened(recipe: Recipe) -> Recipe:
+    """The recipe with ``auto`` in place of its branches of spikes, unless it says ``auto`` already, and without a budget.
+
+    Raises:
+        RecipeError: it has no branches of spikes.
+    """
+    fields: dict[str, Any] = {}
+    if AUTO not in (recipe.attention, recipe.mlp):
+        fields = {field: AUTO for field in FIELDS if any_spiking(getattr(recipe, field))}
+        if not fields:
+            raise RecipeError("the recipe has no branches of spikes, so none can be chosen", "take one such as qkformer")
+    return dataclasses.replace(recipe, **fields, max_error=None, max_energy=None)
+
+
+def _with_kinds(recipe: Recipe, chosen: Sequence[Candidate]) -> Recipe:
+    """The recipe with the branches of candidates in place of ``auto``."""
+    in_order = sorted(chosen, key=lambda candidate: candidate.block)
     fields: dict[str, Any] = {
-        field: {str(c.block): c.kind for c in chosen if c.field == field}
-        for field in ("attention", "mlp")
+        field: {str(c.block): c.kind for c in in_order if c.field == field}
+        for field in FIELDS
         if getattr(recipe, field) == AUTO
     }
     return dataclasses.replace(recipe, **fields, max_error=None, max_energy=None)
@@ -157,8 +188,8 @@ def _out_of_reach(recipe: Recipe, found: Sequence[Candidate], places: int) -> Re
             f"no plan leaves a mean error of at most {recipe.max_error}: the best one leaves {sum(best.values()) / places:.3f}",
             "raise the recipe's max_error",
         )
-    ann = sum({(c.block, c.field): c.ann_energy for c in found}.values())
+    cheapest = sum(best.values()) / _ann_energy(found)
     return RecipeError(
-        f"no plan needs at most {recipe.max_energy} of the ANN's energy: the cheapest needs {sum(best.values()) / ann:.3f}",
+        f"no plan needs at most {recipe.max_energy} of the ANN's energy: the cheapest needs {cheapest:.3f}",
         "raise the recipe's max_energy",
     )

@@ -241,7 +241,7 @@ def to_spiking(
         raise DataError("there are no calibration images", "pass at least one batch of images")
     torch.set_rng_state(shards.first(torch.get_rng_state()))  # new modules start alike in all processes
     if AUTO in (recipe.attention, recipe.mlp):
-        recipe = choose(recipe, _over_processes(candidates(model.eval(), recipe, batches)))
+        recipe = choose(recipe, _over_processes(list(candidates(model.eval(), recipe, batches))))
     elif recipe.max_energy is not None:
         recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
     snn = _fitted(model, recipe, batches)

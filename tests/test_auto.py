@@ -80,7 +80,7 @@ def test_a_budget_out_of_reach_is_told_with_the_best_figure(budget: dict[str, fl
 
 def test_candidates_are_measured_on_images(vit: nn.Module, images: Tensor) -> None:
     recipe = Recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean", neuron="if")
-    found = candidates(vit, recipe, images.split(5))
+    found = list(candidates(vit, recipe, images.split(5)))
     assert len(found) == 2 * (len(SPIKING["attention"]) + len(SPIKING["mlp"]))
     by_kind = {(c.block, c.kind): c for c in found}
     assert by_kind[0, "qk-token"].energy < by_kind[0, "ssa"].energy < by_kind[0, "emsa"].energy * 1.5

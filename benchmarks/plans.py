@@ -1,0 +1,80 @@
+"""Whether the figures by which plans of spiking branches are compared foretell those of the converted networks.
+
+    python benchmarks/plans.py
+
+`vit2snn plan demo` measures every kind of branch in every block by itself. Here the plans of its front, and those of one kind
+of branch in all blocks, are carried out by `vit2snn convert` (re-fitted by ridge regression, not fine-tuned) and scored by
+`vit2snn evaluate` on the embedded validation images. The table has, for each plan, what was foretold (energy of the branches
+over the ANN's, mean error of a branch) and what became of it (energy of the whole network over the ANN's, relative error of the
+logits, top-1). Kendall's tau between the two comes with a bootstrap interval of 95 % over plans (SciPy's percentile method).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+from click.testing import CliRunner
+from machine import RESULTS, describe, rounded
+from scipy.stats import bootstrap, kendalltau
+
+from vit2snn.cli import cli
+
+
+def run(*arguments: Any) -> Any:
+    """What a command prints as JSON."""
+    result = CliRunner().invoke(cli, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def carried_out(plan: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Top-1 in per cent, relative error and energy of the network that a plan gives, after all timesteps."""
+    fields = {"attention": plan["attention"], "mlp": plan["mlp"]}
+    recipe, out = folder / "recipe.json", folder / "snn"
+    recipe.write_text(json.dumps(plan["recipe"] | fields))
+    run("convert", "demo", "--recipe", recipe, "-o", out, "--overwrite")
+    last = run("evaluate", out)["snn"][-1]
+    return {"top1": last["top1"], "relative_error": last["relative_error"], "network_energy": last["energy"]}
+
+
+def tau(rows: list[dict[str, Any]], foretold: str, became: str) -> dict[str, Any]:
+    """Kendall's tau between two columns, and its interval."""
+    pairs = np.array([[row[foretold], row[became]] for row in rows])
+    statistic = lambda index: kendalltau(*pairs[index].T).statistic  # noqa: E731
+    drawn = bootstrap((np.arange(len(pairs)),), statistic, vectorized=False, method="percentile", rng=0)
+    interval = [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
+    return {"tau": float(statistic(np.arange(len(pairs)))), "interval": interval}
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS / "plans.json")
+def main(output: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    with TemporaryDirectory() as folder:
+        document = run("plan", "demo", "-o", Path(folder) / "plans")
+        plans = [(str(number), plan) for number, plan in enumerate(document["plans"])] + list(document["uniform"].items())
+        click.echo(f"{'plan':24} {'energy':>7} {'error':>7} {'energy':>8} {'error':>7} {'top-1':>6}")
+        for name, plan in plans:
+            known = plan | {"recipe": document["recipe"]}
+            row = {"plan": name, "energy": plan["energy"], "error": plan["error"]} | carried_out(known, Path(folder))
+            rows.append(rounded(row))
+            figures = f"{row['energy']:7.3f} {row['error']:7.3f} {row['network_energy']:8.3f} {row['relative_error']:7.3f}"
+            click.echo(f"{name:24} {figures} {row['top1']:6.1f}")
+    taus = {
+        f"{foretold} and {became}": tau(rows, foretold, became)
+        for foretold, became in (("energy", "network_energy"), ("error", "relative_error"), ("error", "top1"))
+    }
+    for name, found in taus.items():
+        low, high = found["interval"]
+        click.echo(f"Kendall's tau of {name}: {found['tau']:.2f} [{low:.2f}, {high:.2f}]")
+    result = {"machine": describe(), "rows": rows, "tau": {name: rounded(found) for name, found in taus.items()}}
+    output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Which branches of spikes to put into which blocks, before a conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vit2snn.commands.shared import DEMO, bar, check_data, data_options, emit, find_device, find_recipe, image_source, note
+from vit2snn.errors import DataError
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the plans.")
+@click.option("--recipe", default="qkformer", show_default=True, metavar="NAME|FILE", help="All but the kinds of branches.")
+@click.option("--timesteps", type=click.IntRange(min=1), help="T, instead of the recipe's.")
+@click.option("--plans", "count", default=10, show_default=True, type=click.IntRange(min=2), help="The most that there are.")
+@click.option("--samples", default=64, show_default=True, type=click.IntRange(min=1), help="Images to measure on.")
+@click.option("--split", default="train", show_default=True, help="Split of the data to measure on.")
+@click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False), help="Weights: .safetensors or .pth.")
+@click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head, if not the architecture's.")
+@click.option("--overwrite", is_flag=True, help="Replace earlier plans at OUT.")
+@data_options
+def plan(
+    model: str, out: Path, recipe: str, timesteps: int | None, count: int, checkpoint: str | None, num_classes: int | None,
+    overwrite: bool, as_json: bool, **images: Any,
+) -> None:  # fmt: skip
+    """Find which spiking branches MODEL should get in which blocks, for less and less energy, and write the plans to OUT.
+
+    Every kind of branch is fitted to every block of MODEL on sample images, and its error and the energy of its spikes are
+    measured. OUT gets the plans that no other beats in both, a recipe file each, and a picture.
+
+    \b
+    vit2snn plan demo -o plans
+    vit2snn convert demo --recipe plans/plan-3.json -o demo-snn
+    """
+    import torch
+    from timm.data import resolve_model_data_config
+
+    from vit2snn.convert import load_model, plan as planned
+    from vit2snn.convert.auto import FIELDS, candidates, opened, provisional
+    from vit2snn.convert.blocks import AUTO, SPIKING
+    from vit2snn.convert.files import check_output
+    from vit2snn.data import prepared
+    from vit2snn.evaluation.text import table
+    from vit2snn.search import plans
+
+    check_output(out, overwrite, plans.is_front)
+    check_data(model, images)
+    chosen = opened(find_recipe(recipe, timesteps=timesteps))
+    device = find_device(images["device"])
+    ann: Any = load_model(model, checkpoint, num_classes)
+    planned(ann, provisional(chosen), resolve_model_data_config(ann)["input_size"])  # refuses what it cannot convert
+    source = image_source(ann, images)
+    samples = list(bar(prepared(ann, source, count=images["samples"], seed=images["seed"]), "reading images"))
+    if not samples:
+        raise DataError("there are no images to measure on", "give a folder with images to --data")
+    torch.manual_seed(images["seed"])  # of what has no counterpart in the ANN, such as routers
+    pixels = torch.stack([sample.image for sample in samples]).to(device)
+    fields = [field for field in FIELDS if getattr(chosen, field) == AUTO]
+    total = len(ann.blocks) * sum(len(SPIKING[field]) for field in fields)
+    found = list(bar(candidates(ann.to(device).eval(), chosen, [pixels], len(pixels)), "fitting", total))
+    front = plans.compromises(chosen, found, count)
+    document = plans.write_front(out, model, chosen, found, front)
+    rows = [
+        [name, f"{plan.energy:.3f}", f"{plan.error:.3f}", *(plans.told(getattr(plan.recipe, field)) for field in fields)]
+        for name, plan in [*((str(n), plan) for n, plan in enumerate(front)), *plans.uniform(chosen, found).items()]
+    ]
+    emit(as_json, document, table(["plan", "energy / ANN", "error", *fields], rows))
+    data = "" if model == DEMO else " --data DATA"
+    note(f"the picture is {out / plans.PICTURE}; convert with: vit2snn convert {model}{data} --recipe {out}/plan-N.json -o OUT")
