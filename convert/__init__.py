@@ -1,7 +1,7 @@
 """Conversion of a timm model into a spiking one: the recipe, the rules, the result, and its form on disk."""
 
 from .artifact import load as load, save as save
-from .auto import provisional as provisional
+from .auto import candidates as candidates, opened as opened, provisional as provisional
 from .exit import ExitTable as ExitTable, exit_table as exit_table
 from .folder import is_model_folder as is_model_folder, save_model as save_model
 from .folding import fold as fold
