@@ -39,8 +39,8 @@ def plan(
     import torch
     from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import load_model, plan as planned
-    from vit2snn.convert.auto import FIELDS, candidates, opened, provisional
+    from vit2snn.convert import candidates, load_model, opened, plan as planned, provisional
+    from vit2snn.convert.auto import FIELDS
     from vit2snn.convert.blocks import AUTO, SPIKING
     from vit2snn.convert.files import check_output
     from vit2snn.data import prepared

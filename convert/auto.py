@@ -23,6 +23,7 @@ from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
 from .branches import transformer_blocks
 from .recipe import Recipe
 from .record import record
+from .source import check_weights
 from .spike_driven import fit_branch, restructure
 
 IMAGES = 64  # on which candidates are measured
@@ -61,7 +62,11 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
         recipe: with ``auto`` in one field or both.
         batches: images ``[B, C, H, W]``.
         count: so many of the first images are used.
+
+    Raises:
+        ModelError: weights are not finite; the message names them.
     """
+    check_weights(model)
     images = torch.cat([*islice(batches, count)])[:count]
     with ExitStack() as stack:
         norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]

@@ -39,6 +39,7 @@ from .products import drive_operations
 from .recipe import Recipe
 from .record import untied
 from .registry import handler_for
+from .source import check_weights
 from .spike_driven import fit, restructure
 
 
@@ -231,9 +232,7 @@ def to_spiking(
             f"calibration needs images that can be iterated over several times, got {type(images).__name__}",
             "pass a tensor, a list of batches or a DataLoader",
         )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ModelError(f"the weights of {name!r} are not finite (NaN or infinity)", "check the checkpoint")
+    check_weights(model)
     batches = Batches(images)
     _check_in_step(batches)
     first = next(iter(batches), None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vit2snn.convert import Recipe, to_spiking
 from vit2snn.convert.auto import Candidate, candidates, choose
 from vit2snn.convert.blocks import SPIKING
-from vit2snn.errors import RecipeError
+from vit2snn.errors import ModelError, RecipeError
 
 KINDS = ("ssa", "qk-token", "sdsa")
 BLOCKS = 3
@@ -98,3 +98,9 @@ def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, images: Ten
     assert set(snn.recipe.attention) == {"0", "1"}
     assert [plan.attention for plan in snn.plan.blocks] == list(snn.recipe.attention.values())
     assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe
+
+
+def test_weights_that_are_not_finite_are_named_before_anything_is_fitted(vit: nn.Module, images: Tensor) -> None:
+    vit.get_parameter("blocks.1.mlp.fc1.weight").data[3, 3] = float("inf")
+    with pytest.raises(ModelError, match=r"the weights of 'blocks\.1\.mlp\.fc1\.weight' are not finite"):
+        next(candidates(vit, Recipe(attention="auto", norm="batchnorm"), [images]))
