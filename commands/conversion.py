@@ -14,6 +14,7 @@ from vit2snn.commands.evaluation import evaluate_artifact
 from vit2snn.commands.shared import (
     DEMO,
     Pass,
+    ann_options,
     bar,
     check_data,
     data_options,
@@ -45,8 +46,7 @@ COMPARED = 16  # calibration images on which the network is compared with the AN
 @click.option("--refit", type=click.Choice(["none", "ridge", "blocks"]), help="Of spiking branches, instead of the recipe's.")
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration images.")
 @click.option("--split", default="train", show_default=True, help="Split of the data to calibrate on.")
-@click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False), help="Weights: .safetensors or .pth.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head, if not the architecture's.")
+@ann_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
 @data_options
 def convert(

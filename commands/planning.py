@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from vit2snn.commands.shared import DEMO, bar, check_data, data_options, emit, find_device, find_recipe, image_source, note
+from vit2snn.commands.shared import (
+    DEMO,
+    ann_options,
+    bar,
+    check_data,
+    data_options,
+    emit,
+    find_device,
+    find_recipe,
+    image_source,
+    note,
+)
 from vit2snn.errors import DataError
 
 
@@ -19,8 +30,7 @@ from vit2snn.errors import DataError
 @click.option("--plans", "count", default=10, show_default=True, type=click.IntRange(min=2), help="The most that there are.")
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(min=1), help="Images to measure on.")
 @click.option("--split", default="train", show_default=True, help="Split of the data to measure on.")
-@click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False), help="Weights: .safetensors or .pth.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head, if not the architecture's.")
+@ann_options
 @click.option("--overwrite", is_flag=True, help="Replace earlier plans at OUT.")
 @data_options
 def plan(
@@ -64,9 +74,10 @@ def plan(
     found = list(bar(candidates(ann.to(device).eval(), chosen, [pixels], len(pixels)), "fitting", total))
     front = plans.compromises(chosen, found, count)
     document = plans.write_front(out, model, chosen, found, front)
+    entries = {str(number): entry for number, entry in enumerate(document["plans"])} | document["uniform"]
     rows = [
-        [name, f"{plan.energy:.3f}", f"{plan.error:.3f}", *(plans.told(getattr(plan.recipe, field)) for field in fields)]
-        for name, plan in [*((str(n), plan) for n, plan in enumerate(front)), *plans.uniform(chosen, found).items()]
+        [name, f"{entry['energy']:.3f}", f"{entry['error']:.3f}", *(plans.told(entry[field]) for field in fields)]
+        for name, entry in entries.items()
     ]
     emit(as_json, document, table(["plan", "energy / ANN", "error", *fields], rows))
     data = "" if model == DEMO else " --data DATA"

@@ -53,6 +53,16 @@ def data_options(command: Any) -> Any:
     return command
 
 
+def ann_options(command: Any) -> Any:
+    """Add the options that tell which ANN is meant, beside its name."""
+    command = click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head, if not the architecture's.")(
+        command
+    )
+    return click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False), help="Weights: .safetensors or .pth.")(
+        command
+    )
+
+
 def check_data(name: str, images: dict[str, Any]) -> None:
     """Only the demo model brings its images."""
     if name != DEMO and not images.get("data"):

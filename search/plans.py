@@ -6,7 +6,7 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,8 @@ def uniform(recipe: Recipe, found: Sequence[Candidate]) -> dict[str, Compromise]
     return plans
 
 
-def told(kinds: str | dict[str, str]) -> str:
-    """The branches of a plan in words, such as ``ssa 0-3 sdsa 4``."""
-    if isinstance(kinds, str):
-        return kinds
+def told(kinds: Mapping[str, str]) -> str:
+    """The branches of a plan by block, in words, such as ``ssa 0-3 sdsa 4``."""
     words, start = [], 0
     for kind, blocks in itertools.groupby(kinds[str(block)] for block in range(len(kinds))):
         last = start + len(list(blocks)) - 1
