@@ -22,14 +22,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import click
 import numpy as np
 import torch
 from click.testing import CliRunner
 from machine import RESULTS, describe, rounded
-from scipy.stats import bootstrap, kendalltau
+from ranks import tau
 
 from vit2snn.cli import cli
 from vit2snn.convert import save_model
@@ -58,20 +57,6 @@ def accuracy(architecture: Architecture, seed: int, epochs: int) -> float:
         assert result.exit_code == 0, result.output
         top1: float = json.loads(result.stdout)["snn"][-1]["top1"]
         return top1
-
-
-def tau(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    """Kendall's tau, its p-value, and its bootstrap interval."""
-
-    def statistic(x: np.ndarray, y: np.ndarray) -> float:
-        value = kendalltau(x, y).statistic
-        return 0.0 if np.isnan(value) else float(value)  # a sample of one architecture only
-
-    found = kendalltau(a, b)
-    interval = bootstrap(
-        (a, b), statistic, paired=True, vectorized=False, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return {"tau": float(found.statistic), "p": float(found.pvalue), "low": float(interval.low), "high": float(interval.high)}
 
 
 def speed() -> dict[str, float]:

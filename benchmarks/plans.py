@@ -20,7 +20,7 @@ import click
 import numpy as np
 from click.testing import CliRunner
 from machine import RESULTS, describe, rounded
-from scipy.stats import bootstrap, kendalltau
+from ranks import tau
 
 from vit2snn.cli import cli
 
@@ -42,36 +42,28 @@ def carried_out(plan: dict[str, Any], folder: Path) -> dict[str, float]:
     return {"top1": last["top1"], "relative_error": last["relative_error"], "network_energy": last["energy"]}
 
 
-def tau(rows: list[dict[str, Any]], foretold: str, became: str) -> dict[str, Any]:
-    """Kendall's tau between two columns, and its interval."""
-    pairs = np.array([[row[foretold], row[became]] for row in rows])
-    statistic = lambda index: kendalltau(*pairs[index].T).statistic  # noqa: E731
-    drawn = bootstrap((np.arange(len(pairs)),), statistic, vectorized=False, method="percentile", rng=0)
-    interval = [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
-    return {"tau": float(statistic(np.arange(len(pairs)))), "interval": interval}
-
-
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS / "plans.json")
 def main(output: Path) -> None:
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         document = run("plan", "demo", "-o", Path(folder) / "plans")
-        plans = [(str(number), plan) for number, plan in enumerate(document["plans"])] + list(document["uniform"].items())
+        kinds = [(plan["attention"], plan["mlp"]) for plan in document["plans"]]
+        others = {name: plan for name, plan in document["uniform"].items() if (plan["attention"], plan["mlp"]) not in kinds}
+        plans = {str(number): plan for number, plan in enumerate(document["plans"])} | others
         click.echo(f"{'plan':24} {'energy':>7} {'error':>7} {'energy':>8} {'error':>7} {'top-1':>6}")
-        for name, plan in plans:
+        for name, plan in plans.items():
             known = plan | {"recipe": document["recipe"]}
             row = {"plan": name, "energy": plan["energy"], "error": plan["error"]} | carried_out(known, Path(folder))
             rows.append(rounded(row))
             figures = f"{row['energy']:7.3f} {row['error']:7.3f} {row['network_energy']:8.3f} {row['relative_error']:7.3f}"
             click.echo(f"{name:24} {figures} {row['top1']:6.1f}")
     taus = {
-        f"{foretold} and {became}": tau(rows, foretold, became)
+        f"{foretold} and {became}": tau(*(np.array([row[column] for row in rows]) for column in (foretold, became)))
         for foretold, became in (("energy", "network_energy"), ("error", "relative_error"), ("error", "top1"))
     }
     for name, found in taus.items():
-        low, high = found["interval"]
-        click.echo(f"Kendall's tau of {name}: {found['tau']:.2f} [{low:.2f}, {high:.2f}]")
+        click.echo(f"Kendall's tau of {name}: {found['tau']:.2f} [{found['low']:.2f}, {found['high']:.2f}]")
     result = {"machine": describe(), "rows": rows, "tau": {name: rounded(found) for name, found in taus.items()}}
     output.write_text(json.dumps(result, indent=1) + "\n")
 
