@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.metering import Meter
-from vit2snn.spiking import LIF, share_clock, simulate
+from vit2snn.spiking import LIF, simulate
 
 try:
     from spikingjelly.activation_based import functional, layer, neuron, op_counter
@@ -97,7 +97,6 @@ class Pair:
         self.second = build(nn.Conv2d, LIF, nn.Flatten, nn.Linear)
         self.first[2].weight.mul_(6)  # so that its neurons fire
         self.second.load_state_dict(self.first.state_dict())
-        self.clock = share_clock(self.second)
         self.images = 4 * torch.randn(B, 3, side, side)
         self.meter = Meter(self.second)
 
@@ -106,7 +105,7 @@ class Pair:
         functional.reset_net(self.first)
 
     def run_second(self, images: Tensor) -> None:
-        simulate(self.second, self.clock, images, T)
+        simulate(self.second, images, T)
 
     def count_again(self) -> None:
         """With a meter that has seen images of this size."""

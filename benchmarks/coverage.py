@@ -42,7 +42,7 @@ from vit2snn.convert import RECIPES, SpikingModel, plan, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.errors import Vit2SnnError
 from vit2snn.evaluation import dispatched
-from vit2snn.spiking.calls import ELEMENTWISE
+from vit2snn.tracing.calls import ELEMENTWISE
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 TRANSFORMERS = (

@@ -45,7 +45,7 @@ def copies(x: Tensor) -> dict[str, Call]:
 def membranes() -> dict[str, Callable[[Tensor], Tensor]]:
     """LIF neurons, ``[T, ...]`` to ``[T, ...]``."""
     ours = LIF(tau=2.0)
-    found: dict[str, Callable[[Tensor], Tensor]] = {"ours": partial(over_time, ours, ours.clock)}
+    found: dict[str, Callable[[Tensor], Tensor]] = {"ours": partial(over_time, ours)}
     if find_spec("spikingjelly"):
         from spikingjelly.activation_based import neuron, surrogate
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..spiking import Clock, CodedNeuron, Event, analog, probing, simulate
+from ..spiking import CodedNeuron, Event, analog, probing, simulate
 from ..spiking.shards import largest, smallest, total
 from .channels import rest, to_channels
 
@@ -136,16 +136,15 @@ class Activity:
 
 def observe(
     network: nn.Module,
-    clock: Clock,
     batches: Iterable[Tensor],
     neurons: dict[str, CodedNeuron],
     sensitivity: Mapping[str, Tensor],
 ) -> dict[str, Activity]:
     """The activity of each of ``neurons`` over the images of all processes, with the whole network analog."""
     activity = {name: Activity(name, neuron.axes, sensitivity.get(name)) for name, neuron in neurons.items()}
-    with probing(network, activity), analog(network), torch.no_grad():
+    with probing(network, activity), analog(), torch.no_grad():
         for batch in batches:
-            simulate(network, clock, batch, 1)
+            simulate(network, batch, 1)
     for seen in activity.values():
         seen.join()
     return activity

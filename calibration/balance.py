@@ -6,13 +6,12 @@ part of the normalisation is balanced, channel by channel.
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..spiking import Clock, Neuron
+from ..spiking import Neuron, Run
 
 Balance = Literal["error", "rate"]
 GAINS = (0.25, 0.4, 0.6, 0.9, 1.4, 2.0)
@@ -22,10 +21,8 @@ SPREAD = 0.7
 
 def counts(neuron: Neuron, currents: Tensor) -> Tensor:
     """Mean output over time of a neuron at rest that gets ``currents`` ``[T, samples, C]``: ``[samples, C]``."""
-    twin = copy.deepcopy(neuron)
-    twin.clock = Clock()
     with torch.no_grad():
-        return twin.run(currents, 0, None)[0].mean(0)
+        return neuron.advance(currents, None, Run(timesteps=len(currents)))[0].mean(0)
 
 
 def least_error(neuron: Neuron, currents: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..spiking import (
     Balanced,
-    Clock,
     ConvBN,
     ExpertMixtureAttention,
     ExpertMixturePerceptron,
@@ -27,11 +26,11 @@ from ..spiking import (
     SpikingNorm,
     SpikingProjection,
     TokenBranch,
-    catching,
     over_time,
     to_tokens,
 )
 from ..spiking.shards import joined, processes, smallest
+from ..tracing import catching
 from .balance import Balance, at_rate, least_error
 from .regression import Moments, NormalEquations
 
@@ -76,7 +75,6 @@ class Settling:
     Args:
         norm: of the branch; None if the stream consists of spikes already.
         branch: behind it.
-        clock: of all neurons in both.
         inherited: the maps of projections, by name within the branch.
         balance: rule of thresholds.
         rate: that the rule ``rate`` aims at.
@@ -85,7 +83,6 @@ class Settling:
 
     norm: SpikingNorm | None
     branch: TokenBranch
-    clock: Clock
     inherited: dict[str, Inherited]
     balance: Balance = "error"
     rate: float = 0.25
@@ -115,7 +112,7 @@ class Settling:
         return self._run(self.branch, self.spikes(passage))
 
     def _run(self, module: nn.Module, x: Tensor) -> Tensor:
-        return over_time(module, self.clock, x)
+        return over_time(module, x)
 
     def _inputs(self, module: nn.Module, passage: Passage) -> Tensor:
         """What ``module``, deep in the branch, gets: ``[T, B, ...]``."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, Ladder, Neuron
+from ..spiking import CodedNeuron, Ladder, Neuron, Run
 from ..spiking.coding import CodedStep
 from ..spiking.shards import total
 from .activity import Activity
@@ -32,26 +32,25 @@ class ClosedLoop(Neuron):
     def __init__(self, neuron: CodedNeuron, seen: Activity, rule: ThresholdRule, bias: bool, timesteps: int) -> None:
         super().__init__()
         self.neuron, self.seen, self.rule, self.has_bias, self.timesteps = neuron, seen, rule, bias, timesteps
-        self.clock = neuron.clock
         self.observers: list[Observer] = []
         self.levels: list[Ladder] = []
         self.lacks: list[Tensor] = []  # [channels], summed over images
         self.images: list[Tensor] = []  # their number
         self.aim: Tensor | None = None
 
-    def unfold(self, x: Tensor) -> Tensor:
+    def unfold(self, x: Tensor, run: Run) -> Tensor:
         """As the neuron does."""
-        return self.neuron.unfold(x)
+        return self.neuron.unfold(x, run)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the neuron does, unseen by torch function modes."""
         with torch._C.DisableTorchFunction():
             return super().forward(x)
 
-    def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The timesteps of a chunk; see `Neuron.run`."""
+    def advance(self, frames: Tensor, state: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
+        """The timesteps of a chunk; see `Neuron.advance`."""
         if not self.neuron.synchronous or self.aim is None:
-            return super().run(frames, t, state)
+            return super().advance(frames, state, run)
         (x,) = frames
         for t in range(self.timesteps):
             decoded, state = self.step(t, x, state)

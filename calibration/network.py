@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..spiking import Clock, CodedNeuron, Event, analog, neurons, probing, simulate
+from ..spiking import CodedNeuron, Event, analog, neurons, probing, simulate
 from .activity import Activity, observe
 from .closed_loop import ClosedLoop, in_place_of_neurons
 from .innovations import show
@@ -36,7 +36,6 @@ SENSED_ON, SENSED_BY = 8, 1
 
 def calibrate(
     network: nn.Module,
-    clock: Clock,
     batches: Iterable[Tensor],
     timesteps: int,
     rule: ThresholdRule,
@@ -44,11 +43,10 @@ def calibrate(
     bias: bool = True,
     sense: bool = True,
 ) -> None:
-    """Set thresholds, priors and biases of all coded neurons of ``network``, whose neurons share ``clock``.
+    """Set thresholds, priors and biases of all coded neurons of ``network``.
 
     Args:
         network: in evaluation mode.
-        clock: the clock of its neurons.
         batches: images ``[B, C, H, W]``; iterated up to four times. All processes of a group have equally many.
         timesteps: how many steps are calibrated for.
         rule: where thresholds come from.
@@ -64,14 +62,14 @@ def calibrate(
     sensitivity: dict[str, Tensor] = {}
     if sense and rule.closed_loop:
         images, draws = (PRICED_ON, PRICED_BY) if rule.price else (SENSED_ON, SENSED_BY)
-        sensitivity = sensitivities(network, clock, batches, found, images, draws)
-    activity = observe(network, clock, batches, found, sensitivity)
+        sensitivity = sensitivities(network, batches, found, images, draws)
+    activity = observe(network, batches, found, sensitivity)
     for name, neuron in found.items():
         seen = activity[name]
         neuron.prior = {"none": torch.zeros_like(seen.scale), "mean": seen.mean, "minimum": seen.minimum}[prior]
         neuron.ratio = neuron.silence = neuron.bias = seen.scale.new_empty(0)
     if not rule.closed_loop:
-        _set_static_thresholds(network, clock, batches, timesteps, rule, activity, found)
+        _set_static_thresholds(network, batches, timesteps, rule, activity, found)
     synchronous = any(neuron.synchronous for neuron in found.values())
     if rule.closed_loop or bias:
         loops = {name: ClosedLoop(neuron, activity[name], rule, bias, timesteps) for name, neuron in found.items()}
@@ -79,15 +77,14 @@ def calibrate(
             for batch in batches:
                 for loop in loops.values():
                     loop.aim = None
-                simulate(network, clock, batch, 1)
-                simulate(network, clock, batch, 1 if synchronous else timesteps, chunk=1)
+                simulate(network, batch, 1)
+                simulate(network, batch, 1 if synchronous else timesteps, chunk=1)
         for loop in loops.values():
             loop.finish()
 
 
 def _set_static_thresholds(
     network: nn.Module,
-    clock: Clock,
     batches: Iterable[Tensor],
     timesteps: int,
     rule: ThresholdRule,
@@ -100,9 +97,9 @@ def _set_static_thresholds(
         show(observers[name], found[name], activity[name], 0, event.target)
 
     probes = {name: partial(see, name) for name in found}
-    with probing(network, probes), analog(network), torch.no_grad():
+    with probing(network, probes), analog(), torch.no_grad():
         for batch in batches:
-            simulate(network, clock, batch, 1)
+            simulate(network, batch, 1)
     for name, neuron in found.items():
         levels = rule.levels(neuron, observers[name], activity[name])
         neuron.threshold, neuron.ratio, neuron.silence = (table.unsqueeze(0) for table in levels)

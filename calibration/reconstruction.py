@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..spiking import Clock, over_time
+from ..spiking import over_time
 from ..spiking.shards import processes, total
 
 STEPS = 200
@@ -13,7 +13,7 @@ IMAGES = 32  # a step, of all processes
 LR = 1e-3
 
 
-def reconstruct(block: nn.Module, clock: Clock, streams: list[Tensor], targets: list[Tensor], seed: int = 0) -> None:
+def reconstruct(block: nn.Module, streams: list[Tensor], targets: list[Tensor], seed: int = 0) -> None:
     """Train a block in place so that its output is the ANN's, in the mean over time, on the stream that reaches it.
 
     The loss is the mean squared error relative to the variance of the targets. Batch normalisations take the statistics of each
@@ -24,7 +24,6 @@ def reconstruct(block: nn.Module, clock: Clock, streams: list[Tensor], targets: 
 
     Args:
         block: in evaluation mode.
-        clock: of its neurons.
         streams: what reaches it, ``[T, B, N, C]`` each.
         targets: what the ANN has behind it, ``[B, N, C]`` each.
         seed: of the order of images.
@@ -39,7 +38,7 @@ def reconstruct(block: nn.Module, clock: Clock, streams: list[Tensor], targets: 
     block.train()
     for _ in range(STEPS):
         chosen = torch.randint(0, len(target), (images,), generator=generator)
-        output = over_time(block, clock, stream[:, chosen]).mean(0)
+        output = over_time(block, stream[:, chosen]).mean(0)
         loss = (output - target[chosen]).square().mean() / scale
         optimizer.zero_grad()
         loss.backward()

@@ -8,14 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..spiking import Clock, CodedNeuron, Event, analog, probing, simulate
+from ..spiking import CodedNeuron, Event, analog, probing, simulate
 from ..spiking.shards import total
 
 AT_ONCE = 8  # images: the activations of all layers are in memory
 
 
 def sensitivities(
-    network: nn.Module, clock: Clock, batches: Iterable[Tensor], neurons: dict[str, CodedNeuron], images: int, draws: int
+    network: nn.Module, batches: Iterable[Tensor], neurons: dict[str, CodedNeuron], images: int, draws: int
 ) -> dict[str, Tensor]:
     """E‖∂z/∂x‖² / E‖z‖² at each position of each neuron's input x, where z are the logits of the ANN.
 
@@ -23,7 +23,7 @@ def sensitivities(
     over logits is estimated from ``draws`` random combinations of them (E (v·J)² = ‖J‖² for normal v), the same for all images.
 
     Args:
-        network: in evaluation mode; its neurons share ``clock``.
+        network: in evaluation mode.
         batches: images ``[B, C, H, W]``.
         neurons: by name.
         images: how many of the first images are used, in each process of a group.
@@ -40,9 +40,9 @@ def sensitivities(
 
     squares: dict[str, Tensor] = {}
     size = torch.zeros((), dtype=torch.float64)
-    with probing(network, {name: partial(keep, name) for name in neurons}), analog(network), torch.enable_grad():
+    with probing(network, {name: partial(keep, name) for name in neurons}), analog(), torch.enable_grad():
         for few in _few(batches, images):
-            logits = simulate(network, clock, few.clone().requires_grad_(), 1)[0]
+            logits = simulate(network, few.clone().requires_grad_(), 1)[0]
             size = size + logits.detach().square().sum(dtype=torch.float64).cpu()
             generator = torch.Generator().manual_seed(0)
             for draw in range(draws):

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ..spiking import CodedNeuron, SpikingConv2d, SpikingLinear
+from ..tracing import Operation
 from .recipe import Recipe
-from .record import Operation
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, tl.BatchNormAct2d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, tl.Conv2dSame)

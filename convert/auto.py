@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..errors import RecipeError
 from ..metering import FLOAT32, Meter, energy
-from ..spiking import Clock, catching, over_time, share_clock
+from ..spiking import over_time
+from ..tracing import catching, record
 from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
 from .branches import transformer_blocks
 from .recipe import Recipe
-from .record import record
 from .source import check_weights
 from .spike_driven import fit_branch, restructure
 
@@ -79,11 +79,11 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
             trial = dataclasses.replace(recipe, **other, max_error=None, max_energy=None)
             network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
             restructure(network, plans, trial)
-            clock = share_clock(network.eval())
+            network.eval()
             for index, name in enumerate(plan.name for plan in plans):
                 part = f"{name}.{'attn' if field == 'attention' else 'mlp'}"
                 stream = norms[index][field == "mlp"][0]
-                error, spent = _measure(network.blocks[index], model.blocks[index], field, kind, clock, trial, stream)
+                error, spent = _measure(network.blocks[index], model.blocks[index], field, kind, trial, stream)
                 macs = sum(o.macs for o in own if o.module.startswith(part))
                 yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs)
 
@@ -161,9 +161,7 @@ def _with_kinds(recipe: Recipe, chosen: Sequence[Candidate]) -> Recipe:
     return dataclasses.replace(recipe, **fields, max_error=None, max_energy=None)
 
 
-def _measure(
-    block: Block, original: Block, field: str, kind: str, clock: Clock, recipe: Recipe, stream: Tensor
-) -> tuple[float, float]:
+def _measure(block: Block, original: Block, field: str, kind: str, recipe: Recipe, stream: Tensor) -> tuple[float, float]:
     """Fit one candidate to the ANN's stream ``[B, N, C]``.
 
     Returns:
@@ -171,12 +169,12 @@ def _measure(
     """
     frames = stream.expand(recipe.timesteps, *stream.shape)
     with torch.no_grad():
-        ((fitted, after),) = fit_branch(block, original, field, kind, clock, recipe, [(frames, stream)])
+        ((fitted, after),) = fit_branch(block, original, field, kind, recipe, [(frames, stream)])
         wanted = after - stream
         error = float((fitted.mean(0) - after).norm() / wanted.norm())
         norm, branch = (block.norm1, block.attn) if field == "attention" else (block.norm2, block.mlp)
         with Meter(block) as meter:
-            over_time(lambda x: branch(norm(x)), clock, meter.show(frames, batch=len(stream)))
+            over_time(lambda x: branch(norm(x)), meter.show(frames, batch=len(stream)))
     synaptic = [torch.stack([t.accumulates, t.multiplies], -1) for t in meter.tallies if t.kind != "function"]
     return error, sum(float(energy(counts).sum()) for counts in synaptic) / meter.images
 

@@ -33,9 +33,9 @@ def dense(snn: SpikingModel) -> Dense:
     weight = next(snn.network.parameters())
     image = torch.randn(1, *snn.input_size, dtype=weight.dtype, device=weight.device)
     network: nn.Module = snn.network if snn.teacher is None else snn.teacher
-    with analog(network), Meter(network) as meter:
+    with analog(), Meter(network) as meter:
         if snn.teacher is None:
-            simulate(network, snn.clock, meter.show(image), 1)
+            simulate(network, meter.show(image), 1)
         else:
             network(meter.show(image))
     return Dense.of(meter.tallies)

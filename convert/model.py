@@ -23,11 +23,11 @@ from ..spiking import (
     neurons,
     rotate_inputs,
     shards,
-    share_clock,
     simulate,
     stream,
     twin,
 )
+from ..tracing import untied
 from .absorption import absorb_functions, absorb_norms
 from .auto import Candidate, candidates, choose
 from .blocks import AUTO
@@ -37,7 +37,6 @@ from .functions import replace_functions, replace_softmax
 from .planning import Plan, plan
 from .products import drive_operations
 from .recipe import Recipe
-from .record import untied
 from .registry import handler_for
 from .source import check_weights
 from .spike_driven import fit, restructure
@@ -89,7 +88,6 @@ class SpikingModel(nn.Module):
         self.folded = False
         self.calibrated_on: tuple[str, ...] = ()
         self.exits: ExitTable | None = None
-        self.clock = share_clock(network)
 
     def forward(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
         """Show an image for a number of timesteps and read the logits at each.
@@ -106,7 +104,7 @@ class SpikingModel(nn.Module):
             of the logits so far.
         """
         timesteps = self.recipe.timesteps if timesteps is None else timesteps
-        logits = simulate(self.network, self.clock, x, timesteps, chunk)
+        logits = simulate(self.network, x, timesteps, chunk)
         if not self.recipe.spike_driven:
             return logits
         return logits.cumsum(0) / torch.arange(1, timesteps + 1, device=logits.device).reshape(-1, 1, 1)
@@ -129,7 +127,7 @@ class SpikingModel(nn.Module):
         limits = self.exit_limits(confidence).to(x.device)
         logits, taken = x.new_zeros(0), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         total: Tensor | float = 0.0
-        steps = stream(self.network, self.clock, x, len(limits), chunk=1)
+        steps = stream(self.network, x, len(limits), chunk=1)
         for t, (readout,) in enumerate(steps, start=1):
             if self.recipe.spike_driven:
                 total = total + readout
@@ -166,18 +164,17 @@ class SpikingModel(nn.Module):
         if self.teacher is not None:
             logits: Tensor = self.teacher(x)
             return logits
-        with analog(self.network):
-            return simulate(self.network, self.clock, x, 1)[0]
+        with analog():
+            return simulate(self.network, x, 1)[0]
 
     def original(self) -> nn.Module:
         """The ANN that was converted, frozen, with the module names of timm; it shares nothing with the network."""
         if self.teacher is not None:
             return self.teacher
         network = copy.deepcopy(self.network).eval().requires_grad_(False)
-        share_clock(network)
         for module in network.modules():
             if isinstance(module, CodedNeuron):
-                module.analog = True
+                module.alphabet = None
         return network
 
     def neurons(self) -> dict[str, CodedNeuron]:
@@ -256,13 +253,13 @@ def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> Spik
     if not recipe.keeps_function:
         snn.teacher = copy.deepcopy(model).eval().requires_grad_(False)
     if recipe.spike_driven:
-        fit(snn.network, snn.clock, model.eval(), snn.plan.blocks, recipe, batches)
+        fit(snn.network, model.eval(), snn.plan.blocks, recipe, batches)
     if snn.neurons() and recipe.alphabet is not None:
         # Beside membrane neurons, one timestep is no ANN from which a prior, a bias or a worth could be learned.
         prior: Prior = "none" if recipe.spike_driven else recipe.prior
         bias = recipe.bias and not recipe.spike_driven
         sense = not recipe.spike_driven
-        calibrate(snn.network, snn.clock, batches, recipe.timesteps, recipe.threshold_rule, prior, bias, sense)
+        calibrate(snn.network, batches, recipe.timesteps, recipe.threshold_rule, prior, bias, sense)
     for value in snn.network.state_dict().values() if shards.processes() > 1 else ():
         value.copy_(shards.first(value))  # where devices round differently
     return snn

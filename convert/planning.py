@@ -12,12 +12,12 @@ from torch import nn
 
 from ..errors import ModelError, NothingConvertedError, RecipeError, UnsupportedModuleError
 from ..spiking import SpikingNorm, TokenBranch, neurons
+from ..tracing import Operation, record
 from . import rules  # noqa: F401  (registers the built-in rules)
 from .absorption import absorbed
 from .blocks import AUTO, BlockPlan, check_mixing, kinds_by_block
 from .branches import transformer_blocks
 from .recipe import Recipe
-from .record import Operation, record
 from .registry import handler_for, keep_analog
 from .spike_driven import restructure
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..spiking import SpikingDotProductAttention
-from ..spiking.calls import ELEMENTWISE, FUSED, DrivenCall, drive
-from .record import Operation
+from ..tracing import DrivenCall, Operation, drive
+from ..tracing.calls import ELEMENTWISE, FUSED
 from .registry import NeuronFactory
 
 
@@ -20,7 +20,7 @@ def drive_operations(module: nn.Module, operations: Sequence[Operation], neuron:
 
     Args:
         module: changed in place.
-        operations: those of `vit2snn.convert.record.record` that this module's own ``forward`` makes.
+        operations: those of `vit2snn.tracing.record` that this module's own ``forward`` makes.
         neuron: makes a neuron for given channel axes.
     """
     calls = {}

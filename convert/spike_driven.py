@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..calibration import Inherited, Moments, NormalEquations, Passage, Settling, reconstruct
 from ..errors import UnsupportedModuleError
-from ..spiking import Clock, SpikingNorm, TokenBranch, analog, catching, over_time
+from ..spiking import SpikingNorm, TokenBranch, analog, over_time
+from ..tracing import catching
 from .blocks import BlockPlan, is_spiking
 from .branches import (
     inherited_attention,
@@ -59,7 +60,7 @@ def restructure(network: VisionTransformer, plans: Sequence[BlockPlan], recipe: 
 
 
 def fit(
-    network: VisionTransformer, clock: Clock, ann: VisionTransformer, plans: Sequence[BlockPlan], recipe: Recipe,
+    network: VisionTransformer, ann: VisionTransformer, plans: Sequence[BlockPlan], recipe: Recipe,
     batches: Iterable[Tensor],
 ) -> None:  # fmt: skip
     """Let a restructured network inherit from its ANN, in order of execution, on images ``[B, C, H, W]``.
@@ -67,23 +68,21 @@ def fit(
     At each block the streams of both networks are held in memory, ``(T + 1) * N * C`` floats for each image, and what the ANN's
     branch reads and gives; all sums stream.
     """
-    with analog(network), torch.no_grad():
-        streams, logits = _embedded(network, clock, ann, recipe, batches)
+    with analog(), torch.no_grad():
+        streams, logits = _embedded(network, ann, recipe, batches)
         for plan, block, original in zip(plans, network.blocks, ann.blocks, strict=True):
             before = streams
             for kind, part in ((plan.attention, "attention"), (plan.mlp, "mlp")):
-                streams = fit_branch(block, original, part, kind, clock, recipe, streams)
+                streams = fit_branch(block, original, part, kind, recipe, streams)
             if recipe.refit == "blocks" and (is_spiking(plan.attention) or is_spiking(plan.mlp)):
                 with torch.enable_grad():
-                    reconstruct(block, clock, [stream for stream, _ in before], [after for _, after in streams])
-                streams = [
-                    (over_time(block, clock, stream), after) for (stream, _), (_, after) in zip(before, streams, strict=True)
-                ]
-        _fit_head(network, clock, ann, recipe, streams, logits)
+                    reconstruct(block, [stream for stream, _ in before], [after for _, after in streams])
+                streams = [(over_time(block, stream), after) for (stream, _), (_, after) in zip(before, streams, strict=True)]
+        _fit_head(network, ann, recipe, streams, logits)
 
 
 def _embedded(
-    network: VisionTransformer, clock: Clock, ann: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor]
+    network: VisionTransformer, ann: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor]
 ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     """The streams of both networks in front of the first block, and the ANN's logits."""
     streams, logits = [], []
@@ -94,26 +93,25 @@ def _embedded(
     if recipe.shortcut == "sew":
         embedding = network.norm_pre[1]
         passages = [Passage(stream, ann_stream, ann_stream, ann_stream, ann_stream) for stream, ann_stream in streams]
-        _settling(recipe, clock, embedding).settle_norm(passages)
-        streams = [(over_time(embedding, clock, stream), ann_stream) for stream, ann_stream in streams]
+        _settling(recipe, embedding).settle_norm(passages)
+        streams = [(over_time(embedding, stream), ann_stream) for stream, ann_stream in streams]
     return streams, logits
 
 
 def _settling(
     recipe: Recipe,
-    clock: Clock,
     norm: nn.Module,
     branch: TokenBranch | None = None,
     inherited: dict[str, Inherited] | None = None,
 ) -> Settling:
     return Settling(
-        norm if isinstance(norm, SpikingNorm) else None, branch or TokenBranch(nn.Identity()), clock, inherited or {},
+        norm if isinstance(norm, SpikingNorm) else None, branch or TokenBranch(nn.Identity()), inherited or {},
         recipe.balance, recipe.rate, recipe.refit != "none",
     )  # fmt: skip
 
 
 def fit_branch(
-    block: Block, original: Block, part: str, kind: str, clock: Clock, recipe: Recipe, streams: list[tuple[Tensor, Tensor]]
+    block: Block, original: Block, part: str, kind: str, recipe: Recipe, streams: list[tuple[Tensor, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
     """Settle one branch on the streams of the spiking network ``[T, B, N, C]`` and the ANN ``[B, N, C]``; those behind it."""
     if part == "attention":
@@ -129,27 +127,26 @@ def fit_branch(
             added = own_scale(own(normed))
         passages.append(Passage(stream, before, normed, caught[0], before + added))
     if not is_spiking(kind):
-        return [(p.stream + over_time(lambda x: scale(branch(norm(x))), clock, p.stream), p.after) for p in passages]
+        return [(p.stream + over_time(lambda x: scale(branch(norm(x))), p.stream), p.after) for p in passages]
     inherited = inherited_attention(kind, own) if part == "attention" else inherited_mlp(kind, own)
     output_map = branch.branch.out if part == "attention" else branch.branch.reduce
     output_map.conv.weight.data.copy_(output.weight[:, :, None, None])
-    settling = _settling(recipe, clock, norm, branch, inherited)
+    settling = _settling(recipe, norm, branch, inherited)
     settling.settle(passages)
     return [(p.stream + settling.run(p), p.after) for p in passages]
 
 
 def _fit_head(
-    network: VisionTransformer, clock: Clock, ann: VisionTransformer, recipe: Recipe, streams: list[tuple[Tensor, Tensor]],
+    network: VisionTransformer, ann: VisionTransformer, recipe: Recipe, streams: list[tuple[Tensor, Tensor]],
     logits: list[Tensor],
 ) -> None:  # fmt: skip
     """The last norm, and a head that gives the ANN's logits from the mean of the spikes over time."""
     final = _final_norm(ann)
     if isinstance(network.norm, SpikingNorm):
         passages = [Passage(stream, before, final(before), before, before) for stream, before in streams]
-        _settling(recipe, clock, network.norm).settle_norm(passages)
+        _settling(recipe, network.norm).settle_norm(passages)
     read = [
-        over_time(lambda x: network.forward_head(network.norm(x), pre_logits=True), clock, stream).mean(0)
-        for stream, _ in streams
+        over_time(lambda x: network.forward_head(network.norm(x), pre_logits=True), stream).mean(0) for stream, _ in streams
     ]
     if recipe.refit == "none":
         given, wanted = Moments(), Moments()

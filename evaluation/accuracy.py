@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..convert import SpikingModel
-from ..convert.depth import depth
 from ..convert.energy import dense
 from ..convert.exit import stops
 from ..data import digest
 from ..errors import DataError
 from ..metering import Meter, energy
 from ..spiking.shards import collected, processes, smallest, total
+from ..tracing import depth
 from .advice import Advice, advise
 from .audit import Audit
 from .batching import Parts, apart, check_finite, check_labels, set_digest

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..metering import Meter
-from ..metering.decoded import number_of
-from ..spiking import CodedNeuron, Event, analog, outputs_of, probing, simulate
+from ..spiking import CodedNeuron, Event, analog, probing, simulate
 from ..spiking.shards import largest, total
+from ..tracing import outputs_of
+from ..tracing.decoded import number_of
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -72,8 +73,8 @@ def _neurons(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[Modu
     def compare(name: str, event: Event) -> None:
         seen[name].compare(event)
 
-    with probing(snn.network, _bind(names, remember)), analog(snn.network):
-        simulate(snn.network, snn.clock, images, 1)
+    with probing(snn.network, _bind(names, remember)), analog():
+        simulate(snn.network, images, 1)
     with probing(snn.network, _bind(names, compare)):
         snn(images, timesteps, chunk=1)
     for name in names:

@@ -1,6 +1,6 @@
 """Synaptic operations as torch dispatches them: a count that knows nothing of how a network was converted.
 
-What `vit2snn.convert.record` finds by looking at the functions that modules call is found again here one level below, where
+What `vit2snn.tracing.record` finds by looking at the functions that modules call is found again here one level below, where
 everything has become a matrix product or a convolution.
 """
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..convert import SpikingModel
 from ..spiking import CodedNeuron, analog, simulate
-from ..spiking.calls import tensors_in
+from ..tracing.calls import tensors_in
 
 FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "mv": (0, 1), "convolution": (0, 1), "mul": (0, 1)}
 MOVES = {
@@ -61,8 +61,8 @@ def dispatched(snn: SpikingModel, image: Tensor) -> list[Dispatched]:
     """
     watcher = _Watcher(snn.network)
     try:
-        with analog(snn.network), sdpa_kernel(SDPBackend.MATH), watcher:
-            simulate(snn.network, snn.clock, watcher.shown(image.unsqueeze(0)), 1)
+        with analog(), sdpa_kernel(SDPBackend.MATH), watcher:
+            simulate(snn.network, watcher.shown(image.unsqueeze(0)), 1)
     finally:
         watcher.remove()
     return watcher.found

@@ -5,7 +5,7 @@ the timestep before stay, and each event adds a column of weights, or of the oth
 its logits equal those of the simulation, then what `vit2snn.metering` counts is all that there is to do.
 
 An event carries a value: that of the spike. Adding a column times this value is adding a stored version of the column, shifted
-(see `vit2snn.metering.decoded.copies_for`); an integer n is n events. What is constant, or is no spike, is computed as it is:
+(see `vit2snn.tracing.decoded.copies_for`); an integer n is n events. What is constant, or is no spike, is computed as it is:
 products of priors and weights, and of biases.
 """
 
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..metering import Meter, spikes_in
-from ..metering.decoded import Decoded, Update
-from ..spiking.calls import ELEMENTWISE
+from ..spiking import present_run
+from ..tracing.calls import ELEMENTWISE
+from ..tracing.decoded import Decoded, Update
 from ..zoo import SpikingTransformer
 from . import events
 
@@ -165,8 +166,8 @@ class _Replayer(Meter):
 
     def _sums(self, key: tuple[str, int, int], like: Tensor, decoded: Decoded) -> tuple[Tensor, Tensor]:
         """What is held of an operation from the timestep before."""
-        assert self._clock is not None
-        fresh = self._clock.elapsed == 0 or self._coded[decoded.neuron].synchronous
+        run = present_run()
+        fresh = run is None or run.elapsed == 0 or self._coded[decoded.neuron].synchronous
         return (torch.zeros_like(like), torch.zeros_like(like)) if fresh else self.sums[key]
 
     def _arrive(self, key: tuple[str, int, int], call: partial[Any], name: str, result: Tensor, spikes: Tensor) -> None:

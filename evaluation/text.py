@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..convert import Plan
 from ..convert.planning import PlannedModule
-from ..convert.record import Operation
+from ..tracing import Operation
 from .accuracy import EarlyExit, Evaluation, Point
 from .audit import Audit
 from .replay import Replay

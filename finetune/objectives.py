@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DataError, ModelError
-from ..spiking import outputs_of
+from ..tracing import outputs_of
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
 """Model, inputs and labels to the terms of the loss, scalars, by name. A term is a mean over images."""

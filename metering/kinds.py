@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..tracing.decoded import EXACT
+
 Kind = Literal["silent", "binary", "ternary", "integer", "power-of-two", "geometric", "analog"]
 
 FINEST = 8  # of the geometric ladders that are told from real numbers, 2^(1/8)
-EXACT = 2.0**24  # beyond it, every float32 is an integer
 _BELOW: dict[Kind, set[Kind]] = {
     "silent": {"silent"},
     "binary": {"silent", "binary"},

@@ -31,14 +31,14 @@ import torch
 from torch import Tensor, nn
 
 from ..spiking import Event, Hadamard, Neuron
-from ..spiking.calls import FUSED, MATRIX, tensors_in
 from ..spiking.shards import collected, total
+from ..tracing.calls import FUSED, MATRIX, tensors_in
+from ..tracing.decoded import Decoded, Update, fires
+from ..tracing.signals import Call
+from ..tracing.watch import VIEWS, Watch, again
 from . import charges
-from .decoded import Decoded, Update, fires
 from .kinds import join, spikes_in
-from .signals import Call
 from .tally import OperationKind, Stream, Tally, padded
-from .watch import VIEWS, Watch, again
 
 
 class Meter(Watch):

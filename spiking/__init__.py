@@ -14,7 +14,6 @@ from .experts import (
     ExpertMixtureAttention as ExpertMixtureAttention,
     ExpertMixturePerceptron as ExpertMixturePerceptron,
 )
-from .hooks import catching as catching, outputs_of as outputs_of
 from .interaction import TemporalInteraction as TemporalInteraction
 from .layers import (
     InTurn as InTurn,
@@ -45,11 +44,12 @@ from .shift import ShiftGELU as ShiftGELU, ShiftLayerNorm as ShiftLayerNorm, Shi
 from .shortcut import MembraneShortcut as MembraneShortcut, SEWShortcut as SEWShortcut
 from .surrogate import Surrogate as Surrogate
 from .time import (
-    Clock as Clock,
     Neuron as Neuron,
+    Run as Run,
     neurons as neurons,
     over_time as over_time,
-    share_clock as share_clock,
+    present_run as present_run,
+    running as running,
     simulate as simulate,
     stream as stream,
 )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .time import Neuron, neurons
+from .time import Neuron, present_run
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,7 +59,6 @@ class InTurn(nn.Module):
     def __init__(self, turns: Sequence[nn.Module]) -> None:
         super().__init__()
         self.turns = nn.ModuleList(turns)
-        self.turn = self.passes = 0
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -68,13 +67,15 @@ class InTurn(nn.Module):
             return getattr(self.turns[0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the next twin makes of it; each pass begins with the first."""
-        clock = next(neuron for _, neuron in neurons(self)).clock
-        if clock.passes != self.passes:
-            self.turn, self.passes = 0, clock.passes
-        module = self.turns[self.turn]
-        self.turn = (self.turn + 1) % len(self.turns)
-        return module(*args, **kwargs)
+        """What the next twin makes of it; each chunk of a run begins with the first.
+
+        Outside of a run, where neurons have to be analog, all twins are the same.
+        """
+        run = present_run()
+        turn = run.calls[self] if run else 0
+        if run:
+            run.calls[self] = turn + 1
+        return self.turns[turn % len(self.turns)](*args, **kwargs)
 
 
 class SpikingDotProductAttention(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .surrogate import Surrogate, spike
-from .time import Neuron
+from .time import Neuron, Run
 from .unrolled import Dynamics, unrolled
 
 NeuronFactory = Callable[..., Neuron]
@@ -66,12 +66,12 @@ class IF(Neuron):
         s = self.fire(h)
         return s, dynamics.settle(h, s.detach() if self.detach_reset else s)
 
-    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+    def advance(self, frames: Tensor, state: Any, run: Run) -> tuple[Tensor, Any]:
         """As in `Neuron`, in one pass over memory unless there is a gradient that `unrolled` does not know."""
         dynamics = self.dynamics()
         if torch.is_grad_enabled() and not dynamics.differentiable:
-            return super().run(frames, t, state)
-        return unrolled(frames, state, dynamics, keeps=not self.clock.last)
+            return super().advance(frames, state, run)
+        return unrolled(frames, state, dynamics, keeps=not run.last)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
@@ -206,11 +206,11 @@ class IntegerLIF(Neuron):
         s: Tensor = _Round.apply(h / self.threshold, self.levels)
         return s, dynamics.settle(h, s)
 
-    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+    def advance(self, frames: Tensor, state: Any, run: Run) -> tuple[Tensor, Any]:
         """As in `Neuron`, in one pass over memory where no gradient is needed."""
         if torch.is_grad_enabled():
-            return super().run(frames, t, state)
-        return unrolled(frames, state, self.dynamics(), keeps=not self.clock.last)
+            return super().advance(frames, state, run)
+        return unrolled(frames, state, self.dynamics(), keeps=not run.last)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from .alphabet import Alphabet, Ladder
 from .coding import CodedStep, Coding
-from .time import Neuron
+from .time import Neuron, Run
 
 TABLES = ("threshold", "ratio", "silence", "bias", "prior")
 
@@ -27,6 +30,18 @@ class Event(NamedTuple):
     spikes: list[Tensor]
     decoded: Tensor
     before: Tensor
+
+
+Probe = Callable[[Event], None]
+
+
+@dataclass
+class _Prepared:
+    """What a neuron does in its timesteps, as long as what it follows from is the same."""
+
+    stamp: object
+    tables: list[Tensor | None]  # whose ids are in the stamp
+    steps: dict[int, CodedStep] = field(default_factory=dict)
 
 
 class CodedNeuron(Neuron):
@@ -76,12 +91,8 @@ class CodedNeuron(Neuron):
         self.per_channel = per_channel
         self.spikes_per_step = spikes_per_step
         self.synchronous = synchronous
-        self.probe: Callable[[Event], None] | None = None
-        self.analog = alphabet is None
         self.rectified = False
-        self._stamp: list[tuple[int, int]] = []
-        self._tables: list[Tensor | None] = []
-        self._steps: dict[int, CodedStep] = {}
+        self._prepared: _Prepared | None = None
         for name in TABLES:
             self.register_buffer(name, torch.empty(0))
 
@@ -101,27 +112,34 @@ class CodedNeuron(Neuron):
     def coded_step(self, t: int) -> CodedStep:
         """What this neuron does in timestep ``t``; it is kept until a table changes."""
         tables = [self._buffers[name] for name in TABLES]
-        stamp = [(id(table), table._version if table is not None and not table.is_inference() else 0) for table in tables]
-        if stamp != self._stamp:
-            self._stamp, self._tables, self._steps = stamp, tables, {}
-        if t not in self._steps:
+        versions = [(id(table), table._version if table is not None and not table.is_inference() else 0) for table in tables]
+        stamp = versions, self.alphabet, self.coding, self.spikes_per_step
+        prepared = self._prepared  # another thread may put another one there
+        if prepared is None or prepared.stamp != stamp:
+            prepared = self._prepared = _Prepared(stamp, tables)
+        if t not in prepared.steps:
             assert self.alphabet is not None
             bias = self.bias[t] if t < len(self.bias) else None
             with torch.inference_mode(False):  # it may be used for training later
                 levels = self.alphabet.rounding(self.ladder(t))
-            self._steps[t] = CodedStep(self.alphabet, self.coding, t, levels, self.prior, bias, self.spikes_per_step)
-        return self._steps[t]
+            prepared.steps[t] = CodedStep(self.alphabet, self.coding, t, levels, self.prior, bias, self.spikes_per_step)
+        return prepared.steps[t]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_stamp": [], "_tables": [], "_steps": {}}  # copies make their own
+        return self.__dict__ | {"_prepared": None}  # copies make their own
+
+    @property
+    def is_analog(self) -> bool:
+        """Whether it passes its input through: it has no alphabet, or this is called within `analog`."""
+        return self.alphabet is None or _analog.get()
 
     def speaking(self, x: Tensor) -> Tensor:
         """``x`` ``[B, ...]`` with zeros where the neuron never fires."""
         return torch.where(torch.isinf(self.silence[0]), 0.0, x) if len(self.silence) else x
 
-    def unfold(self, x: Tensor) -> Tensor:
+    def unfold(self, x: Tensor, run: Run) -> Tensor:
         """See `Neuron.unfold`."""
-        unfolded = super().unfold(x)
+        unfolded = super().unfold(x, run)
         return unfolded.relu() if self.rectified else unfolded
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,19 +147,19 @@ class CodedNeuron(Neuron):
         with torch._C.DisableTorchFunction():
             return super().forward(x)
 
-    def run(self, frames: Tensor, t: int, state: Tensor | None) -> tuple[Tensor, Any]:
-        """The timesteps of a chunk; see `Neuron.run`."""
-        if self.analog and not self.probe:
+    def advance(self, frames: Tensor, state: Tensor | None, run: Run) -> tuple[Tensor, Any]:
+        """The timesteps of a chunk; see `Neuron.advance`."""
+        if self.is_analog and self not in _probes.get():
             return frames, None
-        if self.analog or self._is_differentiated(frames, state):
-            return super().run(frames, t, state)
+        if self.is_analog or self._is_differentiated(frames, state):
+            return super().advance(frames, state, run)
         decoded = frames.new_empty(frames.shape)
-        for offset, (x, out) in enumerate(zip(frames, decoded, strict=True)):
-            self.clock.stepping = t + offset
-            state, _ = self.step(t + offset, x, state, out)
-        self.clock.stepping = None
+        for t, (x, out) in enumerate(zip(frames, decoded, strict=True), start=run.elapsed):
+            run.stepping = t
+            state, _ = self.step(t, x, state, out)
+        run.stepping = None
         # A part of the output would keep all of it in memory.
-        return decoded, state.clone() if state is not None and len(frames) > 1 and not self.clock.last else state
+        return decoded, state.clone() if state is not None and len(frames) > 1 and not run.last else state
 
     def _is_differentiated(self, frames: Tensor, state: Tensor | None) -> bool:
         return torch.is_grad_enabled() and (frames.requires_grad or (state is not None and state.requires_grad))
@@ -151,9 +169,10 @@ class CodedNeuron(Neuron):
 
         A layer-synchronous neuron spends the timesteps 0 to ``t`` on ``x``, and has no state. ``out`` may take the output.
         """
-        if self.analog:
-            if self.probe:
-                self.probe(Event(t, x, [], x, x))
+        if self.is_analog:
+            probe = _probes.get().get(self)
+            if probe:
+                probe(Event(t, x, [], x, x))
             return x, x
         if self.synchronous:
             return self._code(range(t + 1), x, None, out), None
@@ -163,17 +182,17 @@ class CodedNeuron(Neuron):
     def _code(self, timesteps: range, x: Tensor, before: Tensor | None, out: Tensor | None) -> Tensor:
         """The decoded value after ``timesteps``."""
         sent: list[Tensor] = []
-        decoded = before
+        decoded, probe = before, _probes.get().get(self)
         for t in timesteps:
             step = self.coded_step(t)
-            if self.probe:
+            if probe:
                 decoded, spikes = step.told(x, decoded, out)
                 sent += spikes
             else:
                 decoded = step(x, decoded, out)
         assert decoded is not None
-        if self.probe:
-            self.probe(Event(timesteps[-1], x, sent, decoded, self.prior.expand(x.shape) if before is None else before))
+        if probe:
+            probe(Event(timesteps[-1], x, sent, decoded, self.prior.expand(x.shape) if before is None else before))
         return decoded
 
     def extra_repr(self) -> str:
@@ -191,28 +210,26 @@ class CodedNeuron(Neuron):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@contextmanager
-def analog(network: nn.Module) -> Iterator[None]:
-    """Within this context every coded neuron passes its input through: the network computes what the ANN computes."""
-    found = [module for module in network.modules() if isinstance(module, CodedNeuron)]
-    before = [neuron.analog for neuron in found]
-    try:
-        for neuron in found:
-            neuron.analog = True
-        yield
-    finally:
-        for neuron, value in zip(found, before, strict=True):
-            neuron.analog = value
+_analog: ContextVar[bool] = ContextVar("vit2snn_analog", default=False)
+_probes: ContextVar[Mapping[CodedNeuron, Probe]] = ContextVar("vit2snn_probes", default=MappingProxyType({}))
 
 
 @contextmanager
-def probing(network: nn.Module, probes: Mapping[str, Callable[[Event], None]]) -> Iterator[None]:
-    """Within this context the coded neurons named in ``probes`` report every timestep to their probe."""
-    found = {name: module for name, module in network.named_modules() if name in probes}
+def analog() -> Iterator[None]:
+    """Within this context, and this thread, coded neurons pass their input through: networks compute what their ANNs do."""
+    token = _analog.set(True)
     try:
-        for name, neuron in found.items():
-            neuron.probe = probes[name]
         yield
     finally:
-        for neuron in found.values():
-            neuron.probe = None
+        _analog.reset(token)
+
+
+@contextmanager
+def probing(network: nn.Module, probes: Mapping[str, Probe]) -> Iterator[None]:
+    """Within this context, and this thread, the coded neurons named in ``probes`` report every timestep to their probe."""
+    found = {module: probes[name] for name, module in network.named_modules() if name in probes}
+    token = _probes.set({**_probes.get(), **found})
+    try:
+        yield
+    finally:
+        _probes.reset(token)

@@ -2,99 +2,122 @@
 
 A spiking network of ``T`` timesteps and ``B`` images is the ordinary network run on ``[T * B, ...]``. A neuron unfolds its
 input to ``[T, B, ...]``, steps along ``T`` and folds again; every other module is stock PyTorch. Long runs are cut into
-chunks of timesteps: the neurons of a network share a `Clock`, which says which timesteps the present chunk holds and keeps
-the neurons' states from one chunk to the next.
+chunks of timesteps. All that lasts from one chunk to the next is in the `Run`, which neurons find in a context variable: each
+thread has its own, and a run that begins within another hides it until it is over. Modules hold no state.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+HALF = (torch.float16, torch.bfloat16)
 
-@dataclass
-class Clock:
-    """The timesteps of the chunk that is being computed: ``elapsed, ..., elapsed + timesteps - 1``.
+
+@dataclass(eq=False)
+class Run:
+    """A run of a network from rest, and its present chunk: the timesteps ``elapsed, ..., elapsed + timesteps - 1``.
 
     Attributes:
-        elapsed: timesteps of this run that are over.
         timesteps: of the present chunk.
+        elapsed: timesteps that are over.
         still: batch size of signals that do not change in time (a static image and what is computed from it before the
             first neuron): a neuron that sees a batch of this size shows it to itself at every timestep. None if the
             signals of all timesteps are folded into the batch from the start.
         batch: number of images, where it is known: a signal may hold several parts of each along its first axis, such as the
             windows of an image.
         last: whether the present chunk is the last one, so that no state is kept.
-        passes: how often a network was run.
-        stepping: the timestep, where a neuron is computing its timesteps one by one (see `Neuron.run`).
+        chunks: how many have begun.
+        stepping: the timestep, where a neuron is computing its timesteps one by one (see `Neuron.advance`).
         states: of the neurons, at the end of the chunk before.
+        calls: how often each of the modules that count them (see `vit2snn.spiking.InTurn`) was called in this chunk.
     """
 
-    elapsed: int = 0
     timesteps: int = 1
+    elapsed: int = 0
     still: int | None = None
     batch: int | None = None
-    last: bool = False
-    passes: int = field(default=0, compare=False)
+    last: bool = True
+    chunks: int = 0
     stepping: int | None = None
     states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
+    calls: Counter[nn.Module] = field(default_factory=Counter, repr=False)
 
-    def rest(self) -> None:
-        """The run is over, whether it came to its end or not."""
-        self.elapsed, self.timesteps, self.last = 0, 1, False
-        self.still = self.batch = self.stepping = None
-        self.states.clear()
+    def begin(self, elapsed: int, timesteps: int, last: bool) -> None:
+        """The next chunk."""
+        self.elapsed, self.timesteps, self.last = elapsed, timesteps, last
+        self.chunks += 1
+        self.calls.clear()
+
+
+_present: ContextVar[Run | None] = ContextVar("vit2snn_run", default=None)
+
+
+def present_run() -> Run | None:
+    """The run within which this is called; None where no network is being run."""
+    return _present.get()
+
+
+@contextmanager
+def running(run: Run) -> Iterator[Run]:
+    """Within this context, and this thread, ``run`` is the present one."""
+    token = _present.set(run)
+    try:
+        yield run
+    finally:
+        _present.reset(token)
 
 
 class Neuron(nn.Module):
     """A module that sees time. Subclasses implement one timestep; the state of a run never survives into the next.
 
+    Outside of a `Run` its input is a single timestep from rest. In a network of half precision it computes in float32 and keeps
+    its own parameters and buffers in float32; only what it puts out has the network's type.
+
     Shapes: input and output ``[T * B, ...]``, time-major, where ``T`` is the number of timesteps of the present chunk; or
-    input ``[B, ...]`` where that is still (see `Clock`). Where each image has K parts, ``[T * B * K, ...]``, a timestep is
+    input ``[B, ...]`` where that is still (see `Run`). Where each image has K parts, ``[T * B * K, ...]``, a timestep is
     ``[B, K, ...]``.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock = Clock()
 
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: input ``[B, ...]`` and state to output ``[B, ...]`` and next state; ``state`` is None at t = 0."""
         raise NotImplementedError
 
-    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
-        """The timesteps ``t, t + 1, ...`` of a chunk: ``[T, B, ...]`` to ``[T, B, ...]`` and the state after them."""
+    def advance(self, frames: Tensor, state: Any, run: Run) -> tuple[Tensor, Any]:
+        """The timesteps of a chunk: ``[T, B, ...]`` to ``[T, B, ...]`` and the state after them."""
         outputs = []
-        for offset, x in enumerate(frames):
-            self.clock.stepping = t + offset
-            output, state = self.step(t + offset, x, state)
+        for t, x in enumerate(frames, start=run.elapsed):
+            run.stepping = t
+            output, state = self.step(t, x, state)
             outputs.append(output)
-        self.clock.stepping = None
+        run.stepping = None
         return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs), state
 
-    def unfold(self, x: Tensor) -> Tensor:
-        """The input of the present chunk as ``[T, B, ...]``; half precision becomes float32, in which neurons keep their state.
+    def unfold(self, x: Tensor, run: Run) -> Tensor:
+        """The input of a chunk as ``[T, B, ...]``, at least in float32.
 
         Raises:
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
-        clock = self.clock
-        if x.dtype in (torch.float16, torch.bfloat16):
+        if x.dtype in HALF:
             x = x.float()
-        if x.shape[0] == clock.still:
-            return x.expand(clock.timesteps, *x.shape)
-        images = clock.batch or 1
-        if x.shape[0] % (clock.timesteps * images):
+        if x.shape[0] == run.still:
+            return x.expand(run.timesteps, *x.shape)
+        images = run.batch or 1
+        if x.shape[0] % (run.timesteps * images):
             raise RuntimeError(
-                f"a neuron got a batch of {x.shape[0]}, not a multiple of the {clock.timesteps} timesteps of {images} images "
+                f"a neuron got a batch of {x.shape[0]}, not a multiple of the {run.timesteps} timesteps of {images} images "
                 "folded into it"
             )
-        whole = clock.batch is None or x.shape[0] == clock.timesteps * images
-        unfolded: Tensor = x.unflatten(0, (clock.timesteps, -1) if whole else (clock.timesteps, images, -1))
+        whole = run.batch is None or x.shape[0] == run.timesteps * images
+        unfolded: Tensor = x.unflatten(0, (run.timesteps, -1) if whole else (run.timesteps, images, -1))
         return unfolded
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,11 +126,30 @@ class Neuron(nn.Module):
         Raises:
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
-        clock = self.clock
-        outputs, state = self.run(self.unfold(x), clock.elapsed, clock.states.pop(self, None) if clock.elapsed else None)
-        if not clock.last:
-            clock.states[self] = state
-        return outputs.reshape(-1, *x.shape[1:])
+        run = _present.get() or Run()
+        outputs, state = self.advance(self.unfold(x, run), run.states.pop(self, None), run)
+        if not run.last:
+            run.states[self] = state
+        outputs = outputs.reshape(-1, *x.shape[1:])
+        return outputs.to(x.dtype) if x.dtype in HALF and not _is_autocast(x) else outputs
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Neuron:
+        """As of every module (``to``, ``cuda``, ``half``, ...), but its own tensors do not get half precision."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in HALF else moved
+
+        for child in self.children() if recurse else ():
+            child._apply(fn)
+        super()._apply(kept, recurse=False)  # type: ignore[no-untyped-call]
+        return self
+
+
+def _is_autocast(x: Tensor) -> bool:
+    """Whether operations on ``x`` choose their precision by themselves."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def neurons(network: nn.Module) -> Iterator[tuple[str, Neuron]]:
@@ -117,40 +159,20 @@ def neurons(network: nn.Module) -> Iterator[tuple[str, Neuron]]:
             yield name, module
 
 
-def share_clock(network: nn.Module) -> Clock:
-    """Give all neurons of a network one new clock, and return it."""
-    clock = Clock()
-    for _, neuron in neurons(network):
-        neuron.clock = clock
-    return clock
-
-
-def over_time(module: Callable[[Tensor], Tensor], clock: Clock, x: Tensor) -> Tensor:
-    """Run a part of a network, whose neurons share ``clock``, from rest on a signal of all timesteps.
-
-    ``[T, B, ...]`` to ``[T, B, ...]``.
-    """
-    try:
-        clock.elapsed, clock.timesteps, clock.still, clock.last = 0, len(x), None, True
+def over_time(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a part of a network from rest on a signal of all timesteps, ``[T, B, ...]`` to ``[T, B, ...]``."""
+    with running(Run(timesteps=len(x))):
         unfolded: Tensor = module(x.flatten(0, 1)).unflatten(0, (len(x), -1))
-        return unfolded
-    finally:
-        clock.rest()
+    return unfolded
 
 
 def stream(
-    network: Callable[[Tensor], Tensor],
-    clock: Clock,
-    x: Tensor,
-    timesteps: int,
-    chunk: int | None = None,
-    still: bool = False,
+    network: Callable[[Tensor], Tensor], x: Tensor, timesteps: int, chunk: int | None = None, still: bool = False
 ) -> Generator[Tensor, None, None]:
-    """Run a network whose neurons share ``clock`` from rest, chunk by chunk; whoever has seen enough may stop.
+    """Run a network from rest, chunk by chunk; whoever has seen enough may stop.
 
     Args:
         network: any map of ``[B, ...]`` to ``[B, ...]`` image by image.
-        clock: the clock of its neurons.
         x: static input ``[B, C, H, W]``, shown at every timestep, or one input for each timestep ``[T, B, C, H, W]``.
         timesteps: T, at least 1.
         chunk: how many timesteps are computed at once; None computes all. The result does not depend on it, memory does.
@@ -167,36 +189,28 @@ def stream(
         raise ValueError(f"timesteps and chunk must be at least 1, got timesteps={timesteps}, chunk={chunk}")
     if x.ndim == 5 and x.shape[0] != timesteps:
         raise ValueError(f"an input of {x.shape[0]} timesteps was given to a run of {timesteps} timesteps")
-    clock.batch = x.shape[1] if x.ndim == 5 else len(x)
-    try:
-        for start in range(0, timesteps, chunk or timesteps):
-            clock.elapsed = start
-            clock.passes += 1
-            clock.timesteps = min(chunk or timesteps, timesteps - start)
-            clock.last = start + clock.timesteps == timesteps
-            if x.ndim == 5:
-                frames = x[start : start + clock.timesteps].flatten(0, 1)
-            elif still and clock.timesteps > 1:
-                clock.still, frames = len(x), x
-            else:
-                clock.still, frames = None, x.expand(clock.timesteps, *x.shape).flatten(0, 1)
-            yield network(frames).unflatten(0, (clock.timesteps, -1))
-    finally:
-        clock.rest()
+    run = Run(batch=x.shape[1] if x.ndim == 5 else len(x))
+    for start in range(0, timesteps, chunk or timesteps):
+        count = min(chunk or timesteps, timesteps - start)
+        run.begin(start, count, last=start + count == timesteps)
+        if x.ndim == 5:
+            frames = x[start : start + count].flatten(0, 1)
+        elif still and count > 1:
+            run.still, frames = len(x), x
+        else:
+            run.still, frames = None, x.expand(count, *x.shape).flatten(0, 1)
+        with running(run):
+            output = network(frames)
+        yield output.unflatten(0, (count, -1))
 
 
 def simulate(
-    network: Callable[[Tensor], Tensor],
-    clock: Clock,
-    x: Tensor,
-    timesteps: int,
-    chunk: int | None = None,
-    still: bool = False,
+    network: Callable[[Tensor], Tensor], x: Tensor, timesteps: int, chunk: int | None = None, still: bool = False
 ) -> Tensor:
     """All timesteps of a run; see `stream` for the arguments and errors.
 
     Returns:
         The network's output at every timestep, ``[T, B, ...]``.
     """
-    outputs = list(stream(network, clock, x, timesteps, chunk, still))
+    outputs = list(stream(network, x, timesteps, chunk, still))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

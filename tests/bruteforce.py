@@ -25,8 +25,8 @@ from vit2snn.spiking import (
     SpikeDrivenSelfAttention,
     SpikingSelfAttention,
     neurons,
+    present_run,
     probing,
-    share_clock,
     simulate,
 )
 
@@ -41,9 +41,8 @@ class Sends(Neuron):
 @torch.no_grad()
 def metered(network: nn.Module, frames: Tensor, chunk: int | None = None) -> Meter:
     """The meter after a run of frames ``[T, B, C, H, W]`` through a network that begins with a neuron."""
-    clock = share_clock(network)
     with Meter(network) as meter:
-        simulate(network, clock, meter.show(frames), len(frames), chunk)
+        simulate(network, meter.show(frames), len(frames), chunk)
     return meter
 
 
@@ -183,7 +182,7 @@ Counts = dict[str, list[list[list[tuple[int, int]]]]]  # of each module's operat
 
 
 @torch.no_grad()
-def counted(network: nn.Module, clock: Any, images: int, run: Callable[[], object]) -> Counts:
+def counted(network: nn.Module, images: int, run: Callable[[], object]) -> Counts:
     """All operations of a run in chunks of one timestep, by module."""
     heard: dict[int, Heard] = defaultdict(lambda: defaultdict(list))
     sent: dict[str, Tensor] = {}
@@ -192,7 +191,9 @@ def counted(network: nn.Module, clock: Any, images: int, run: Callable[[], objec
         sent[name] = sum((spike != 0).int() for spike in event.spikes)
 
     def hear(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        heard[clock.elapsed][name].append((sent.get(f"{name}.neuron", inputs[0]), output))
+        run = present_run()
+        assert run is not None
+        heard[run.elapsed][name].append((sent.get(f"{name}.neuron", inputs[0]), output))
 
     handles = [module.register_forward_hook(partial(hear, name)) for name, module in network.named_modules()]
     coded = [name for name, neuron in neurons(network) if isinstance(neuron, CodedNeuron)]

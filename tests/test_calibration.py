@@ -10,7 +10,7 @@ from vit2snn.calibration.channels import from_channels, to_channels
 from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.errors import ModelError
 from vit2snn.evaluation import evaluate
-from vit2snn.spiking import Alphabet, Clock, CodedNeuron, Coding, SpikingLinear, driven, neurons, simulate
+from vit2snn.spiking import Alphabet, CodedNeuron, Coding, SpikingLinear, driven, neurons, simulate
 
 
 def single(
@@ -46,10 +46,10 @@ RULES = [
 def test_difficult_channels_are_decoded(rule: ThresholdRule, per_channel: bool, prior: str) -> None:
     network, neuron = single(Alphabet(12), per_channel)
     x = difficult()
-    calibrate(network, neuron.clock, [x], 8, rule, prior)  # type: ignore[arg-type]
+    calibrate(network, [x], 8, rule, prior)  # type: ignore[arg-type]
     assert (neuron.threshold > 0).all()
     with torch.no_grad():
-        decoded = simulate(neuron, neuron.clock, x, 8)
+        decoded = simulate(neuron, x, 8)
     error = (decoded - x).norm(dim=(1, 2)) / x.norm()
     assert error[-1] < (1.0 if rule.observer == "entropy" else 0.15)  # entropy lets rare large values go
     assert error[-1] <= error[0] + 1e-6
@@ -58,11 +58,11 @@ def test_difficult_channels_are_decoded(rule: ThresholdRule, per_channel: bool, 
 def test_thresholds_and_biases_have_the_shapes_that_are_documented() -> None:
     for per_channel, shape in [(False, (5, 1)), (True, (5, 6))]:
         network, neuron = single(Alphabet(4), per_channel)
-        calibrate(network, neuron.clock, [difficult(600)], 5, ThresholdRule())
+        calibrate(network, [difficult(600)], 5, ThresholdRule())
         assert neuron.threshold.shape == shape
         assert neuron.bias.shape == (5, 6)
         assert neuron.prior.shape == (6,)
-        calibrate(network, neuron.clock, [difficult(600)], 5, ThresholdRule(closed_loop=False), "none", bias=False)
+        calibrate(network, [difficult(600)], 5, ThresholdRule(closed_loop=False), "none", bias=False)
         assert neuron.threshold.shape == (1, *shape[1:])
         assert neuron.bias.numel() == 0
 
@@ -70,29 +70,29 @@ def test_thresholds_and_biases_have_the_shapes_that_are_documented() -> None:
 def test_the_mean_prior_is_the_mean_and_the_minimum_the_minimum() -> None:
     network, neuron = single(Alphabet(4))
     x = difficult()
-    calibrate(network, neuron.clock, list(x.split(100)), 2, ThresholdRule(), "mean")
+    calibrate(network, list(x.split(100)), 2, ThresholdRule(), "mean")
     assert torch.allclose(neuron.prior, x.mean(0), atol=1e-5)
-    calibrate(network, neuron.clock, list(x.split(100)), 2, ThresholdRule(), "minimum")
+    calibrate(network, list(x.split(100)), 2, ThresholdRule(), "minimum")
     assert torch.equal(neuron.prior, x.amin(0))
 
 
 def test_biases_make_the_decoded_mean_that_of_the_ann() -> None:
     network, neuron = single(Alphabet(2))
     x = difficult()
-    calibrate(network, neuron.clock, [x], 3, ThresholdRule())
+    calibrate(network, [x], 3, ThresholdRule())
     with torch.no_grad():
-        decoded = simulate(neuron, neuron.clock, x, 3)
+        decoded = simulate(neuron, x, 3)
     assert torch.allclose(decoded.mean(1), x.mean(0).expand(3, -1), atol=1e-4)
 
 
 def test_static_rate_thresholds_minimise_the_error_of_the_decoded_value() -> None:
     network, neuron = single(Alphabet(1, signed=False), coding=Coding.RATE)
     x = torch.rand(500, 6)
-    calibrate(network, neuron.clock, [x], 16, ThresholdRule("mse", headroom=1.0, closed_loop=False), "none", bias=False)
+    calibrate(network, [x], 16, ThresholdRule("mse", headroom=1.0, closed_loop=False), "none", bias=False)
 
     def error(threshold: float) -> float:
         neuron.threshold = torch.tensor([[threshold]])
-        return float((simulate(neuron, neuron.clock, x, 16)[-1] - x).square().mean())
+        return float((simulate(neuron, x, 16)[-1] - x).square().mean())
 
     chosen = float(neuron.threshold)
     assert error(chosen) <= 1.1 * min(error(chosen * factor) for factor in (0.5, 0.7, 0.85, 1.2, 1.5, 2.0))
@@ -148,17 +148,15 @@ def test_calibration_restores_the_network_after_a_failure() -> None:
             return iter([difficult()]) if self.passes == 1 else batches()
 
     with pytest.raises(OSError, match="disk is gone"):
-        calibrate(network, neuron.clock, Failing(), 2, ThresholdRule())  # type: ignore[arg-type]
+        calibrate(network, Failing(), 2, ThresholdRule())  # type: ignore[arg-type]
     assert network[0].neuron is neuron
-    assert neuron.probe is None
-    assert neuron.clock == Clock()
 
 
 def test_levels_are_as_fine_as_the_range_of_the_values_allows() -> None:
     ratios = {}
     for name, x in {"narrow": torch.rand(400, 6) + 1, "wide": torch.exp(4 * torch.randn(4000, 6))}.items():
         network, neuron = single(Alphabet(8, 2**0.25))
-        calibrate(network, neuron.clock, [x], 1, ThresholdRule("mse", headroom=1.0), "none")
+        calibrate(network, [x], 1, ThresholdRule("mse", headroom=1.0), "none")
         ratios[name] = float(neuron.ratio)
     assert ratios["narrow"] == pytest.approx(2**0.25)
     assert ratios["wide"] > 1.4

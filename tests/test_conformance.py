@@ -12,7 +12,7 @@ from conftest import SHARED
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vit2snn.spiking import LIF, QKChannelAttention, SEWShortcut, share_clock, simulate
+from vit2snn.spiking import LIF, QKChannelAttention, SEWShortcut, simulate
 from vit2snn.zoo import SpikingTransformer, from_official
 
 pytestmark = pytest.mark.shared
@@ -54,7 +54,7 @@ def test_logits_are_the_authors(name: str) -> None:
 
 def run(module: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, T: int) -> Tensor:
     """A module of a model on a folded signal ``[T * B, ...]``."""
-    return simulate(module, model.clock, x.unflatten(0, (T, -1)), T).flatten(0, 1)
+    return simulate(module, x.unflatten(0, (T, -1)), T).flatten(0, 1)
 
 
 def spikes_of(shortcut: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -142,6 +142,6 @@ def test_channel_attention_sends_the_spikes_of_spikingjelly() -> None:
     attention.load_state_dict(parameters)
     module = nn.Sequential(attention, LIF()).eval()
     x, expected = (reference.tensors[key].unsqueeze(-1) for key in ("input", "output"))
-    found = simulate(module, share_clock(module), x, len(x))
+    found = simulate(module, x, len(x))
     assert torch.equal(found, expected)
     assert found.any()

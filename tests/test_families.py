@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, to_spiking
 from vit2snn.evaluation import dispatched
-from vit2snn.spiking.calls import ELEMENTWISE
+from vit2snn.tracing.calls import ELEMENTWISE
 
 FAMILIES = {
     "windows with relative bias": ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (2, 1), "embed_dim": 48}, 56),

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from vit2snn.spiking import IF, LIF, NEURONS, PLIF, IntegerLIF, Neuron, Surrogate, binary_spikes, share_clock, simulate
+from vit2snn.spiking import IF, LIF, NEURONS, PLIF, IntegerLIF, Neuron, Surrogate, binary_spikes, simulate
 from vit2snn.spiking.surrogate import SHAPES, spike
 
 
 def run(neuron: Neuron, frames: Tensor, chunk: int | None = None) -> Tensor:
     """Frames ``[T, B, features]`` through a neuron."""
     shaped = frames.reshape(*frames.shape, 1, 1)
-    return simulate(neuron, share_clock(neuron), shaped, len(frames), chunk).reshape(frames.shape)
+    return simulate(neuron, shaped, len(frames), chunk).reshape(frames.shape)
 
 
 class Reference:
@@ -107,11 +107,8 @@ def test_a_tie_fires_and_a_constant_input_at_the_threshold_never_does() -> None:
 
 def test_a_still_input_is_shown_at_every_timestep() -> None:
     neuron, x = LIF(), torch.rand(3, 4, 2, 2) * 4
-    clock = share_clock(neuron)
-    assert torch.equal(simulate(neuron, clock, x, 5, still=True), simulate(neuron, clock, x, 5))
-    assert torch.equal(simulate(neuron, clock, x, 5, chunk=2, still=True), simulate(neuron, clock, x, 5))
-    assert not clock.states
-    assert clock.still is None
+    assert torch.equal(simulate(neuron, x, 5, still=True), simulate(neuron, x, 5))
+    assert torch.equal(simulate(neuron, x, 5, chunk=2, still=True), simulate(neuron, x, 5))
 
 
 def test_integer_spikes_are_counts_that_lower_the_membrane() -> None:

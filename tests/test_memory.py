@@ -16,7 +16,7 @@ from vit2snn.cli import cli
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
 from vit2snn.errors import OutOfMemoryError
 from vit2snn.evaluation.batching import Parts
-from vit2snn.spiking import LIF, Clock, eager, share_clock, stream
+from vit2snn.spiking import LIF, eager, present_run, stream
 from vit2snn.zoo.demo import demo_images
 
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: tried to allocate 1 bytes."
@@ -52,12 +52,13 @@ def test_no_state_outlives_the_last_chunk(chunk: int | None) -> None:
 
     class Looks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            kept.append(len(clock.states))
+            run = present_run()
+            assert run is not None
+            kept.append(len(run.states))
             return x
 
     network = nn.Sequential(LIF(), Looks())
-    clock: Clock = share_clock(network)
-    for _ in stream(network, clock, torch.randn(2, 3), 4, chunk):
+    for _ in stream(network, torch.randn(2, 3), 4, chunk):
         pass
     assert kept == {1: [1, 1, 1, 0], 2: [1, 0], None: [0]}[chunk]
 

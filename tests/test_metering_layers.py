@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from vit2snn.metering import Meter
 from vit2snn.metering.charges import FUNCTION_MACS, SHIFT_ACCUMULATES
-from vit2snn.spiking import IF, Hadamard, IntegerLIF, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, share_clock, simulate
+from vit2snn.spiking import IF, Hadamard, IntegerLIF, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, simulate
 
 T, B = 3, 2
 SIGNALS: dict[str, Callable[..., Tensor]] = {
@@ -115,7 +115,7 @@ def test_neurons_are_followed_through_views() -> None:
     linear, frames = nn.Linear(4, 3), torch.randn(T, B, 4, 3, 2)
     network = nn.Sequential(IntegerLIF(threshold=0.3), nn.Flatten(2), nn.Dropout(), Transposed(), linear).eval()
     meter = metered(network, frames)
-    sent = simulate(network[0], share_clock(network), frames, T)
+    sent = simulate(network[0], frames, T)
     assert whole_and_several(sent)
     assert spent(meter) == [[(count, 0) for count in images] for images in each(lambda x: by_linear(linear, x), sent)]
     assert meter.streams["0"].spikes.tolist() == [sum(images) for images in each(spikes, sent)]
@@ -253,10 +253,9 @@ def test_a_dark_image_among_numbers_is_counted_as_numbers() -> None:
 
 def test_several_runs_add_up() -> None:
     network, frames = nn.Sequential(Sends(), nn.Linear(6, 5)), SIGNALS["binary"](T, B, 1, 4, 6)
-    clock = share_clock(network)
     with torch.no_grad(), Meter(network) as meter:
         for images in (frames, frames[:, :1]):
-            simulate(network, clock, meter.show(images), T)
+            simulate(network, meter.show(images), T)
     assert meter.images == B + 1
     counts = each(lambda rows: by_linear(network[1], rows), frames)
     assert meter.tallies[0].accumulates.tolist() == [sum(images) + images[0] for images in counts]
@@ -283,10 +282,9 @@ def test_spikes_that_are_changed_in_place_are_looked_at_again() -> None:
 
 def test_inference_mode_makes_no_difference() -> None:
     network, frames = nn.Sequential(Sends(), nn.Linear(6, 5)), SIGNALS["binary"](T, B, 1, 4, 6)
-    clock = share_clock(network)
     counts = []
     for mode in (torch.no_grad, torch.inference_mode):
         with mode(), Meter(network) as meter:
-            simulate(network, clock, meter.show(frames.clone()), T)
+            simulate(network, meter.show(frames.clone()), T)
         counts.append(spent(meter))
     assert counts[0] == counts[1]

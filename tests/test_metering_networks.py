@@ -270,8 +270,7 @@ def test_nothing_is_counted_after_the_context_or_after_a_failure_within_it() -> 
         assert torch.equal(snn(images, T), logits)
         assert torch.equal(meter.spent(), before)
         assert not torch.overrides._get_current_function_mode_stack()
-        assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
-        assert all(neuron.probe is None for neuron in snn.neurons().values())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in snn.modules())
         assert torch.equal(metered(snn, images).spent(), expected)
 
 

@@ -41,7 +41,6 @@ from vit2snn.spiking import (
     SpikingSelfAttention,
     TemporalInteraction,
     TernaryLIF,
-    share_clock,
     simulate,
 )
 
@@ -50,7 +49,6 @@ T, B = 3, 2
 
 def lively(module: nn.Module, frames: Tensor) -> nn.Sequential:
     network = nn.Sequential(Sends(), module)
-    share_clock(network)
     return enliven(network, frames.flatten(0, 1))  # type: ignore[return-value]
 
 
@@ -79,7 +77,7 @@ MODULES: dict[str, Callable[[Any], nn.Module]] = {
 def test_every_operation_of_a_spiking_module(name: str, tokens: tuple[int, int]) -> None:
     frames = torch.randint(0, 3, (T, B, 8, *tokens)).float()
     network = lively(MODULES[name](LIF), frames)
-    counts = counted(network, network[0].clock, B, lambda: simulate(network, network[0].clock, frames, T, 1))
+    counts = counted(network, B, lambda: simulate(network, frames, T, 1))
     for chunk in (None, 1, 2):
         check(metered_as_it_is(network, frames, chunk), counts)
 
@@ -87,7 +85,7 @@ def test_every_operation_of_a_spiking_module(name: str, tokens: tuple[int, int])
 @torch.no_grad()
 def metered_as_it_is(network: nn.Sequential, frames: Tensor, chunk: int | None) -> Meter:
     with Meter(network) as meter:
-        simulate(network, network[0].clock, meter.show(frames), T, chunk)
+        simulate(network, meter.show(frames), T, chunk)
     return meter
 
 
@@ -96,7 +94,7 @@ def test_temporal_interaction_convolves_what_was_sent_a_timestep_before(attentio
     frames = torch.randint(0, 2, (T, B, 8, 2, 3)).float()
     network = lively(attention(8, 2, LIF, interaction=TemporalInteraction(6, thresholds=(0.01, 0.01))), frames)
     network[1].interaction.conv.weight.data.abs_()
-    counts = counted(network, network[0].clock, B, lambda: simulate(network, network[0].clock, frames, T, 1))
+    counts = counted(network, B, lambda: simulate(network, frames, T, 1))
     (convolution,) = counts["1.interaction.conv"]
     assert convolution[0] == [(0, 0)] * B and all(count > 0 for images in convolution[1:] for count, _ in images)
     for chunk in (None, 1, 2):
@@ -108,7 +106,7 @@ def test_temporal_interaction_convolves_what_was_sent_a_timestep_before(attentio
 def test_neurons_that_send_integers_or_two_signs(name: str, neuron: Any) -> None:
     frames = torch.randint(0, 3, (T, B, 8, 2, 3)).float()
     network = lively(MODULES[name](neuron), frames)
-    counts = counted(network, network[0].clock, B, lambda: simulate(network, network[0].clock, frames, T, 1))
+    counts = counted(network, B, lambda: simulate(network, frames, T, 1))
     check(metered_as_it_is(network, frames, None), counts)
 
 
@@ -183,7 +181,7 @@ def test_every_operation_of_a_network_with_spiking_branches(recipe: dict[str, An
     vit = make_vit(img_size=12, embed_dim=8, depth=2, num_classes=3)
     recipe = {"norm": "batchnorm", "neuron": "if", "readout": "class-token", **recipe}
     snn, x = to_spiking(vit, Recipe(timesteps=T, **recipe), torch.randn(8, 3, 12, 12)), torch.randn(B, 3, 12, 12)
-    counts = counted(snn.network, snn.clock, B, lambda: snn(x, T, chunk=1))
+    counts = counted(snn.network, B, lambda: snn(x, T, chunk=1))
     with Meter(snn.network) as meter:
         snn(meter.show(x), T, chunk=1)
     check(meter, counts)

@@ -44,7 +44,7 @@ def test_every_operation_of_a_model_of_the_zoo(name: str) -> None:
     if "dvs" in name:
         x = torch.randint(0, 3, (T, B, model.in_chans, max(32, size), max(32, size))).float()
     enliven(model, x)
-    counts = counted(model, model.clock, B, lambda: model.readout(x, chunk=1))
+    counts = counted(model, B, lambda: model.readout(x, chunk=1))
     add_readout(model, x, counts)
     for chunk in (None, 1):
         logits = model.readout(x, chunk=chunk)

@@ -21,6 +21,7 @@ from vit2snn.spiking import (
     Event,
     IntegerLIF,
     Neuron,
+    Run,
     Surrogate,
     TernaryLIF,
     eager,
@@ -71,8 +72,8 @@ def frames(image: tuple[int, ...], neuron: CodedNeuron) -> Tensor:
 def heard(neuron: CodedNeuron, x: Tensor, chunk: int | None) -> tuple[Tensor, list[Tensor]]:
     events: list[Event] = []
     with probing(nn.ModuleDict({"n": neuron}), {"n": events.append}):
-        told = simulate(neuron, neuron.clock, x, T, chunk)
-    silent = simulate(neuron, neuron.clock, x, T, chunk)
+        told = simulate(neuron, x, T, chunk)
+    silent = simulate(neuron, x, T, chunk)
     assert torch.equal(told, silent)
     return silent, [spikes for event in events for spikes in event.spikes]
 
@@ -98,12 +99,12 @@ def test_coded_neurons(alphabet: Alphabet, coding: Coding, tables: str) -> None:
 def test_inputs_may_lie_in_memory_in_any_way() -> None:
     neuron = calibrated(ALPHABETS["quarter octave"], Coding.DIFFERENTIAL, (3, 5, 8), "by row")
     x = frames((3, 5, 8), neuron)
-    expected = simulate(neuron, neuron.clock, x, T, chunk=1)
+    expected = simulate(neuron, x, T, chunk=1)
     qkv = torch.randn(T, B, 5, 2, 3, 8)
     qkv[..., 1, :, :] = x.transpose(2, 3)
     for other in (qkv[..., 1, :, :].transpose(2, 3), x.transpose(2, 4).contiguous().transpose(2, 4)):
         assert not other.is_contiguous()
-        assert torch.equal(simulate(neuron, neuron.clock, other, T, chunk=1), expected)
+        assert torch.equal(simulate(neuron, other, T, chunk=1), expected)
 
 
 @needs_kernels
@@ -112,13 +113,13 @@ def test_tables_that_change_are_seen_and_copies_have_their_own() -> None:
 
     neuron = calibrated(ALPHABETS["shift"], Coding.DIFFERENTIAL, (4, 6), "scalar")
     x = torch.randn(B, 4, 6)
-    first = simulate(neuron, neuron.clock, x, 2)
+    first = simulate(neuron, x, 2)
     other = copy.deepcopy(neuron)
     neuron.threshold.mul_(3)
-    assert not torch.equal(simulate(neuron, neuron.clock, x, 2), first)
-    assert torch.equal(simulate(other, other.clock, x, 2), first)
+    assert not torch.equal(simulate(neuron, x, 2), first)
+    assert torch.equal(simulate(other, x, 2), first)
     neuron.threshold = other.threshold.clone()
-    assert torch.equal(simulate(neuron, neuron.clock, x, 2), first)
+    assert torch.equal(simulate(neuron, x, 2), first)
 
 
 def test_what_the_kernels_do_not_know_is_computed_all_the_same() -> None:
@@ -127,7 +128,7 @@ def test_what_the_kernels_do_not_know_is_computed_all_the_same() -> None:
         neuron = calibrated(alphabet, Coding.DIFFERENTIAL, (4, 6), "scalar").to(dtype)
         neuron.ratio = torch.empty(0)
         x = torch.randn(B, 4, 6, dtype=dtype, requires_grad=True)
-        decoded = simulate(neuron, neuron.clock, x, 12)
+        decoded = simulate(neuron, x, 12)
         assert (decoded[-1] - x)[:, 1:].abs().max() < (decoded[0] - x)[:, 1:].abs().max()
         (gradient,) = torch.autograd.grad(decoded.sum(), x)
         assert gradient.any()
@@ -148,9 +149,9 @@ def test_membranes(neuron: Neuron, chunk: int | None) -> None:
     x = 3 * torch.randn(T, B, 2, 9, 70, generator=torch.Generator().manual_seed(2))
     x[0, 0] = getattr(neuron, "threshold", 1.0) * getattr(neuron, "tau", 1.0)  # on the threshold
     for given in (x, x.transpose(-1, -2), x[..., ::2]):
-        fused = simulate(neuron, neuron.clock, given, T, chunk)
+        fused = simulate(neuron, given, T, chunk)
         with eager():
-            assert torch.equal(fused, simulate(neuron, neuron.clock, given, T, chunk))
+            assert torch.equal(fused, simulate(neuron, given, T, chunk))
         assert 0.05 < fused.abs().mean() < 4
 
 
@@ -167,10 +168,10 @@ def test_gradients(shape: str, constants: dict[str, Any]) -> None:
         graded.requires_grad_(), start.requires_grad_()
         if is_eager:
             with eager():
-                spikes, last = neuron.run(graded, 0, start)
+                spikes, last = neuron.advance(graded, start, Run(last=False))
                 ((spikes * weights[:-1]).sum() + (last * weights[-1]).sum()).backward()
         else:
-            spikes, last = neuron.run(graded, 0, start)
+            spikes, last = neuron.advance(graded, start, Run(last=False))
             ((spikes * weights[:-1]).sum() + (last * weights[-1]).sum()).backward()
         found.append((spikes.detach(), graded.grad, start.grad))
     (spikes, *gradients), (expected, *references) = found
@@ -193,7 +194,7 @@ def test_without_a_compiler_torch_computes_and_one_line_says_so(
     neuron = LIF()
     x = 2 * torch.randn(T, B, 4)
     with caplog.at_level(logging.WARNING, logger="vit2snn"), torch.no_grad():
-        spikes = [neuron.run(x, 0, None)[0] for _ in range(2)]
+        spikes = [neuron.advance(x, None, Run())[0] for _ in range(2)]
     assert torch.equal(spikes[0], forward_reference(x, None, neuron.dynamics())[0])
     assert [record.getMessage()[:43] for record in caplog.records] == ["the fused kernels of neurons cannot be built"[:43]]
 
@@ -246,8 +247,8 @@ def test_references_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-6)
     neuron = calibrated(ALPHABETS["quarter octave"], Coding.DIFFERENTIAL, (4, 19), "scalar")
     with torch.no_grad(), eager():
-        expected = simulate(neuron, neuron.clock, frames((4, 19), neuron), T, chunk=1)
+        expected = simulate(neuron, frames((4, 19), neuron), T, chunk=1)
     monkeypatch.setattr("vit2snn.spiking.coding.compiled", lambda reference, x: _compiled(reference))
     monkeypatch.setattr("vit2snn.spiking.coding.kernels", lambda x: None)
     with torch.no_grad():
-        assert torch.equal(simulate(neuron, neuron.clock, frames((4, 19), neuron), T, chunk=1), expected)
+        assert torch.equal(simulate(neuron, frames((4, 19), neuron), T, chunk=1), expected)

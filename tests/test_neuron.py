@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vit2snn.spiking import Alphabet, Clock, CodedNeuron, Coding, Event, analog, probing, simulate
+from vit2snn.spiking import Alphabet, CodedNeuron, Coding, Event, Run, analog, present_run, probing, running, simulate
 from vit2snn.spiking.coding import emit
 
 
@@ -15,7 +15,7 @@ def neuron(alphabet: Alphabet | None, coding: Coding, threshold: float = 1.0, bu
 
 
 def run(made: CodedNeuron, x: Tensor, timesteps: int, chunk: int | None = None) -> Tensor:
-    return simulate(made, made.clock, x, timesteps, chunk)
+    return simulate(made, x, timesteps, chunk)
 
 
 def test_binary_rate_coding_is_the_soft_reset_integrate_and_fire_neuron() -> None:
@@ -78,12 +78,11 @@ def test_chunks_carry_the_state(chunk: int, coding: Coding) -> None:
 def test_every_run_starts_from_rest_even_after_a_failure() -> None:
     made, x = neuron(Alphabet(4), Coding.RATE), torch.randn(3, 5)
     first = run(made, x, 3)
-    made.probe = lambda event: (_ for _ in ()).throw(KeyError("stop"))
-    with pytest.raises(KeyError, match="stop"):
+    stop = {"": lambda event: (_ for _ in ()).throw(KeyError("stop"))}
+    with pytest.raises(KeyError, match="stop"), probing(made, stop):
         run(made, x, 3)
-    made.probe = None
     assert torch.equal(run(made, x, 3), first)
-    assert not made.clock.states
+    assert present_run() is None
 
 
 def test_an_input_for_each_timestep_is_followed() -> None:
@@ -98,16 +97,15 @@ def test_misuse_is_explained() -> None:
     made = CodedNeuron(Alphabet(1))
     with pytest.raises(RuntimeError, match="no thresholds yet: calibrate"):
         made(torch.zeros(1, 2))
-    made.clock = Clock(timesteps=2)
-    with pytest.raises(RuntimeError, match="batch of 3, not a multiple of the 2 timesteps"):
+    with running(Run(timesteps=2)), pytest.raises(RuntimeError, match="batch of 3, not a multiple of the 2 timesteps"):
         made(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="must be at least 1, got timesteps=0"):
-        simulate(made, made.clock, torch.zeros(1, 2), 0)
+        simulate(made, torch.zeros(1, 2), 0)
 
 
 def test_analog_context_passes_inputs_through_and_ends() -> None:
     made, x = neuron(Alphabet(1), Coding.DIFFERENTIAL), torch.randn(2, 3)
-    with analog(made):
+    with analog():
         assert torch.equal(run(made, x, 1)[0], x)
     assert not torch.equal(run(made, x, 1)[0], x)
 
@@ -128,7 +126,6 @@ def test_probes_report_target_spikes_and_decoded_value() -> None:
         (0, pytest.approx(0.9), 1.0, 1.0),
         (1, pytest.approx(0.9), 0.0, 1.0),
     ]
-    assert made.probe is None
     assert isinstance(seen[0], Event)
 
 
@@ -151,7 +148,7 @@ def test_a_layer_synchronous_neuron_spends_its_timesteps_on_each_input(chunk: in
     out = torch.stack([run(other, frame, t + 1)[-1] for t, frame in enumerate(frames)])
     events: list[Event] = []
     with probing(nn.ModuleDict({"n": made}), {"n": events.append}):
-        got = simulate(lambda x: made(x.flatten(1)), made.clock, frames.reshape(3, 4, 1, 1, 5), 3, chunk)
+        got = simulate(lambda x: made(x.flatten(1)), frames.reshape(3, 4, 1, 1, 5), 3, chunk)
     assert torch.equal(got, out)
     assert [len(event.spikes) for event in events] == [1, 2, 3]
     assert torch.allclose(sum(events[2].spikes) + 0.1, out[2])

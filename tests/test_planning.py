@@ -7,8 +7,8 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, plan
-from vit2snn.convert.record import record
 from vit2snn.errors import ModelError, NothingConvertedError, UnsupportedModuleError
+from vit2snn.tracing import record
 
 SIZE = (3, 16, 16)
 

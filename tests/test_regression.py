@@ -73,9 +73,3 @@ def test_a_balance_by_rate_fires_at_that_rate(neuron: Neuron, rate: float) -> No
     currents = torch.randn(4, 2000, 3) + torch.tensor([0.0, 3.0, -2.0])
     gain, offset = at_rate(neuron, currents, rate)
     torch.testing.assert_close(counts(neuron, currents * gain + offset).mean(0), torch.full((3,), rate), atol=0.01, rtol=0)
-
-
-def test_balancing_leaves_the_neuron_alone() -> None:
-    neuron = LIF()
-    counts(neuron, torch.ones(2, 3, 1))
-    assert not neuron.clock.states

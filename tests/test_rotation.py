@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, load, load_model, to_spiking
-from vit2snn.convert.depth import depth
 from vit2snn.convert.energy import dense
 from vit2snn.convert.model import structure
 from vit2snn.evaluation import evaluate
 from vit2snn.spiking import Hadamard, RotatedLinear
+from vit2snn.tracing import depth
 
 SIZE = (3, 16, 16)
 ROTATED = Recipe(timesteps=2, levels=2, ratio=2.0, rotation=True)

@@ -24,7 +24,7 @@ from vit2snn.cli import cli
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
 from vit2snn.errors import DataError
 from vit2snn.evaluation import evaluate, score
-from vit2snn.spiking import Alphabet, Clock, Coding, shards
+from vit2snn.spiking import Alphabet, Coding, shards
 
 DRIVEN = dataclasses.replace(RECIPES["spike-driven"], timesteps=2)
 CASES = {
@@ -82,7 +82,7 @@ def reconstructed(x: Tensor, seed: int) -> dict[str, Tensor]:
     block = nn.Sequential(nn.BatchNorm1d(x.shape[1]), nn.Linear(3, 3)).eval()
     nn.init.zeros_(block[1].weight)
     nn.init.zeros_(block[1].bias)
-    reconstruct(block, Clock(), [x.expand(2, *x.shape)], [x], seed)
+    reconstruct(block, [x.expand(2, *x.shape)], [x], seed)
     return block.state_dict()
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import vit2snn
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, fold, to_spiking
 from vit2snn.convert.branches import shared_key
-from vit2snn.convert.record import record
 from vit2snn.errors import ArtifactError
 from vit2snn.evaluation import diagnose, evaluate
+from vit2snn.tracing import record
 
 PRESETS = ("qkformer", "experts", "spike-driven")
 SPIKING = Recipe(attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", neuron="if")

@@ -24,7 +24,6 @@ from vit2snn.spiking import (
     SpikingPatchSplitting,
     SpikingSelfAttention,
     TemporalInteraction,
-    share_clock,
     simulate,
 )
 from vit2snn.spiking.attention import attend
@@ -148,9 +147,9 @@ def test_temporal_interaction_is_its_recursion_and_fires_after_the_first_timeste
     module, q = TemporalInteraction(tokens=6, alpha=0.6), (torch.rand(5, 3, 8, 6) < 0.6).float()
     module.conv.weight.data *= 4
     with torch.no_grad():
-        found = simulate(module, share_clock(module), q.unsqueeze(1), 5).squeeze(1)
+        found = simulate(module, q.unsqueeze(1), 5).squeeze(1)
         assert torch.equal(found, interaction_by_hand(module, q))
-        assert torch.equal(simulate(module, share_clock(module), q.unsqueeze(1), 5, chunk=2).squeeze(1), found)
+        assert torch.equal(simulate(module, q.unsqueeze(1), 5, chunk=2).squeeze(1), found)
     assert all(found[t].mean() > 0.02 for t in range(1, 5))
     assert module.conv.weight.numel() + module.conv.bias.numel() == 6 * 6 * 5 + 6
 
@@ -169,14 +168,13 @@ def test_temporal_interaction_is_its_recursion_and_fires_after_the_first_timeste
 def test_any_attention_takes_an_interaction_on_its_query(make: object) -> None:
     frames = torch.randint(0, 3, (4, B, C, H, W)).float()
     module = make(TemporalInteraction(H * W))  # type: ignore[operator]
-    clock = share_clock(module)
     seen: list[Tensor] = []
     module.interaction.register_forward_hook(lambda *call: seen.append(call[2]))
     with torch.no_grad():
-        out = simulate(module, clock, frames, 4)
+        out = simulate(module, frames, 4)
     assert out.shape == frames.shape
     assert set(seen[0].unique().tolist()) <= {0.0, 1.0}
-    out = simulate(module, clock, frames, 4)
+    out = simulate(module, frames, 4)
     out.square().mean().backward()
     assert module.interaction.conv.weight.grad.abs().sum() > 0
 

@@ -13,7 +13,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import DataError, ModelError
-from ..spiking import NEURONS, Neuron, NeuronFactory, share_clock, simulate
+from ..spiking import NEURONS, Neuron, NeuronFactory, simulate
 
 
 class Stage(nn.Module):
@@ -75,7 +75,6 @@ class SpikingTransformer(nn.Module):
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
         self.feature_info = list(self._feature_points())
-        self.clock = share_clock(self)
 
     @property
     def stride(self) -> int:
@@ -112,7 +111,7 @@ class SpikingTransformer(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Maps of tokens ``[T, B, C, H, W]`` to logits ``[B, num_classes]``, or to the head's input ``[B, C]``."""
         head = self._pool if pre_logits else self._classify
-        return simulate(head, self.clock, x, len(x)).mean(0)
+        return simulate(head, x, len(x)).mean(0)
 
     def forward_intermediates(
         self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False,
@@ -220,7 +219,7 @@ class SpikingTransformer(nn.Module):
         return logits
 
     def _simulate(self, network: Any, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
-        return simulate(network, self.clock, x, self._check_input(x, timesteps), chunk, still=True)
+        return simulate(network, x, self._check_input(x, timesteps), chunk, still=True)
 
     def _check_input(self, x: Tensor, timesteps: int | None = None) -> int:
         """The number of timesteps of this run, if the input can be run at all."""

@@ -20,6 +20,7 @@ from ..spiking import (
     QKChannelAttention,
     QKMixedAttention,
     QKTokenAttention,
+    Run,
     SEWShortcut,
     SpikingMLP,
     SpikingSelfAttention,
@@ -66,9 +67,9 @@ class BatchLeakLIF(LIF):
     published weights: see the README.
     """
 
-    def run(self, frames: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+    def advance(self, frames: Tensor, state: Any, run: Run) -> tuple[Tensor, Any]:
         """``[T, B, ...]`` as T * B timesteps of one image."""
-        outputs, state = super().run(frames.flatten(0, 1).unsqueeze(1), t, state)
+        outputs, state = super().advance(frames.flatten(0, 1).unsqueeze(1), state, run)
         return outputs.reshape(frames.shape), state
 
 

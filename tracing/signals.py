@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ..spiking.calls import ELEMENTWISE, FUSED, MATRIX, SYNAPTIC, WEIGHTED, Calls, function_name, tensors_in
+from .calls import ELEMENTWISE, FUSED, MATRIX, SYNAPTIC, WEIGHTED, Calls, function_name, tensors_in
 
 TRANSFORMS = {
     "layer_norm", "rms_norm", "group_norm", "instance_norm", "local_response_norm", "normalize", "norm", "softmax",
@@ -107,7 +107,7 @@ class Signals(Calls):
     """
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__(network)
         self.names = {id(module): name for name, module in network.named_modules()}
         self.constant = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..metering.signals import Call, Signals, on_meta
-from ..spiking import CodedNeuron, share_clock
-from ..spiking.calls import tensors_in
+from ..spiking import CodedNeuron, analog
+from .calls import tensors_in
+from .signals import Call, Signals, on_meta
 
 
 def depth(network: nn.Module, input_size: tuple[int, ...]) -> int:
@@ -18,11 +18,10 @@ def depth(network: nn.Module, input_size: tuple[int, ...]) -> int:
         input_size: of one image, ``(C, H, W)``.
     """
     shadow = on_meta(network)
-    share_clock(shadow)
     follower = _Follower(shadow)
     images = torch.empty(1, *input_size, dtype=next(p.dtype for p in shadow.parameters()), device="meta")
     follower.mark(images)
-    with follower, torch.no_grad():
+    with follower, analog(), torch.no_grad():
         logits = shadow(images)
     return _stage(logits)
 
@@ -37,7 +36,6 @@ class _Follower(Signals):
         super().__init__(network)
         for module in network.modules():
             if isinstance(module, CodedNeuron):
-                module.analog = True
                 module.register_forward_hook(self._sends)
 
     def _sends(self, neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

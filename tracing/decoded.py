@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..spiking import CodedNeuron, Coding, Event
 
+EXACT = 2.0**24
+"""Beyond it, every float32 is an integer."""
+
 
 def fires(x: Tensor) -> Tensor:
     """1 where ``x`` is not 0, and 0 elsewhere, in its own type: sums of it are several times faster than those of booleans."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..metering.signals import Call, Kind, Signals, on_meta
 from ..spiking import Neuron
-from ..spiking.calls import SYNAPTIC, tensors_in
+from .calls import SYNAPTIC, tensors_in
+from .signals import Call, Kind, Signals, on_meta
 
 BATCH = 2
 

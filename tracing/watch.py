@@ -1,6 +1,6 @@
 """Watching a network run: which operation is being made, at which timestep, and what lies behind its operands.
 
-A decoded value keeps what its neuron sent (`vit2snn.metering.decoded`), whatever views are made of it on the way to its
+A decoded value keeps what its neuron sent (`vit2snn.tracing.decoded`), whatever views are made of it on the way to its
 receiver; a mean of spikes keeps their sum.
 """
 
@@ -15,10 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..spiking import CodedNeuron, Event, Hadamard, Neuron, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, neurons, probing
-from ..spiking.calls import tensors_in
-from .decoded import Decoded, Update, copies_for, shaped, updates
-from .kinds import EXACT
+from ..spiking import (
+    CodedNeuron,
+    Event,
+    Hadamard,
+    Neuron,
+    Run,
+    ShiftGELU,
+    ShiftLayerNorm,
+    ShiftSoftmax,
+    neurons,
+    present_run,
+    probing,
+)
+from .calls import tensors_in
+from .decoded import EXACT, Decoded, Update, copies_for, shaped, updates
 from .signals import Call, Signals
 
 VIEWS = {
@@ -46,19 +57,17 @@ class Watch(Signals):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self._network = network
         self._coded = {name: neuron for name, neuron in neurons(network) if isinstance(neuron, CodedNeuron) and neuron.alphabet}
         self._copies = {name: copies_for(neuron) for name, neuron in self._coded.items()}
-        clocks = [neuron.clock for _, neuron in neurons(network)]
-        self._clock = clocks[0] if clocks else None
         self._uses: Counter[str] = Counter()
         self._numbers = [-1]  # operations so far in each of the running modules
         self._unseen: list[Any] = []
         self._updates: dict[str, list[Update]] = {}  # of coded neurons, those of the present timestep
-        self._shown = self._passes = 0
+        self._shown = 0
+        self._chunk: tuple[Run | None, int] = None, 0  # the run that is going on, and the number of its chunk
 
     def __enter__(self) -> Watch:
-        self._probing = probing(self._network, {name: partial(self._see_event, name) for name in self._coded})
+        self._probing = probing(self.network, {name: partial(self._see_event, name) for name in self._coded})
         self._probing.__enter__()
         super().__enter__()
         return self
@@ -80,7 +89,7 @@ class Watch(Signals):
         self.mark(images)
         images.still = batch is None and images.ndim < 5  # type: ignore[attr-defined]
         self._shown = batch or (images.shape[1] if images.ndim == 5 else len(images))
-        self._begin(0)
+        self._begin(None)
         return images
 
     def forget_changed(self, call: Call) -> None:
@@ -97,8 +106,9 @@ class Watch(Signals):
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """A module is called; what a neuron hands to a module within it is a signal."""
-        if self._clock is not None and self._clock.passes != self._passes:
-            self._begin(self._clock.passes)
+        run = present_run()
+        if (run, run.chunks if run else 0) != self._chunk:
+            self._begin(run)
         if self.stack and isinstance(self.stack[-1], Neuron):
             self.mark(inputs)
         super().enter(module, inputs)
@@ -108,11 +118,11 @@ class Watch(Signals):
             self._unseen.append(torch._C.DisableTorchFunction())  # nothing to see, and faster
             self._unseen[-1].__enter__()
 
-    def _begin(self, number: int) -> None:
+    def _begin(self, run: Run | None) -> None:
         """A pass of the network begins: modules are called, and operations made, for the first time again."""
-        self._passes = number
+        self._chunk = run, run.chunks if run else 0
         self._uses.clear()
-        self._numbers = [-1] * len(self._numbers)
+        self._numbers = [-1] * (len(self.stack) + 1)
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A module returns: a neuron has sent something, or a module is counted as a whole."""
@@ -144,20 +154,18 @@ class Watch(Signals):
 
     def _use(self) -> int:
         """The number of the call of the running module in this pass; within a neuron, each is one of a timestep."""
-        stepping = self._clock is not None and self._clock.stepping is not None
-        return 0 if stepping else self._uses[self.owner()]
+        run = present_run()
+        return 0 if run and run.stepping is not None else self._uses[self.owner()]
 
     def _time(self) -> tuple[int, int]:
         """The first timestep of what is being computed, and how many there are."""
-        if self._clock is None:
-            return 0, 1
-        if self._clock.stepping is not None:
-            return self._clock.stepping, 1
-        return self._clock.elapsed, self._clock.timesteps
+        run = present_run() or Run()
+        return (run.elapsed, run.timesteps) if run.stepping is None else (run.stepping, 1)
 
     def _is_still(self, operand: Tensor) -> bool:
         """Whether an operand is there once for all timesteps."""
-        return self._clock is not None and self._clock.still is not None and getattr(operand, "still", False)
+        run = present_run()
+        return run is not None and run.still is not None and getattr(operand, "still", False)
 
     def _by_image(self, x: Tensor, operand: Tensor) -> Tensor:
         """The sums over ``x``, in the shape of ``operand`` or ``[1, ...]``, of each timestep and image, ``[T, B]``."""
@@ -174,10 +182,11 @@ class Watch(Signals):
     def _see_event(self, name: str, event: Event) -> None:
         """The probe of a coded neuron."""
         neuron = self._coded[name]
-        if neuron.analog:
+        if neuron.is_analog:
             return
-        if neuron.clock.timesteps != 1:
-            raise RuntimeError(f"coded neurons are metered timestep by timestep, got {neuron.clock.timesteps}: pass chunk=1")
+        timesteps = (present_run() or Run()).timesteps
+        if timesteps != 1:
+            raise RuntimeError(f"coded neurons are metered timestep by timestep, got {timesteps}: pass chunk=1")
         self._updates[name] = list(updates(neuron, event, partial(self._by_image, operand=event.target)))
         self.sent(name, event, self._updates[name])
 

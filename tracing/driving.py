@@ -1,4 +1,4 @@
-"""Calls of torch functions in the ``forward`` of a module: seen as they are made, and driven by neurons.
+"""Calls of torch functions in the ``forward`` of a module, driven by neurons.
 
 A module that multiplies two activations, or that meets a weight without a module for it, keeps its code. While it runs, a
 torch function mode hands the operands of these calls through neurons.
@@ -6,76 +6,22 @@ torch function mode hands the operands of these calls through neurons.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import ModelError
+from .calls import IN_PLACE, SYNAPTIC, function_name
 
-WEIGHTED = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "addmm"}
-FUSED = {"scaled_dot_product_attention"}
-MATRIX = {"matmul", "rmatmul", "bmm", "mm", "baddbmm", "einsum"}
-ELEMENTWISE = {"mul", "mul_", "rmul", "imul", "multiply", "addcmul"}
-IN_PLACE = {"mul_", "imul"}
-SYNAPTIC = WEIGHTED | FUSED | MATRIX | ELEMENTWISE
-
-
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among ``values`` and in the lists, tuples and dictionaries among them, in order."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += tensors_in(value)
-        elif isinstance(value, dict):
-            found += tensors_in(value.values())
-    return found
-
-
-def function_name(function: Callable[..., Any]) -> str:
-    """Its name, as ``mul`` also for the operator ``__mul__``; with a colon in it for operators of libraries (torch.ops)."""
-    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return str(function).replace(".", "::")
-    name = getattr(function, "__name__", "")
-    return name[2:-2] if name.startswith("__") else name
-
-
-class Calls(TorchFunctionMode):
-    """Within its context, sees the calls of torch functions, and which module's own ``forward`` makes them.
-
-    Attributes:
-        stack: the modules whose ``forward`` has begun within the context and is not over, innermost last.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stack: list[nn.Module] = []
-
-    def __enter__(self) -> Calls:
-        self.handles = register_module_forward_pre_hook(self.enter), register_module_forward_hook(self.leave)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        for handle in self.handles:
-            handle.remove()
-
-    def enter(self, module: nn.Module, inputs: Any) -> None:
-        """A module is called."""
-        self.stack.append(module)
-
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A module returns."""
-        self.stack.pop()
+MODULE_CALL = nn.Module._call_impl.__code__
+"""The code that runs when a module is called, whichever its class."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +51,41 @@ class DrivenCalls(nn.Module):
         Raises:
             ModelError: it makes other calls than those that were recorded.
         """
-        with _Driver(self):
+        with _Driver(self, sys._getframe()):
             return super().forward(*args, **kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle cannot find a class that was made at run time; what it was made of, it can.
+        own = type(self).__mro__[2]
+        return _undriven, (own,), *super().__reduce_ex__(protocol)[2:]
 
-class _Driver(Calls):
-    def __init__(self, module: DrivenCalls) -> None:
+
+class _Driver(TorchFunctionMode):
+    """Drives the calls of one ``forward``: those that are made under its ``frame`` and in no module called from there."""
+
+    def __init__(self, module: DrivenCalls, frame: FrameType) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.frame = module, frame
         self.made = 0
+
+    def _is_own(self) -> bool:
+        """Whether the call that is being handled is the module's own.
+
+        The frames tell it. Hooks would have to be registered for all threads, and would miss the end of a module that raises.
+        """
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame is not self.frame:
+            if frame.f_code is MODULE_CALL:
+                return False
+            frame = frame.f_back
+        return frame is not None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if self.stack or name not in SYNAPTIC:
+        if name not in SYNAPTIC or not self._is_own():
             return func(*args, **kwargs)
         call = self.module.driven.get(self.made)
         self.made += 1
@@ -150,6 +115,12 @@ def drive(module: nn.Module, calls: dict[int, DrivenCall]) -> nn.Module:
     module.__class__ = _driven(type(module))  # type: ignore[arg-type]
     module.driven = calls  # type: ignore[assignment]
     return module
+
+
+def _undriven(kind: type[nn.Module]) -> nn.Module:
+    """A module of the class that drives calls of ``kind``, without its state."""
+    made = _driven(kind)  # type: ignore[arg-type]
+    return made.__new__(made)
 
 
 @cache
