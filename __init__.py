@@ -14,13 +14,14 @@ _HOME = {
     "SpikingModel": "convert",
     "converts": "convert",
     "evaluate": "evaluation",
-    "load": "convert",
+    "load": "storage",
     "to_spiking": "convert",
 }
 
 if TYPE_CHECKING:
-    from .convert import Recipe, SpikingModel, converts, load, to_spiking
+    from .convert import Recipe, SpikingModel, converts, to_spiking
     from .evaluation import evaluate
+    from .storage import load
 
 
 def __getattr__(name: str) -> object:

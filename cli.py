@@ -63,8 +63,8 @@ def env(as_json: bool) -> None:
 
     import torch
 
-    from vit2snn.convert.artifact import versions
     from vit2snn.spiking import native
+    from vit2snn.storage.versions import versions
 
     found = versions() | {
         "platform": platform.platform(),

@@ -31,8 +31,8 @@ from machine import RESULTS, describe, rounded
 from ranks import tau
 
 from vit2snn.cli import cli
-from vit2snn.convert import save_model
 from vit2snn.search import SPACES, TASKS, Architecture, Search, Settings, Space, Task, Window, arguments, create, figures
+from vit2snn.storage import save_model
 
 TASK = Task(size=16, in_chans=3, num_classes=10, stem="cifar")
 SPACE = Space("autost", (64, 80, 96, 112, 128, 160, 192), ((1, 10),), (1, 2, 3, 4, 5), neuron="plif")

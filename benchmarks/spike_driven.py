@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vit2snn.convert import RECIPES, SpikingModel, load_model, to_spiking
+from vit2snn.convert import RECIPES, SpikingModel, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.data import (
     Augmentation,
@@ -46,6 +46,7 @@ from vit2snn.data import (
 )
 from vit2snn.evaluation import evaluate
 from vit2snn.finetune import Distillation, Settings, train
+from vit2snn.storage import load_model
 from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"

@@ -57,8 +57,8 @@ def evaluate(
     vit2snn evaluate deit-snn --data imagenet/val --timesteps 1,2,4,8
     vit2snn evaluate demo-snn --max-drop 1 --exit-confidence 0.99
     """
-    from vit2snn.convert import is_model_folder
     from vit2snn.evaluation.text import curve_table, score_table
+    from vit2snn.storage import is_model_folder
 
     if is_model_folder(out):
         of_anns = {
@@ -110,7 +110,7 @@ def evaluate_artifact(
 
 def open_scored(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple[Any, Any]:
     """A converted model or one of the zoo, and batches of images to run it on."""
-    from vit2snn.convert import is_model_folder, load_model
+    from vit2snn.storage import is_model_folder, load_model
 
     if not is_model_folder(out):
         return _artifact(out, images)
@@ -122,8 +122,8 @@ def open_scored(out: Path, timesteps: int | None, images: dict[str, Any]) -> tup
 def _artifact(out: Path, images: dict[str, Any]) -> tuple[Any, Any]:
     """A converted model, and this process's batches of images that it was not calibrated on."""
     from vit2snn import load
-    from vit2snn.convert.artifact import read_config
     from vit2snn.data import batches, prepared
+    from vit2snn.storage.artifact import read_config
 
     check_data(read_config(out)["vit2snn"]["source"], images)
     snn = load(out)
@@ -136,8 +136,8 @@ def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any]
     """Load a zoo model, score it, write the curve into its folder."""
     from dataclasses import replace
 
-    from vit2snn.convert import load_model
     from vit2snn.evaluation import score, write_evaluation
+    from vit2snn.storage import load_model
 
     _check_zoo_data(out, images)
     model: Any = load_model(f"local-dir:{out}").to(device)

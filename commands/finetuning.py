@@ -89,8 +89,9 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """
     from vit2snn import load
     from vit2snn.convert import exit_table
-    from vit2snn.convert.artifact import is_artifact, read_config, versions
     from vit2snn.data import training_images
+    from vit2snn.storage.artifact import is_artifact, read_config
+    from vit2snn.storage.versions import versions
 
     check_training(out, options, is_artifact)
     source = read_config(model)["vit2snn"]["source"]
@@ -148,7 +149,7 @@ def _teacher(snn: SpikingModel, name: str) -> nn.Module:
     """Another ANN, which must take the very inputs of the converted one, and tell the same classes apart."""
     from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import load_model
+    from vit2snn.storage import load_model
 
     teacher = load_model(f"local-dir:{name}" if Path(name).is_dir() else name).requires_grad_(False)
     classes, wanted = int(teacher.num_classes), int(snn.network.num_classes)  # type: ignore[arg-type]

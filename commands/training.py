@@ -56,8 +56,8 @@ def training_options(epochs: int, lr: float) -> Callable[[Any], Any]:
 
 def check_training(out: Path, options: Mapping[str, Any], replaceable: Any) -> None:
     """Refuse outputs that must not be written, before anything is read. Processes beside the main one have no output."""
-    from vit2snn.convert.files import check_output
     from vit2snn.finetune import check_folder
+    from vit2snn.storage.files import check_output
 
     if is_main():
         check_output(out, options["overwrite"], replaceable)
@@ -165,10 +165,10 @@ def train(
     """
     import torch
 
-    from vit2snn.convert import is_model_folder, save_model
-    from vit2snn.convert.artifact import versions
     from vit2snn.evaluation import score
     from vit2snn.evaluation.text import score_table
+    from vit2snn.storage import is_model_folder, save_model
+    from vit2snn.storage.versions import versions
 
     started = time.time()
     check_training(out, options, is_model_folder)
@@ -197,7 +197,7 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
 
     import timm
 
-    from vit2snn.convert import is_model_folder
+    from vit2snn.storage import is_model_folder
     from vit2snn.zoo import VARIANTS
 
     if is_model_folder(Path(name)):
@@ -222,7 +222,7 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
 
 def _created(folder: Path, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:
     """The model in a folder, as untrained as it is there."""
-    from vit2snn.convert import load_model
+    from vit2snn.storage import load_model
 
     if given:
         raise ModelError(f"the model in {str(folder)!r} has its arguments, got {', '.join(given)}", "leave -a out")

@@ -1,12 +1,9 @@
-"""Conversion of a timm model into a spiking one: the recipe, the rules, the result, and its form on disk."""
+"""Conversion of a timm model into a spiking one: the recipe, the rules, and the result."""
 
-from .artifact import load as load, save as save
 from .auto import candidates as candidates, opened as opened, provisional as provisional
 from .exit import ExitTable as ExitTable, exit_table as exit_table
-from .folder import is_model_folder as is_model_folder, save_model as save_model
 from .folding import fold as fold
-from .model import SpikingModel as SpikingModel, to_spiking as to_spiking
+from .model import SpikingModel as SpikingModel, structure as structure, to_spiking as to_spiking
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog
-from .source import load_model as load_model, read_checkpoint as read_checkpoint

@@ -22,8 +22,8 @@ from ..spiking import over_time
 from ..tracing import catching, record
 from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
 from .branches import transformer_blocks
+from .inputs import check_weights
 from .recipe import Recipe
-from .source import check_weights
 from .spike_driven import fit_branch, restructure
 
 IMAGES = 64  # on which candidates are measured

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration import Prior, calibrate
-from ..data import digest
 from ..errors import DataError, ModelError
 from ..spiking import (
     CodedNeuron,
@@ -34,32 +33,12 @@ from .blocks import AUTO
 from .budget import affordable
 from .exit import ExitTable, confidence as sureness, exit_table
 from .functions import replace_functions, replace_softmax
+from .inputs import Batches, check_weights
 from .planning import Plan, plan
 from .products import drive_operations
 from .recipe import Recipe
 from .registry import handler_for
-from .source import check_weights
 from .spike_driven import fit, restructure
-
-
-class Batches:
-    """Batches of images that can be iterated over again: a tensor cut up, or batches from which labels are dropped.
-
-    ``digests`` are those of all images, once they have been iterated over.
-    """
-
-    def __init__(self, images: Tensor | Iterable[Any], size: int = 32) -> None:
-        self.batches = images.split(size) if isinstance(images, Tensor) else images
-        self.digests: tuple[str, ...] = ()
-
-    def __iter__(self) -> Iterator[Tensor]:
-        seen: list[str] = []
-        for batch in self.batches:
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            if not self.digests:
-                seen += map(digest, images)
-            yield images
-        self.digests = self.digests or tuple(seen)
 
 
 class SpikingModel(nn.Module):
@@ -194,8 +173,8 @@ class SpikingModel(nn.Module):
         return neuron
 
     def save(self, out: str | Path, **options: Any) -> None:
-        """Write this model into a folder; see `vit2snn.convert.save` for the options."""
-        from .artifact import save
+        """Write this model into a folder; see `vit2snn.storage.save` for the options."""
+        from ..storage.artifact import save
 
         save(self, out, **options)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..convert.files import write_whole
+from ..storage.files import write_whole
 from .accuracy import Evaluation
 from .scoring import Scores
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ..convert.files import write_whole
 from ..errors import ArtifactError, Vit2SnnError
+from ..storage.files import write_whole
 from .checkpoint import Workspace
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
-from ..convert.artifact import is_artifact, read_config
-from ..convert.folder import is_model_folder
 from ..errors import ArtifactError
+from ..storage.artifact import is_artifact, read_config
+from ..storage.folder import is_model_folder
 
 REQUIRED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("ann",): ("top1",),

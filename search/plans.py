@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..convert import Recipe
-from ..convert.artifact import versions
 from ..convert.auto import FIELDS, Candidate, choose, figures
 from ..convert.blocks import AUTO, MIXES_NO_TOKENS, SPIKING
-from ..convert.files import whole_folder
+from ..storage.files import whole_folder
+from ..storage.versions import versions
 
 KIND = "vit2snn plans"
 FRONT, PICTURE = "front.json", "front.svg"

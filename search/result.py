@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert.artifact import versions
-from ..convert.files import write_whole
 from ..errors import OutputExistsError, SearchError
+from ..storage.files import write_whole
+from ..storage.versions import versions
 from .count import Figures
 from .evolution import Search, Settings
 from .front import front, front_svg

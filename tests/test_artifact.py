@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vit2snn
-from vit2snn.convert import RECIPES, Recipe, artifact, to_spiking
-from vit2snn.convert.files import write_whole
+from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.errors import ArtifactError, OutputExistsError
+from vit2snn.storage import artifact
+from vit2snn.storage.files import write_whole
 
 
 @pytest.fixture

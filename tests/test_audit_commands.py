@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import fails, folder, run  # noqa: F401  (folder is a fixture)
 
 import vit2snn.zoo
-from vit2snn.convert import save_model
+from vit2snn.storage import save_model
 
 
 @pytest.fixture(scope="module")

@@ -106,8 +106,8 @@ def test_scored_images_are_never_calibration_images(folder: Path, tmp_path: Path
 
 def test_a_model_saved_from_python_is_scored_without_its_calibration_images(tmp_path: Path) -> None:
     import vit2snn
-    from vit2snn.convert import load_model
     from vit2snn.data import array_source, prepared
+    from vit2snn.storage import load_model
 
     ann = load_model("demo")
     images = torch.stack([s.image for s in prepared(ann, array_source(*demo_images("val")), count=30)])
@@ -219,7 +219,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit2snn.convert.artifact.save_file", interrupt)
+    monkeypatch.setattr("vit2snn.storage.artifact.save_file", interrupt)
     fails(130, "interrupted", "convert", "demo", "-o", tmp_path / "out", "--samples", 4, "--timesteps", 1)
     assert not list(tmp_path.iterdir())
 

@@ -15,13 +15,14 @@ from conftest import make_vit
 from test_zoo import small
 
 from vit2snn.commands.report import report
-from vit2snn.convert import RECIPES, Recipe, save, save_model, to_spiking
-from vit2snn.convert.artifact import SCHEMA
+from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.errors import ArtifactError
 from vit2snn.evaluation import evaluate, score, write_evaluation
 from vit2snn.report import read_artifacts, report_page
 from vit2snn.report.charts import pareto_front
 from vit2snn.report.markup import embedded, html
+from vit2snn.storage import save, save_model
+from vit2snn.storage.artifact import SCHEMA
 
 RATES = {"patch_embed.proj.neuron": [0.5, 0.25], "blocks.0.attn.spiking_attention.query": [0.125, 0.75], "head.neuron": [0, 1]}
 ERRORS = {

@@ -14,11 +14,12 @@ import timm
 from click.testing import CliRunner, Result
 
 from vit2snn.cli import cli
-from vit2snn.convert import Recipe, load, save_model
+from vit2snn.convert import Recipe
 from vit2snn.convert.auto import Candidate, opened
 from vit2snn.errors import RecipeError
 from vit2snn.search.front import is_on_front
 from vit2snn.search.plans import compromises, told, uniform
+from vit2snn.storage import load, save_model
 
 BLOCKS = range(3)
 ATTENTION, MLP = ("ssa", "qk-token", "sdsa"), ("spiking", "emsp")

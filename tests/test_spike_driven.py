@@ -152,7 +152,7 @@ def test_each_step_of_refitting_leaves_less_error() -> None:
 
 
 def test_refitting_alone_recovers_much_of_the_accuracy(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
-    from vit2snn.convert import load_model
+    from vit2snn.storage import load_model
 
     calibration, images, labels = demo_sample
     result = evaluate(to_spiking(load_model("demo"), "spike-driven", calibration), [(images, labels)])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .recipe import Recipe
+from ..convert import Recipe
 
 TEMPLATE = """# {architecture}, converted by vit2snn
 

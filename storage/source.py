@@ -18,17 +18,6 @@ from ..errors import CheckpointError, ModelError
 from ..zoo.demo import FOLDER as DEMO
 
 
-def check_weights(model: nn.Module) -> None:
-    """Refuse weights that nothing can be learned from.
-
-    Raises:
-        ModelError: some are not finite; the message names their parameter.
-    """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ModelError(f"the weights of {name!r} are not finite (NaN or infinity)", "check the checkpoint")
-
-
 def load_model(
     name: str, checkpoint: str | Path | None = None, num_classes: int | None = None, pretrained: bool = True
 ) -> nn.Module:

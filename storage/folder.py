@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from .artifact import versions
 from .files import check_output, whole_folder
+from .versions import versions
 
 SECTION = "vit2snn_zoo"
 

@@ -10,40 +10,24 @@ Further JSON files (``records``) go beside them.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 
+from ..convert import ExitTable, Recipe, SpikingModel, fold, structure
 from ..errors import ArtifactError
 from .card import model_card
-from .exit import ExitTable
 from .files import check_output, whole_folder
-from .folding import fold
-from .model import SpikingModel, structure
-from .recipe import Recipe
+from .versions import versions
 
 SCHEMA = 3
 WEIGHTS, TEACHER = "model.safetensors", "ann.safetensors"
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that decides a result."""
-    return {
-        "vit2snn": metadata.version("vit2snn"),
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "safetensors": safetensors.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def save(
