@@ -23,11 +23,10 @@ import timm
 import torch
 from torch import Tensor
 
-from vit2snn.convert import RECIPES, SpikingModel, to_spiking
+from vit2snn.convert import RECIPES, SpikingModel, load_model, to_spiking
 from vit2snn.data import array_source, prepared
 from vit2snn.evaluation import Evaluation, Scores, evaluate, score
 from vit2snn.metering import Meter
-from vit2snn.storage import load_model
 from vit2snn.zoo import SpikingTransformer
 from vit2snn.zoo.demo import demo_images
 

@@ -110,7 +110,8 @@ def evaluate_artifact(
 
 def open_scored(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple[Any, Any]:
     """A converted model or one of the zoo, and batches of images to run it on."""
-    from vit2snn.storage import is_model_folder, load_model
+    from vit2snn.convert import load_model
+    from vit2snn.storage import is_model_folder
 
     if not is_model_folder(out):
         return _artifact(out, images)
@@ -136,8 +137,8 @@ def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any]
     """Load a zoo model, score it, write the curve into its folder."""
     from dataclasses import replace
 
+    from vit2snn.convert import load_model
     from vit2snn.evaluation import score, write_evaluation
-    from vit2snn.storage import load_model
 
     _check_zoo_data(out, images)
     model: Any = load_model(f"local-dir:{out}").to(device)

@@ -32,7 +32,7 @@ def dense(snn: SpikingModel) -> Dense:
     """What the ANN of a converted network does for one image."""
     weight = next(snn.network.parameters())
     image = torch.randn(1, *snn.input_size, dtype=weight.dtype, device=weight.device)
-    network: nn.Module = snn.network if snn.teacher is None else snn.teacher
+    network: nn.Module = snn.network if snn.teacher is None else snn.teacher.on(weight.device)
     with analog(), Meter(network) as meter:
         if snn.teacher is None:
             simulate(network, meter.show(image), 1)

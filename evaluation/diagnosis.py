@@ -134,7 +134,7 @@ def _blocks(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[Modul
     """The blocks of a spike-driven network beside those of its ANN."""
     assert snn.teacher is not None
     names = [plan.name for plan in snn.plan.blocks]
-    with outputs_of(snn.teacher, names) as wanted:
+    with outputs_of(snn.teacher.ann, names) as wanted:
         snn.teacher(images)
     with outputs_of(snn.network, names) as found:
         snn(images, timesteps)

@@ -54,7 +54,7 @@ def images() -> Tensor:
 @pytest.fixture(scope="session")
 def demo_sample() -> tuple[Tensor, Tensor, Tensor]:
     """Calibration images, scored images and their labels, of the embedded demo."""
-    from vit2snn.storage import load_model
+    from vit2snn.convert import load_model
 
     model = load_model("demo")
     calibration = torch.stack([s.image for s in prepared(model, array_source(*demo_images("train")), count=64)])
