@@ -18,7 +18,7 @@ from vit2snn.convert import RECIPES, Recipe, Teacher, to_spiking
 from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import ArtifactError, OutputExistsError
 from vit2snn.storage import artifact, trusting
-from vit2snn.storage.files import write_whole
+from vit2snn.storage.files import check_output, write_whole
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_overwrite_replaces_only_what_vit2snn_wrote(snn: vit2snn.SpikingModel, t
         snn.save(tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "work of years"
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtifactError, match="lies below a file"):
+    with pytest.raises(ArtifactError, match="cannot be written: Not a directory"):
         snn.save(tmp_path / "file" / "out")
 
 
@@ -292,3 +292,15 @@ def test_rules_of_the_users_own_have_to_be_registered_to_load(images: Tensor, tm
         _HANDLERS.pop(kind)
     with pytest.raises(ArtifactError, match="a rule of its own for Attention, which is not registered"):
         vit2snn.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", [".", "..", "a/file/out", "x" * 300])
+def test_where_nothing_can_be_written_is_told_before_the_work(
+    place: str, snn: vit2snn.SpikingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=r"is the folder that you are in|cannot be written"):
+        check_output(Path(place), True, lambda folder: True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
