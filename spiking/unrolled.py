@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .alphabet import spread
 from .fused import compiled
 from .native import Membrane, address, checked, kernels
 from .surrogate import SHAPES, Surrogate
@@ -56,12 +57,12 @@ class Dynamics(NamedTuple):
         return v - v * self.leak + x
 
     def fire(self, h: Tensor) -> Tensor:
-        """The spikes; without a gradient."""
+        """The spikes, NaN where the membrane is not finite; without a gradient."""
         if self.sends == "integer":
             # floor(u + 1/2): a tie fires, as in all neurons here; torch.round would send it to the even number.
-            return (h / self.threshold + 0.5).floor().clamp(0, self.levels)
+            return spread((h / self.threshold + 0.5).floor().clamp(0, self.levels), h)
         spikes = torch.ge(h, self.threshold, out=torch.empty_like(h))
-        return spikes - (h <= -self.threshold).to(h.dtype) if self.sends == "ternary" else spikes
+        return spread(spikes - (h <= -self.threshold).to(h.dtype) if self.sends == "ternary" else spikes, h)
 
     def settle(self, h: Tensor, s: Tensor) -> Tensor:
         """v after the spikes."""
