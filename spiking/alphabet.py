@@ -98,7 +98,7 @@ class Alphabet:
         return Levels(ladder.threshold, gain, floor, least, steps, ladder.ratio)
 
     def quantize(self, u: Tensor, levels: Levels) -> Tensor:
-        """The nearest level, or 0 below the least; a tie goes to the larger (``>=``, as in the literature). NaN for non-finite ``u``.
+        """The nearest level, or 0 below the least; a tie goes to the larger (``>=``, as in the literature); see `spread`.
 
         Not differentiable: see `vit2snn.spiking.coding.emit`.
         """

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -27,30 +28,41 @@ EXTRAS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 
 logger = logging.getLogger("vit2snn")
 
-_eager = False
+_eager = ContextVar("eager", default=False)
 
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Within this context neurons compute by their references in torch, and not by the fused kernels."""
-    global _eager
-    before = _eager
+    """Within this context neurons compute by their references in torch, and not by the fused kernels; in this thread."""
+    token = _eager.set(True)
     try:
-        _eager = True
         yield
     finally:
-        _eager = before
+        _eager.reset(token)
 
 
 def is_eager() -> bool:
     """Whether the references are to be used."""
-    return _eager or torch.compiler.is_compiling()
+    return _eager.get()
+
+
+def compiling(x: Tensor) -> bool:
+    """Whether a graph is being made of what happens to ``x``, and is to hold the kernels, as operators.
+
+    These find out whether there are kernels when the graph runs: it may do so on another machine, or within `eager`.
+    """
+    return torch.compiler.is_compiling() and _is_plain(x)
 
 
 def kernels(x: Tensor) -> ctypes.CDLL | None:
     """The kernels, if they can compute with ``x``: a float32 tensor in the memory of the host."""
-    plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
-    return library() if plain and not is_eager() else None
+    if torch.compiler.is_compiling() or is_eager() or type(x) not in (Tensor, torch.nn.Parameter):
+        return None
+    return library() if _is_plain(x) else None
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 @cache

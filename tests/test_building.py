@@ -66,9 +66,7 @@ def test_a_library_is_built_once(place: Path) -> None:
     assert [path.suffix for path in kept(place)] == [".so"]
 
 
-@pytest.mark.parametrize(
-    "why", ["no home", "a file", "open to the group", "open to all", "in an open folder", "relative"]
-)
+@pytest.mark.parametrize("why", ["no home", "a file", "open to the group", "open to all", "in an open folder", "relative"])
 def test_without_a_cache_a_library_is_built_and_removed(place: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = place / "cache"
     if why in ("no home", "relative"):
