@@ -119,6 +119,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.membrane_backward.argtypes = [membrane, pointer, number, *[pointer] * 5, number, number]
     library.innovations.argtypes = [coded, pointer, number, pointer, number, number, number, pointer]
     library.innovations.restype = None
+    library.flush_denormals.argtypes = [ctypes.c_int]
+    library.flush_denormals.restype = None
     return library
 
 

@@ -6,6 +6,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -343,5 +346,26 @@ void innovations(const struct coded *c, const float *x, int64_t stride, const fl
 #pragma omp atomic
                     counts[bin] += own[bin * AT_ONCE + k];
                 }
+    }
+}
+
+/* -- the process ---------------------------------------------------------------------------------------------------- */
+
+/* Whether denormal numbers are 0, read and written, in this thread and in those that OpenMP keeps for it. */
+void flush_denormals(int on) {
+#pragma omp parallel
+    {
+#if defined(__SSE2__)
+        const unsigned int both = 0x8040;                /* FTZ and DAZ */
+        _mm_setcsr(on ? _mm_getcsr() | both : _mm_getcsr() & ~both);
+#elif defined(__aarch64__)
+        const uint64_t both = 1 << 24;                   /* FZ */
+        uint64_t mode;
+        __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+        mode = on ? mode | both : mode & ~both;
+        __asm__ volatile("msr fpcr, %0" : : "r"(mode));
+#else
+        (void)on;
+#endif
     }
 }
