@@ -20,6 +20,7 @@ from ..spiking import (
     SpikingDotProductAttention,
     analog,
     neurons,
+    prepare_process,
     rotate_inputs,
     shards,
     simulate,
@@ -206,6 +207,7 @@ def to_spiking(
         ModelError: weights or activations are not finite, or some signal mixes the images of a batch; the message names the
             module.
     """
+    prepare_process()
     recipe = Recipe.find(recipe) if isinstance(recipe, str) else recipe
     model = checked(model)
     batches = Batches(images, like=next(model.parameters()))

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..convert import ExitTable, Recipe, SpikingModel, Teacher, analog_copy, fold, structure
 from ..errors import ArtifactError
-from ..spiking import neurons
+from ..spiking import neurons, prepare_process
 from .building import built, check_handlers, details, plain_config, timm_config
 from .card import model_card
 from .files import check_output, whole_folder
@@ -151,6 +151,7 @@ def load(folder: str | Path, trust: str | None = None) -> SpikingModel:
         ArtifactError: the folder holds no converted model, or its parts do not fit each other, or it names code that is not
             trusted.
     """
+    prepare_process()
     folder = Path(folder)
     config = read_config(folder)
     check_handlers(config, folder)

@@ -399,3 +399,18 @@ def test_a_burst_that_is_changed_after_a_run_is_followed(vit: nn.Module, images:
     for neuron in snn.neurons().values():
         neuron.spikes_per_step -= 2
     assert torch.equal(snn(images), first)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", RECIPES)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_a_number_comes_out_as_none_and_of_its_own_image_alone(
+    preset: str, wrong: float, vit: nn.Module, images: Tensor
+) -> None:
+    snn = to_spiking(vit, preset, images)
+    expected = snn(images[:3], 2)
+    given = images[:3].clone()
+    given[1, 0, 5, 5] = wrong
+    found = snn(given, 2, chunk=1)
+    assert found[:, 1].isnan().all()
+    assert torch.allclose(found[:, [0, 2]], expected[:, [0, 2]], atol=1e-4)

@@ -26,7 +26,7 @@ MEMBRANES: dict[str, Neuron] = {
 def heard(neuron: Neuron, x: Tensor, way: str) -> Tensor:
     """By the kernels, by the references, or by what has a gradient."""
     with eager() if way == "eager" else nullcontext(), torch.set_grad_enabled(way == "graded"):
-        return simulate(neuron, neuron.clock, x.clone().requires_grad_(way == "graded"), T).detach()
+        return simulate(neuron, x.clone().requires_grad_(way == "graded"), T).detach()
 
 
 def check(neuron: Neuron, way: str) -> None:
