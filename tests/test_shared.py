@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import SHARED
+from skips import SHARED
 
 from vit2snn.cli import cli
 
