@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core; before torch starts its threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,14 +15,7 @@ from vit2snn.spiking import prepare_process
 from vit2snn.spiking.process import flush_denormals
 from vit2snn.zoo.demo import demo_images
 
-SHARED = Path(os.environ.get("VIT2SNN_SHARED", Path(__file__).parents[2] / "shared"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    skip = pytest.mark.skip(reason=f"the development data is not at {SHARED}")
-    for item in items:
-        if "shared" in item.keywords and not SHARED.is_dir():
-            item.add_marker(skip)
+pytest_plugins = ["skips"]
 
 
 @pytest.fixture(autouse=True)

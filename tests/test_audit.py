@@ -96,6 +96,7 @@ def test_the_replay_notices_a_spike_that_is_not_there(vit: nn.Module, images: Te
     assert replay(snn, images[:1]).difference > 1e-6
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_replayed(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     calibration, scored, _ = demo_sample
     for name in ("faithful", "ternary-synchronous", "qkformer"):

@@ -91,6 +91,7 @@ def test_a_folder_of_images_gives_what_the_embedded_images_give(converted: Path,
     assert given["ann"]["top1"] > 70
 
 
+@pytest.mark.slow
 def test_scored_images_are_never_calibration_images(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("convert", "demo", "-o", out, "--data", folder, "--samples", 25, "--timesteps", 1).exit_code == 0
@@ -104,6 +105,7 @@ def test_scored_images_are_never_calibration_images(folder: Path, tmp_path: Path
     fails(1, "does not tell which images", "evaluate", out, "--data", folder)
 
 
+@pytest.mark.slow
 def test_a_model_saved_from_python_is_scored_without_its_calibration_images(tmp_path: Path) -> None:
     import vit2snn
     from vit2snn.convert import load_model
@@ -115,6 +117,7 @@ def test_a_model_saved_from_python_is_scored_without_its_calibration_images(tmp_
     assert json.loads(run("evaluate", tmp_path / "out", "--json").stdout)["images"] == 970
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     weights: list[dict[str, torch.Tensor]] = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -149,6 +152,7 @@ def test_env_names_versions() -> None:
     assert json.loads(run("env", "--json").stdout)["torch"] == str(torch.__version__)
 
 
+@pytest.mark.slow
 def test_demo_runs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import vit2snn.zoo.demo
 
@@ -248,6 +252,7 @@ def test_grey_images_in_colour_files_are_read(converted: Path, folder: Path) -> 
     assert run("evaluate", converted, "--data", folder, "--timesteps", "1").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_or_refused(tmp_path: Path) -> None:
     convert = ["convert", "demo", "--timesteps", 1, "--samples", 16]
     result = run(*convert, "--budget", 0.17, "-o", tmp_path / "out", "--json")
@@ -260,6 +265,7 @@ def test_a_budget_is_kept_or_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_layer_synchronous_network_tells_its_latency(tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("convert", "demo", "--recipe", "ternary-synchronous", "--timesteps", 3, "--samples", 16, "-o", out)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHARED
 from safetensors import safe_open
+from skips import SHARED
 from torch import Tensor, nn
 
 from vit2snn.spiking import LIF, QKChannelAttention, SEWShortcut, simulate

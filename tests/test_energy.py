@@ -65,6 +65,7 @@ def test_an_operation_that_no_neuron_drives_costs_as_much_in_every_timestep_as_i
     assert fc1.operands[0].kind == "analog" and not fc1.operands[0].neuron
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_by_the_lowest_price(images: Tensor) -> None:
     model = make_vit(embed_dim=96, num_heads=4)  # wide: spikes cost more than functions
     free = spent(to_spiking(model, Recipe(timesteps=2), images), images).total

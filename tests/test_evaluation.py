@@ -140,6 +140,7 @@ def test_the_files_hold_the_figures(snn: SpikingModel, images: Tensor, labels: T
 # On the embedded demo
 
 
+@pytest.mark.slow
 def test_the_error_on_the_demo_falls_with_every_timestep(demo_sample: Sample) -> None:
     calibration, images, labels = demo_sample
     snn = to_spiking(load_model("demo"), Recipe(timesteps=8), calibration)
@@ -152,6 +153,7 @@ def test_the_error_on_the_demo_falls_with_every_timestep(demo_sample: Sample) ->
     assert points[3].spikes_per_neuron < 3
 
 
+@pytest.mark.slow
 def test_a_third_of_the_error_of_the_published_rule_with_fewer_spikes(demo_sample: Sample) -> None:
     """The thresholds of DCGS in our own terms (see ``benchmarks/faithful.py``)."""
     calibration, images, labels = demo_sample
@@ -167,6 +169,7 @@ def test_a_third_of_the_error_of_the_published_rule_with_fewer_spikes(demo_sampl
         assert other.relative_error < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "error"), [("ternary", 0.2), ("ternary-synchronous", 0.01), ("binary", 0.3)])
 def test_the_other_recipes_work_on_the_demo(name: str, error: float, demo_sample: Sample) -> None:
     calibration, images, labels = demo_sample

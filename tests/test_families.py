@@ -28,6 +28,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments", "size"), FAMILIES.values(), ids=FAMILIES.keys())
 @torch.no_grad()
 def test_a_family_converts(name: str, arguments: dict[str, object], size: int) -> None:

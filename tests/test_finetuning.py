@@ -437,6 +437,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_command_tunes_a_conversion(converted: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     loss = ["--loss", "labels=0.5,soft=1,features=0.5", "--mixup", 0.2, "--layer-decay", 0.9, "--new-lr", 2]
@@ -459,6 +460,7 @@ def test_the_command_tunes_a_conversion(converted: Path, tmp_path: Path) -> None
     assert told["ann"] == ann["ann"]  # the ANN beside it is still the one that was converted
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_resumed_to_the_same_weights(converted: Path, tmp_path: Path) -> None:
     options = ["--max-steps", "30", "--checkpoint-every", "3", "--batch-size", "8", "--ema", "0.9"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -494,6 +496,7 @@ def unfinished(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     yield command
 
 
+@pytest.mark.slow
 def test_a_training_is_resumed_with_its_own_settings_only(unfinished: list[object], tmp_path: Path) -> None:
     data = tmp_path / "data"
     for label in range(10):

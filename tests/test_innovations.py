@@ -43,7 +43,7 @@ def targets() -> Iterator[Tensor]:
     yield torch.cat([x, x], 2)[:, :, :5]
 
 
-@pytest.mark.skipif(library() is None, reason="no compiler")
+@pytest.mark.skipif(library() is None, reason="no C compiler")
 @pytest.mark.parametrize("sensitivity", [None, FIRST_TOKEN, FIRST_TWO, FIRST_AND_LAST])
 @pytest.mark.parametrize("coding", Coding)
 @pytest.mark.parametrize("signed", [True, False])

@@ -199,6 +199,7 @@ def test_without_a_compiler_torch_computes_and_one_line_says_so(
     assert [record.getMessage()[:43] for record in caplog.records] == ["the fused kernels of neurons cannot be built"[:43]]
 
 
+@pytest.mark.slow
 def test_kernels_are_built_where_the_cache_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     if native.library() is None:
         pytest.skip("no C compiler")
@@ -232,6 +233,7 @@ def test_a_reference_that_cannot_be_compiled_is_used_as_it_is(
     ]
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_references_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What accelerators use, here by the compiler for CPUs."""

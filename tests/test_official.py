@@ -70,6 +70,7 @@ def test_all_layouts_are_covered() -> None:
     assert set(CASES) == set(LAYOUTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", CASES)
 def test_a_checkpoint_of_another_layout_names_three_keys_and_the_layout_that_fits(layout: str) -> None:
     model, _ = model_of(layout)

@@ -20,6 +20,13 @@ def test_the_package_list_in_setup_cfg_names_every_folder_of_the_package() -> No
     assert listed == folders | {"vit2snn"}
 
 
+def test_all_that_is_required_has_a_lowest_version() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = "\n".join([config["options"]["install_requires"], *config["options.extras_require"].values()])
+    assert [line for line in listed.split() if ">=" not in line] == ["vit2snn[events,tensorboard]"]
+
+
 @pytest.mark.parametrize("statement", ["import vit2snn", "import vit2snn.cli", "import vit2snn.errors"])
 def test_importing_loads_neither_torch_nor_timm(statement: str) -> None:
     check = f"import sys; {statement}; print(sorted({{'torch', 'timm', 'numpy'}} & set(sys.modules)))"

@@ -67,6 +67,7 @@ def test_an_artifact_keeps_rotated_weights(demo_sample: tuple[Tensor, Tensor, Te
     assert torch.equal(load(tmp_path / "out")(scored[:4], 2), snn(scored[:4], 2))
 
 
+@pytest.mark.slow
 def test_ternary_spikes_profit(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     calibration, scored, labels = demo_sample
     errors = []

@@ -49,6 +49,7 @@ def statistics_of(architecture: Architecture, space: Space, task: Any) -> Any:
     return statistics(model, (task.size, task.size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["cifar10", "imagenet", "cifar10dvs"])
 @pytest.mark.parametrize("name", SPACES)
 def test_counts_in_closed_form_are_those_of_the_models(name: str, task: str) -> None:
@@ -192,11 +193,13 @@ def optima(dim: int, window: str, **settings: Any) -> int:
     return reached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "window"), [(192, "3M-4M"), (320, "11M-12M"), (384, "11M-12M")])
 def test_the_search_finds_the_optimum_in_at_least_nine_of_ten_seeds(dim: int, window: str) -> None:
     assert optima(dim, window) >= 9
 
 
+@pytest.mark.slow
 def test_without_repair_the_published_search_misses_an_optimum_of_few_genes() -> None:
     assert optima(384, "11M-12M", repair=False) >= 9
     assert optima(192, "3M-4M", repair=False) == 0  # nine blocks, all of the smallest MLP ratio
@@ -358,6 +361,7 @@ def found(out: Path, *more: object) -> Any:
     return run("search", "--space", "autost-tiny", "--params", "1M-2M", "--generations", 2, "--population", 8, "-o", out, *more)
 
 
+@pytest.mark.slow
 def test_the_commands_find_and_make_a_model_that_is_trained(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     result = found(out, "--json", "--task", "cifar10")

@@ -26,6 +26,7 @@ from vit2snn.errors import DataError
 from vit2snn.evaluation import evaluate, score
 from vit2snn.spiking import Alphabet, Coding, shards
 
+pytestmark = pytest.mark.slow  # the processes of nearly all tests
 DRIVEN = dataclasses.replace(RECIPES["spike-driven"], timesteps=2)
 CASES = {
     "faithful": Recipe(timesteps=2),

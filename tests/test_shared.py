@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import SHARED
+from skips import SHARED
 
 from vit2snn.cli import cli
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.shared
 DATA = SHARED / "data"
 
 
+@pytest.mark.slow
 def test_deit_tiny_from_float16_weights_agrees_with_its_ann(tmp_path: Path) -> None:
     images = ["--data", str(DATA / "imagenet-mini"), "--class-map", str(DATA / "imagenet-mini" / "class_map.txt")]
     checkpoint = str(DATA / "weights" / "deit_tiny_patch16_224.fp16.safetensors")

@@ -141,6 +141,7 @@ def test_without_refitting_each_branch_keeps_the_anns_mean_and_spread(vit: nn.Mo
     torch.testing.assert_close(bn.running_var, currents.var((0, 2, 3), correction=0), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_step_of_refitting_leaves_less_error() -> None:
     vit, many = make_vit(), torch.randn(64, 3, 16, 16)
     error = {
@@ -151,6 +152,7 @@ def test_each_step_of_refitting_leaves_less_error() -> None:
     assert error["blocks"] < 0.95 * error["ridge"]
 
 
+@pytest.mark.slow
 def test_refitting_alone_recovers_much_of_the_accuracy(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     from vit2snn.convert import load_model
 

@@ -47,6 +47,7 @@ def test_a_conversion_tells_its_branches_and_keeps_the_ann(converted: Path) -> N
     assert {row["name"] for row in scores["modules"]} == {f"blocks.{index}" for index in range(4)}
 
 
+@pytest.mark.slow
 def test_fine_tuning_then_folding(converted: Path, tmp_path: Path) -> None:
     before = document("evaluate", converted, "--samples", "100")["snn"][-1]["top1"]
     tuned, folded = tmp_path / "tuned", tmp_path / "folded"
@@ -79,6 +80,7 @@ def test_a_plan_out_of_budget_leaves_nothing(tmp_path: Path) -> None:
     assert "'none', 'ridge', 'blocks'" in blocks.stderr
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_routers(tmp_path: Path) -> None:
     for name in ("one", "two"):
         document("convert", "demo", "--recipe", "experts", "--refit", "none", "--samples", "4", "-o", tmp_path / name)

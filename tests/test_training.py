@@ -34,6 +34,7 @@ def stripes(count: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(images.split(8), labels.split(8), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qkformer_10_384", "semm_spikformer_4_384_cifar10", "sdt_8_384"])
 def test_a_spiking_transformer_learns(name: str) -> None:
     model: Any = timm.create_model(name, **{**SIZES[name], "num_classes": 2})
@@ -85,6 +86,7 @@ def test_training_that_cannot_go_on_says_why() -> None:
         score(model, [])
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_the_embedded_images_and_writes_a_timm_model(tmp_path: Path) -> None:
     out = tmp_path / "semm"
     command = [
@@ -118,6 +120,7 @@ def test_the_command_trains_on_the_embedded_images_and_writes_a_timm_model(tmp_p
     assert "a zoo model has none" in gate.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **options: Any) -> None:
         raise KeyboardInterrupt
