@@ -4,7 +4,7 @@
 
 ``plain`` runs the ANN and all timesteps of the converted network and looks at the logits, ``counted`` does so under a meter,
 and ``evaluate`` is `vit2snn.evaluate`, which also diagnoses and audits the first 8 images. The ViT of DeiT-tiny's size has
-random weights, as has the Spikformer; of a model of the zoo, which has no ANN, `vit2snn.evaluation.score` is measured. Prints a
+random weights, as has the Spikformer; of a model of the zoo, which has no ANN, `vit2snn.measure.score` is measured. Prints a
 table to stderr and JSON to stdout.
 """
 
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from vit2snn.convert import RECIPES, SpikingModel, to_spiking
 from vit2snn.data import array_source, prepared
-from vit2snn.evaluation import Evaluation, Scores, evaluate, score
-from vit2snn.metering import Meter
+from vit2snn.measure import Evaluation, Scores, evaluate, score
+from vit2snn.measure import Meter
 from vit2snn.storage import load_model
 from vit2snn.zoo import SpikingTransformer
 from vit2snn.zoo.demo import demo_images

@@ -26,7 +26,7 @@ from vit2snn.commands.shared import (
 from vit2snn.errors import QualityGateError
 
 if TYPE_CHECKING:
-    from vit2snn.evaluation import Evaluation, Scores
+    from vit2snn.measure import Evaluation, Scores
 
 
 @click.command()
@@ -57,7 +57,7 @@ def evaluate(
     vit2snn evaluate deit-snn --data imagenet/val --timesteps 1,2,4,8
     vit2snn evaluate demo-snn --max-drop 1 --exit-confidence 0.99
     """
-    from vit2snn.evaluation.text import curve_table, score_table
+    from vit2snn.measure.text import curve_table, score_table
     from vit2snn.storage import is_model_folder
 
     if is_model_folder(out):
@@ -95,7 +95,7 @@ def evaluate_artifact(
     import torch
 
     from vit2snn import evaluate
-    from vit2snn.evaluation import write_evaluation
+    from vit2snn.measure import write_evaluation
 
     snn, found = _artifact(out, images)
     if timesteps and timesteps[-1] > snn.recipe.timesteps:
@@ -136,7 +136,7 @@ def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any]
     """Load a zoo model, score it, write the curve into its folder."""
     from dataclasses import replace
 
-    from vit2snn.evaluation import score, write_evaluation
+    from vit2snn.measure import score, write_evaluation
     from vit2snn.storage import load_model
 
     _check_zoo_data(out, images)

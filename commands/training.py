@@ -165,8 +165,8 @@ def train(
     """
     import torch
 
-    from vit2snn.evaluation import score
-    from vit2snn.evaluation.text import score_table
+    from vit2snn.measure import score
+    from vit2snn.measure.text import score_table
     from vit2snn.storage import is_model_folder, save_model
     from vit2snn.storage.versions import versions
 

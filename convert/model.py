@@ -119,7 +119,7 @@ class SpikingModel(nn.Module):
         return logits, taken
 
     def exit_limits(self, confidence: float) -> Tensor:
-        """How sure the readout has to be to stop after each timestep, ``[T]``; see `vit2snn.convert.exit.ExitTable.thresholds`.
+        """How sure the readout has to be to stop after each timestep, ``[T]``; see `vit2snn.measure.exits.ExitTable.thresholds`.
 
         Raises:
             ModelError: the network has no calibration of exits.

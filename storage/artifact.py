@@ -47,7 +47,7 @@ def save(
         source: what the ANN was called by whoever made it, for the record.
         overwrite: replace an earlier artifact at ``out``.
         records: further documents to write, by file name.
-        errors: for each neuron, the relative error of its decoded value at each timestep (see `vit2snn.evaluation`).
+        errors: for each neuron, the relative error of its decoded value at each timestep (see `vit2snn.measure`).
 
     Raises:
         OutputExistsError: ``out`` exists and ``overwrite`` is not set.

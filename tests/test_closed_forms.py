@@ -13,9 +13,9 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
-from vit2snn.convert.energy import dense
+from vit2snn.measure.spending import dense
 from vit2snn.convert.model import structure
-from vit2snn.metering import FLOAT32, MODELS, Dense, EnergyModel, Meter, energy
+from vit2snn.measure import FLOAT32, MODELS, Dense, EnergyModel, Meter, energy
 
 
 @dataclass(frozen=True)

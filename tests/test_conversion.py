@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import vit2snn
 from vit2snn.convert import RECIPES, Recipe, to_spiking
-from vit2snn.convert.energy import dense
+from vit2snn.measure.spending import dense
 from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import DataError, ModelError, UnsupportedModuleError
 from vit2snn.spiking import SpikingDotProductAttention, SpikingLinear

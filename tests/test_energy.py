@@ -8,11 +8,11 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
-from vit2snn.convert.energy import dense, spent
+from vit2snn.measure.spending import dense, spent
 from vit2snn.convert.model import structure
 from vit2snn.errors import RecipeError
-from vit2snn.evaluation import evaluate
-from vit2snn.metering.charges import FUNCTION_MACS
+from vit2snn.measure import evaluate
+from vit2snn.measure.charges import FUNCTION_MACS
 from vit2snn.tracing import depth
 
 SIZE = (3, 16, 16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vit2snn import load
 from vit2snn.convert import ExitTable, Recipe, SpikingModel, exit_table, to_spiking
 from vit2snn.errors import ModelError
-from vit2snn.evaluation import evaluate
+from vit2snn.measure import evaluate
 
 
 @pytest.fixture

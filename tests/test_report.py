@@ -17,10 +17,10 @@ from test_zoo import small
 from vit2snn.commands.report import report
 from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.errors import ArtifactError
-from vit2snn.evaluation import evaluate, score, write_evaluation
-from vit2snn.report import read_artifacts, report_page
-from vit2snn.report.charts import pareto_front
-from vit2snn.report.markup import embedded, html
+from vit2snn.measure import evaluate, score, write_evaluation
+from vit2snn.measure.report import read_artifacts, report_page
+from vit2snn.measure.report.charts import pareto_front
+from vit2snn.measure.report.markup import embedded, html
 from vit2snn.storage import save, save_model
 from vit2snn.storage.artifact import SCHEMA
 

@@ -23,7 +23,7 @@ from vit2snn.calibration.code import Code
 from vit2snn.cli import cli
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
 from vit2snn.errors import DataError
-from vit2snn.evaluation import evaluate, score
+from vit2snn.measure import evaluate, score
 from vit2snn.spiking import Alphabet, Coding, shards
 
 DRIVEN = dataclasses.replace(RECIPES["spike-driven"], timesteps=2)

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from test_zoo import SMALL as SIZES, small
 from torch import Tensor, nn
 
-import vit2snn.evaluation
+import vit2snn.measure
 from vit2snn.cli import cli
 from vit2snn.errors import DataError, ModelError
-from vit2snn.evaluation import score
+from vit2snn.measure import score
 from vit2snn.finetune import Settings, Step, train
 
 SMALL = [
@@ -127,7 +127,7 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path, monkeypatch: pytest.
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert CliRunner().invoke(cli, [*command, "-o", str(whole)]).exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(vit2snn.evaluation, "score", interrupt)
+        patch.setattr(vit2snn.measure, "score", interrupt)
         assert CliRunner().invoke(cli, [*command, "-o", str(stopped)]).exit_code == 130
     resumed = CliRunner().invoke(cli, [*command, "-o", str(stopped), "--resume"])
     assert resumed.exit_code == 0, resumed.output

@@ -39,7 +39,7 @@ class Point:
         spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images.
         operations: accumulates and multiply-accumulates so far for an image, relative to the multiply-accumulates of the ANN's
             synaptic operations.
-        energy: of these, relative to the ANN's (see `vit2snn.metering`).
+        energy: of these, relative to the ANN's (see `vit2snn.measure`).
         latency: timesteps from the image to this readout: more than ``timestep`` if layers take their timesteps one after the
             other.
     """

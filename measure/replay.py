@@ -2,7 +2,7 @@
 
 It runs the same network, but computes every synaptic operation that spikes drive as a neuromorphic machine would: the sums of
 the timestep before stay, and each event adds a column of weights, or of the other operand, to the outputs that it reaches. If
-its logits equal those of the simulation, then what `vit2snn.metering` counts is all that there is to do.
+its logits equal those of the simulation, then what `vit2snn.measure` counts is all that there is to do.
 
 An event carries a value: that of the spike. Adding a column times this value is adding a stored version of the column, shifted
 (see `vit2snn.tracing.decoded.copies_for`); an integer n is n events. What is constant, or is no spike, is computed as it is:

@@ -31,7 +31,7 @@ def advise(points: Sequence[Point], ann_top1: float, modules: Sequence[ModuleErr
     Args:
         points: the curve.
         ann_top1: of the ANN, in per cent.
-        modules: of `vit2snn.evaluation.diagnose`, worst first.
+        modules: of `vit2snn.measure.diagnose`, worst first.
         recipe: what the network was converted with.
     """
     last = points[-1]

@@ -32,7 +32,7 @@ class Score:
         spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images; an integer counts as so many.
         operations: accumulates and multiply-accumulates so far for an image, relative to the multiply-accumulates of the same
             layers in one pass on numbers.
-        energy: of these, relative to that pass (see `vit2snn.metering`).
+        energy: of these, relative to that pass (see `vit2snn.measure`).
     """
 
     timestep: int

@@ -34,7 +34,7 @@ class AuditRow:
     Attributes:
         module: its name, with ``*`` for the numbers of blocks.
         function: of torch, or the class of a module that is counted as a whole.
-        kind: see `vit2snn.metering.Tally`.
+        kind: see `vit2snn.measure.Tally`.
         operands: kinds of what it reads.
         copies: stored versions of a weight (or of the other operand) that it needs to do without multiplications.
         accumulates: of an image, in all timesteps.
