@@ -44,8 +44,8 @@ from vit2snn.data import (
     prepared,
     training_images,
 )
-from vit2snn.measure import evaluate
 from vit2snn.finetune import Distillation, Settings, train
+from vit2snn.measure import evaluate
 from vit2snn.storage import load_model
 from vit2snn.zoo.demo import demo_images
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.evaluation import evaluate_artifact
+from vit2snn.commands.evaluation import evaluate_folder
 from vit2snn.commands.shared import (
     DEMO,
     Pass,
@@ -89,7 +89,7 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 
     from vit2snn import load
     from vit2snn.convert import Recipe, plan
-    from vit2snn.measure.text import plan_table
+    from vit2snn.convert.text import plan_table
     from vit2snn.storage import load_model
     from vit2snn.storage.artifact import is_artifact
 
@@ -152,7 +152,7 @@ def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
     recipe = find_recipe("faithful", timesteps=DEMO_TIMESTEPS)
     with launched("auto") as device:
         _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, device)
-        result = evaluate_artifact(folder, None, images | {"samples": None, "split": "validation"}, device)
+        result = evaluate_folder(folder, None, images | {"samples": None, "split": "validation"}, device)
     emit(as_json, result.to_json(), curve_table(result))
     note(f"the converted model, the curve and its data are in {folder}")
 

@@ -8,22 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metering import (
-    FLOAT32,
-    MODELS,
-    Dense,
-    EnergyModel,
-    Kind,
-    Meter,
-    Stream,
-    Tally,
-    conventional,
-    energy,
-    least_words,
-    most_words,
-)
-from ..metering.energy import WORD
-from ..metering.tally import OperationKind
+from .energy import FLOAT32, MODELS, WORD, Dense, EnergyModel, conventional, energy, least_words, most_words
+from .kinds import Kind
+from .meter import Meter
+from .tally import OperationKind, Stream, Tally
 
 PICO = 1e-6  # from pJ to µJ
 

@@ -1,19 +1,16 @@
-"""What a converted network costs, beside its ANN: counted by the meter on images."""
+"""What a network costs beside its ANN, counted by the meter on images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..metering import FLOAT32, Dense, Meter, Tally, energy
-from ..spiking import analog, simulate
-
-if TYPE_CHECKING:
-    from .model import SpikingModel
-
+from ..spiking import SpikingNetwork, evaluating
+from .energy import FLOAT32, Dense, energy
+from .meter import Meter
+from .tally import Tally
 
 SPIKELESS = {"function", "comparison", "rotation", "shift"}
 """Kinds of operations that no spike causes."""
@@ -28,30 +25,25 @@ class Spent:
 
 
 @torch.no_grad()
-def dense(snn: SpikingModel) -> Dense:
-    """What the ANN of a converted network does for one image."""
-    weight = next(snn.network.parameters())
-    image = torch.randn(1, *snn.input_size, dtype=weight.dtype, device=weight.device)
-    network: nn.Module = snn.network if snn.teacher is None else snn.teacher
-    with analog(), Meter(network) as meter:
-        if snn.teacher is None:
-            simulate(network, meter.show(image), 1)
-        else:
-            network(meter.show(image))
+def dense(network: SpikingNetwork, images: Tensor) -> Dense:
+    """What the ANN of a network does for one of these images ``[B, C, H, W]``."""
+    assert network.reference is not None
+    with evaluating(network), Meter(network.reference) as meter:
+        network.ann(meter.show(images[:1]))
     return Dense.of(meter.tallies)
 
 
 @torch.no_grad()
-def spent(snn: SpikingModel, images: Tensor) -> Spent:
-    """Of all the recipe's timesteps on these images ``[B, C, H, W]``; over all processes of a group."""
-    with Meter(snn.network) as meter:
-        snn(meter.show(images), chunk=1)
+def spent(network: SpikingNetwork, images: Tensor) -> Spent:
+    """Of all timesteps of the network on these images ``[B, C, H, W]``; over all processes of a group."""
+    with evaluating(network), Meter(network.network) as meter:
+        network.readout(meter.show(images), chunk=1)
     meter.over_processes()
-    reference = dense(snn).energy() * meter.images
-    total = _energy(meter.tallies, snn.recipe.synchronous)
+    reference = dense(network, images).energy() * meter.images
+    total = _energy(meter.tallies, network.synchronous)
     spikeless = [tally for tally in meter.tallies if tally.kind in SPIKELESS]
     multiplied = sum(float(tally.multiplies.sum()) for tally in meter.tallies if tally.kind not in SPIKELESS) * FLOAT32.mac
-    return Spent(total / reference, (_energy(spikeless, snn.recipe.synchronous) + multiplied) / reference)
+    return Spent(total / reference, (_energy(spikeless, network.synchronous) + multiplied) / reference)
 
 
 def _energy(tallies: list[Tally], synchronous: bool) -> float:

@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 
-from ..convert import ExitTable, Recipe, SpikingModel, fold, structure
+from ..convert import Recipe, SpikingModel, fold, structure
 from ..errors import ArtifactError
+from ..measure import ExitTable
 from .card import model_card
 from .files import check_output, whole_folder
 from .versions import versions

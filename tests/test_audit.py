@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import vit2snn.zoo
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
-from vit2snn.measure import Audit, audit, replay
-from vit2snn.measure import Meter
+from vit2snn.measure import Audit, Meter, audit, replay
 from vit2snn.storage import load_model
 
 SPIKING = Recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean", timesteps=3)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from test_report import written
 
-from vit2snn.measure.report import read_artifacts, report_page
+from vit2snn.measure.report import report_page
+from vit2snn.storage.documents import read_artifacts
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
