@@ -115,6 +115,7 @@ class _Scoring:
         x, y = images.to(self.device), labels.to(self.device)
         ann = self.network.ann(x)
         if ann is not None:
+            check_finite(ann)
             self.reference = self.reference or dense(self.network, x)
             self.modules = self.modules or diagnose(self.network, x, self.timesteps)
         self.meter.observing = not self.logits.images
