@@ -31,7 +31,7 @@ from ..tracing.decoded import Decoded, Update, fires
 from ..tracing.signals import Call
 from ..tracing.watch import VIEWS, again
 from . import charges
-from .kinds import spikes_in
+from .kinds import spikes_of
 from .ledger import Ledger
 from .tally import OperationKind, Stream, Tally
 
@@ -125,7 +125,7 @@ class Meter(Ledger):
         values = getattr(operand, "units", operand)
         if self.observing:
             stream.saw(values)
-        spikes = _spikes_of(values)
+        spikes = spikes_of(values)
         if spikes is None:
             stream.add(start, self._by_image(fires(operand), operand))
             self._add(tally, multiplies=float(tally.macs))
@@ -179,7 +179,7 @@ class Meter(Ledger):
                 stream.saw(operand)
         if all(behind):
             return self._multiply_decoded(call, positions, tally)
-        found = [None if decoded else _spikes_of(operand) for operand, decoded in zip(pair, behind, strict=True)]
+        found = [None if decoded else spikes_of(operand) for operand, decoded in zip(pair, behind, strict=True)]
         for stream, operand, spikes in zip(tally.operands, pair, found, strict=True):
             if not stream.name:
                 stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
@@ -263,7 +263,7 @@ class Meter(Ledger):
         operand = call.operands[0]
         if getattr(operand, "decoded", None):
             return
-        spikes = _spikes_of(getattr(operand, "units", operand))
+        spikes = spikes_of(getattr(operand, "units", operand))
         if spikes is not None:
             tally = self._tally(call.name, "reduction", operand, call.result, operands=1)
             (stream,) = tally.operands
@@ -286,18 +286,10 @@ class Meter(Ledger):
         stream.elements = operand.numel() // self._share(operand)
         if self.observing:
             stream.saw(operand)
-        spikes = _spikes_of(operand) if compares else None
+        spikes = spikes_of(operand) if compares else None
         present = self._by_image(fires(operand), operand)
         stream.add(self._time()[0], present)
         if compares:
             self._add(tally, float(stream.elements) if spikes is None else present)
         else:
             self._add(tally, multiplies=float(charges.FUNCTION_MACS * tally.outputs))
-
-
-def _spikes_of(values: Tensor) -> Tensor | None:
-    """See `spikes_in`; what several operations read is looked at once."""
-    if not hasattr(values, "spikes"):
-        values.spikes = spikes_in(values)  # type: ignore[attr-defined]
-    found: Tensor | None = values.spikes  # type: ignore[attr-defined]
-    return found
