@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--samples", type=click.IntRange(min=1), help="Images to score; all unless given.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
 @click.option("--max-drop", type=float, help="Recommend T by it; fail (exit 3) if no top-1 is within so many points.")
-@click.option("--max-energy", type=click.FloatRange(min=0, min_open=True), help="The same, relative to the ANN's energy.")
+@click.option("--max-energy", type=click.FloatRange(min=0, min_open=True), help="The same by energy, relative to the ANN's.")
 @click.option(
     "--exit-confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="C",
     help="Also stop each image early, once C of such calibration images kept their class.",
@@ -60,10 +60,8 @@ def evaluate(
     from vit2snn.measure.text import curve_table
     from vit2snn.storage import is_model_folder
 
-    if is_model_folder(out):
-        for option, value in {"--max-drop": max_drop, "--exit-confidence": exit_confidence}.items():
-            if value is not None:
-                raise click.UsageError(f"{option} compares with an ANN, and a zoo model has none")
+    if max_drop is not None and is_model_folder(out):
+        raise click.UsageError("--max-drop compares with an ANN, and a zoo model has none")
     with launched(images["device"]) as device:
         result = evaluate_folder(out, timesteps, images, device, exit_confidence, amp_dtype)
     budgeted = max_drop is not None or max_energy is not None
