@@ -51,8 +51,14 @@ class _Cli(click.Group):
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VIT2SNN"})
 @click.version_option(__version__, prog_name="vit2snn")
 @click.option("--debug", is_flag=True, help="Show the traceback of a known failure.")
-def cli(debug: bool) -> None:
+@click.option("--trust", metavar="PACKAGE.MODULE:FUNCTION", help="Builder of an ANN that a folder may name: it is run.")
+@click.pass_context
+def cli(context: click.Context, debug: bool, trust: str | None) -> None:
     """Convert pretrained Vision Transformers from timm into spiking neural networks."""
+    if trust is not None:
+        from vit2snn.storage import trusting
+
+        context.with_resource(trusting(trust))
 
 
 @cli.command()

@@ -22,11 +22,10 @@ import timm
 import torch
 from torch import Tensor
 
-from vit2snn.convert import RECIPES, SpikingModel, to_spiking
+from vit2snn.convert import RECIPES, SpikingModel, load_model, to_spiking
 from vit2snn.data import array_source, prepared
 from vit2snn.measure import Meter, evaluate
 from vit2snn.spiking import SpikingNetwork
-from vit2snn.storage import load_model
 from vit2snn.zoo import SpikingTransformer
 from vit2snn.zoo.demo import demo_images
 

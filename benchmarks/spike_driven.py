@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vit2snn.convert import RECIPES, SpikingModel, to_spiking
+from vit2snn.convert import RECIPES, SpikingModel, Teacher, load_model, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.data import (
     Augmentation,
@@ -46,7 +46,6 @@ from vit2snn.data import (
 )
 from vit2snn.finetune import Distillation, Settings, train
 from vit2snn.measure import evaluate
-from vit2snn.storage import load_model
 from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"
@@ -135,9 +134,8 @@ def tune(snn: SpikingModel, subject: Subject, passes: int, lr: float) -> None:
     updates = epochs * len(loader) + rest
     warmup = min(1.0, updates / len(loader) / 10)
     settings = Settings(epochs=1, max_steps=updates, lr=lr, warmup_epochs=warmup)
-    snn.teacher = None
     train(snn, loader, settings, objective=Distillation(LOSS, subject.ann))
-    snn.teacher = subject.ann
+    snn.teacher = Teacher(subject.ann)
 
 
 def measure(subject: Subject, preset: str, stage: str, passes: int) -> dict[str, Any]:

@@ -88,9 +88,8 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
     from timm.data import resolve_model_data_config
 
     from vit2snn import load
-    from vit2snn.convert import Recipe, plan
+    from vit2snn.convert import Recipe, load_model, plan
     from vit2snn.convert.text import plan_table
-    from vit2snn.storage import load_model
     from vit2snn.storage.artifact import is_artifact
 
     if is_artifact(Path(model)):
@@ -168,11 +167,10 @@ def _convert(
     import torch
     from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import plan, provisional, to_spiking
+    from vit2snn.convert import load_model, plan, provisional, to_spiking
     from vit2snn.data import batches, prepared
     from vit2snn.measure import evaluate
     from vit2snn.spiking.shards import processes, smallest
-    from vit2snn.storage import load_model
     from vit2snn.storage.artifact import is_artifact
     from vit2snn.storage.files import check_output
     from vit2snn.storage.versions import versions

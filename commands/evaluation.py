@@ -112,7 +112,8 @@ def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole:
         images: the options of the data.
         whole: whether a recording is cut into all timesteps of the model even where fewer are asked for.
     """
-    from vit2snn.storage import is_model_folder, load_model
+    from vit2snn.convert import load_model
+    from vit2snn.storage import is_model_folder
 
     if not is_model_folder(out):
         return _artifact(out, timesteps, images)

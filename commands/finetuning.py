@@ -88,6 +88,7 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     vit2snn finetune deit-snn --data imagenet --loss soft=1,features=0.5 --epochs 3 -o deit-tuned
     """
     from vit2snn import load
+    from vit2snn.convert import Teacher
     from vit2snn.data import training_images
     from vit2snn.measure import exit_table
     from vit2snn.storage.artifact import is_artifact, read_config
@@ -106,11 +107,9 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     batches = training_images(
         snn.network, images, options["batch_size"], options["seed"], options["workers"], _augmentation(options)
     )
-    # The ANN is no part of what is trained; afterwards it is what the network no longer computes.
-    snn.teacher = None
     identity = {"model": str(model.resolve()), **{name: options[name] for name in IDENTITY}}
     summary = run_training(snn, batches, out, options, identity, objective=objective, lr_scale=_lr_scale(snn, options))
-    snn.teacher = original
+    snn.teacher = Teacher(original)  # what the network no longer computes
     if summary.main:
         document = {"updates": summary.updates, "loss": summary.loss, "seconds": round(summary.seconds, 1)}
         settings = {name: options[name] for name in (*SETTINGS, *IDENTITY)}
@@ -149,7 +148,7 @@ def _teacher(snn: SpikingModel, name: str) -> nn.Module:
     """Another ANN, which must take the very inputs of the converted one, and tell the same classes apart."""
     from timm.data import resolve_model_data_config
 
-    from vit2snn.storage import load_model
+    from vit2snn.convert import load_model
 
     teacher = load_model(f"local-dir:{name}" if Path(name).is_dir() else name).requires_grad_(False)
     classes, wanted = int(teacher.num_classes), int(snn.network.num_classes)  # type: ignore[arg-type]

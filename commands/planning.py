@@ -49,13 +49,12 @@ def plan(
     import torch
     from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import candidates, opened, plan as planned, provisional
+    from vit2snn.convert import candidates, load_model, opened, plan as planned, provisional
     from vit2snn.convert.auto import FIELDS
     from vit2snn.convert.blocks import AUTO, SPIKING
     from vit2snn.data import prepared
     from vit2snn.measure.text import table
     from vit2snn.search import plans
-    from vit2snn.storage import load_model
     from vit2snn.storage.files import check_output
 
     check_output(out, overwrite, plans.is_front)

@@ -222,7 +222,7 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
 
 def _created(folder: Path, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:
     """The model in a folder, as untrained as it is there."""
-    from vit2snn.storage import load_model
+    from vit2snn.convert import load_model
 
     if given:
         raise ModelError(f"the model in {str(folder)!r} has its arguments, got {', '.join(given)}", "leave -a out")

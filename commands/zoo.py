@@ -65,8 +65,9 @@ def show(name: str, as_json: bool) -> None:
     NAME is a name of `vit2snn zoo list`, or a folder that `vit2snn train` or `vit2snn zoo import` wrote: then the spikes that
     `vit2snn evaluate` counted are shown too.
     """
+    from vit2snn.convert import load_model
     from vit2snn.measure.text import table
-    from vit2snn.storage import is_model_folder, load_model
+    from vit2snn.storage import is_model_folder
     from vit2snn.zoo import VARIANTS, statistics
 
     folder = Path(name) if is_model_folder(Path(name)) else None
@@ -136,7 +137,8 @@ def import_(
     \b
     vit2snn zoo import 10_384.pth --layout qkformer_imagenet -o qkformer
     """
-    from vit2snn.storage import is_model_folder, read_checkpoint, save_model
+    from vit2snn.convert import read_checkpoint
+    from vit2snn.storage import is_model_folder, save_model
     from vit2snn.storage.files import check_output
     from vit2snn.zoo import from_official
 

@@ -6,3 +6,5 @@ from .model import SpikingModel as SpikingModel, structure as structure, to_spik
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog
+from .source import load_model as load_model, read_checkpoint as read_checkpoint
+from .teacher import Teacher as Teacher, analog_copy as analog_copy

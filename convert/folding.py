@@ -28,14 +28,18 @@ def fold_network(network: nn.Module) -> None:
     """Fold the normalisations of a network in evaluation mode, in place."""
     for module in network.modules():
         if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            # In double precision: an error of rounding in a current may cross a threshold.
+            dtype = module.conv.weight.dtype
+            module.conv = fuse_conv_bn_eval(module.conv.double(), module.bn.double()).to(dtype)
             module.set_submodule("bn", nn.Identity())
         elif isinstance(module, SpikingNorm) and isinstance(module.norm, nn.BatchNorm2d):
             bn = module.norm
             assert bn.running_mean is not None and bn.running_var is not None
             balanced = Balanced(module.neuron, (bn.num_features,))
+            mean, variance, gain, offset = (t.double() for t in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
             with torch.no_grad():
-                balanced.gain.copy_(bn.weight / (bn.running_var + bn.eps).sqrt())
-                balanced.offset.copy_(bn.bias - balanced.gain * bn.running_mean)
+                gain = gain / (variance + bn.eps).sqrt()
+                balanced.gain.copy_(gain)
+                balanced.offset.copy_(offset - gain * mean)
             module.set_submodule("norm", nn.Identity())
             module.set_submodule("neuron", balanced)

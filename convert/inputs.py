@@ -1,43 +1,131 @@
-"""What a conversion is given: a model with weights, and calibration images."""
+"""What a conversion is given: a model with weights, calibration images, and a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data import digest
-from ..errors import ModelError
+from ..errors import DataError, ModelError
+from ..measure.batches import IMAGES
+
+
+def checked(model: nn.Module) -> nn.Module:
+    """The model, without the wrapper of ``torch.compile``.
+
+    Raises:
+        ModelError: it has no weights to learn from.
+    """
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        model = model._orig_mod
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model to convert is a torch.nn.Module, got {type(model).__name__}", "pass a model of timm")
+    if next(model.parameters(), None) is None:
+        raise ModelError(f"{type(model).__name__} has no parameters", "pass a model with weights, such as one of timm")
+    check_weights(model)
+    return model
 
 
 def check_weights(model: nn.Module) -> None:
     """Refuse weights that nothing can be learned from.
 
     Raises:
-        ModelError: some are not finite; the message names their parameter.
+        ModelError: some are missing or not finite; the message names their parameter.
     """
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ModelError(f"the weights of {name!r} are on the meta device, which has no values", "load the weights first")
         if not torch.isfinite(parameter).all():
             raise ModelError(f"the weights of {name!r} are not finite (NaN or infinity)", "check the checkpoint")
 
 
-class Batches:
-    """Batches of images that can be iterated over again: a tensor cut up, or batches from which labels are dropped.
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within this context random numbers depend on the seed alone, and afterwards they go on as if nothing had happened."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
-    ``digests`` are those of all images, once they have been iterated over.
+
+class Batches:
+    """Batches of calibration images that can be iterated over again.
+
+    Args:
+        images: ``[N, C, H, W]``; or batches of images, of images and labels (which are dropped), or dictionaries with a key of
+            `vit2snn.measure.batches.IMAGES`.
+        like: images get the device and type of this tensor.
+        size: of the batches into which a tensor is cut up.
+
+    Attributes:
+        digests: of all images, once they have been iterated over. They must be the same in every pass, in any order.
+
+    Raises:
+        DataError: they can be iterated over only once, or there are none.
     """
 
-    def __init__(self, images: Tensor | Iterable[Any], size: int = 32) -> None:
-        self.batches = images.split(size) if isinstance(images, Tensor) else images
+    def __init__(self, images: Any, like: Tensor, size: int = 32) -> None:
+        if not isinstance(images, Iterable) or isinstance(images, (Iterator, Mapping, str)):
+            raise DataError(
+                f"calibration needs images that can be iterated over several times, got {type(images).__name__}",
+                "pass a tensor, a list of batches or a DataLoader",
+            )
+        self.batches = images.split(size) if isinstance(images, Tensor) and images.ndim else images
+        self.like = like
         self.digests: tuple[str, ...] = ()
 
+    def first(self) -> Tensor:
+        """The first batch.
+
+        Raises:
+            DataError: there is none.
+        """
+        first = next(iter(self), None)
+        if first is None:
+            raise DataError("there are no calibration images", "pass at least one batch of images")
+        return first
+
     def __iter__(self) -> Iterator[Tensor]:
+        """The images of each batch.
+
+        Raises:
+            DataError: a batch has none, or they are others than in the pass before.
+        """
         seen: list[str] = []
         for batch in self.batches:
-            images = batch if isinstance(batch, Tensor) else batch[0]
-            if not self.digests:
+            images = images_of(batch)
+            if len(images):
                 seen += map(digest, images)
-            yield images
+                yield images.detach().to(self.like)
+        if self.digests and set(seen) != set(self.digests):
+            raise DataError(
+                "the calibration images are others in every pass: they are augmented, or chosen anew",
+                "pass a loader without augmentation and drop_last, or a list: list(loader)",
+            )
         self.digests = self.digests or tuple(seen)
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images ``[B, C, H, W]`` of a batch of images, of images and labels, or of a dictionary.
+
+    Raises:
+        DataError: there are none, or they are no preprocessed images.
+    """
+    if isinstance(batch, Mapping):
+        named = [batch[key] for key in IMAGES if key in batch]
+        if not named:
+            raise DataError(f"a batch has the keys {', '.join(map(repr, batch))}", f"name the images {IMAGES[0]!r}")
+        batch = named[0]
+    elif isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
+        batch = batch[0]
+    if not isinstance(batch, Tensor):
+        raise DataError(f"images are tensors, got {type(batch).__name__}", "convert them with torch.as_tensor")
+    if batch.ndim < 2 or not batch.is_floating_point():
+        raise DataError(
+            f"images are preprocessed, that is floating-point numbers [B, C, H, W], got {batch.dtype} of {tuple(batch.shape)}",
+            "prepare them as timm.data.create_transform does for the model",
+        )
+    return batch

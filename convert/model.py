@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,17 @@ from ..tracing import untied
 from .absorption import absorb_functions, absorb_norms
 from .advice import advise
 from .auto import Candidate, candidates, choose
+from .batch_axis import check_images_apart
 from .blocks import AUTO
 from .budget import affordable
 from .functions import replace_functions, replace_softmax
-from .inputs import Batches, check_weights
+from .inputs import Batches, checked, seeded
 from .planning import Plan, plan
 from .products import drive_operations
 from .recipe import Recipe
 from .registry import handler_for
 from .spike_driven import fit, restructure
+from .teacher import Teacher, analog_copy
 
 
 class SpikingModel(nn.Module):
@@ -52,7 +54,8 @@ class SpikingModel(nn.Module):
         recipe: what it was converted with.
         plan: what became of each module.
         input_size: of one image, ``(C, H, W)``.
-        teacher: the ANN, where the network with analog neurons does not compute it (any more); None where it does.
+        teacher: the ANN, where the network with analog neurons does not compute it (any more); None where it does. It is no
+            submodule.
         folded: whether batch normalisations have been folded away (see `vit2snn.convert.fold`).
         calibrated_on: digests of the calibration images (see `vit2snn.data.digest`), which must not be scored.
         exits: how sure the readout was on the calibration images, for `anytime`; None for a layer-synchronous network, whose
@@ -67,7 +70,7 @@ class SpikingModel(nn.Module):
         self.recipe = recipe
         self.plan = plan
         self.input_size = input_size
-        self.teacher: nn.Module | None = None
+        self.teacher: Teacher | None = None
         self.folded = False
         self.calibrated_on: tuple[str, ...] = ()
         self.exits: ExitTable | None = None
@@ -150,20 +153,15 @@ class SpikingModel(nn.Module):
     def ann(self, x: Tensor) -> Tensor:
         """The logits ``[B, classes]`` of the ANN that was converted."""
         if self.teacher is not None:
-            logits: Tensor = self.teacher(x)
-            return logits
+            return self.teacher(x)
         with analog():
             return simulate(self.network, x, 1)[0]
 
     def original(self) -> nn.Module:
         """The ANN that was converted, frozen, with the module names of timm; it shares nothing with the network."""
-        if self.teacher is not None:
-            return self.teacher
-        network = copy.deepcopy(self.network).eval().requires_grad_(False)
-        for module in network.modules():
-            if isinstance(module, CodedNeuron):
-                module.alphabet = None
-        return network
+        if self.teacher is None:
+            return analog_copy(self.network)
+        return copy.deepcopy(self.teacher.on(next(self.network.parameters()).device))
 
     def neurons(self) -> dict[str, CodedNeuron]:
         """The coded neurons by name, in order of the module tree; spiking branches have membrane neurons instead."""
@@ -187,7 +185,7 @@ class SpikingModel(nn.Module):
     @property
     def reference(self) -> nn.Module:
         """The module tree in which `ann` computes."""
-        return self.network if self.teacher is None else self.teacher
+        return self.network if self.teacher is None else self.teacher.on(next(self.network.parameters()).device)
 
     @property
     def compared(self) -> dict[str, str]:
@@ -216,11 +214,15 @@ class SpikingModel(nn.Module):
 
 
 def to_spiking(
-    model: nn.Module, recipe: Recipe | str = "faithful", images: Tensor | Iterable[Any] | None = None
+    model: nn.Module,
+    recipe: Recipe | str = "faithful",
+    images: Tensor | Iterable[Any] | None = None,
+    seed: int = 0,
 ) -> SpikingModel:
     """Convert a pretrained timm model into a spiking network.
 
-    The argument is not changed; the result shares nothing with it, and all its parameters can be trained.
+    The result depends on the arguments alone. The model is not changed; the result shares nothing with it, and all its
+    parameters can be trained. Random numbers that others draw are not touched.
 
     The processes of a ``torch.distributed`` group convert together: each calls this with its share of the images, and all get
     the network that one process gets with all images (a batch of each process counts as one large batch).
@@ -228,31 +230,31 @@ def to_spiking(
     Args:
         model: the ANN, with its weights.
         recipe: a `Recipe`, or the name of one.
-        images: calibration images, preprocessed: ``[N, C, H, W]``, or batches (of images, or of images and labels) that can
+        images: calibration images, preprocessed: ``[N, C, H, W]``, or batches (see `vit2snn.convert.inputs.Batches`) that can
             be iterated over several times, such as a DataLoader. A few dozen to a few hundred; labels are not used.
+        seed: of what has no counterpart in the ANN, such as the routers of experts.
 
     Raises:
         UnsupportedModuleError: a module has no rule; nothing has been done.
         NothingConvertedError: the model has no synaptic operation that the recipe converts.
-        DataError: there are no images, they can be iterated over only once, or the processes of a group have unequally many
-            batches.
-        ModelError: weights or activations are not finite; the message names the module.
+        DataError: there are no images, they are none of the model's, they change from pass to pass, or the processes of a group
+            have unequally many batches.
+        ModelError: weights or activations are not finite, or some signal mixes the images of a batch; the message names the
+            module.
     """
     recipe = Recipe.find(recipe) if isinstance(recipe, str) else recipe
-    if images is None or isinstance(images, Iterator):
-        raise DataError(
-            f"calibration needs images that can be iterated over several times, got {type(images).__name__}",
-            "pass a tensor, a list of batches or a DataLoader",
-        )
-    check_weights(model)
-    batches = Batches(images)
+    model = checked(model)
+    batches = Batches(images, like=next(model.parameters()))
     _check_in_step(batches)
-    first = next(iter(batches), None)
-    if first is None or not len(first):
-        raise DataError("there are no calibration images", "pass at least one batch of images")
-    torch.set_rng_state(shards.first(torch.get_rng_state()))  # new modules start alike in all processes
+    # Within inference mode no gradient could be taken, of which calibration needs some.
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, next(model.parameters()).device):
+        return _to_spiking(model, recipe, batches)
+
+
+def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches) -> SpikingModel:
+    first = batches.first()
     if AUTO in (recipe.attention, recipe.mlp):
-        recipe = choose(recipe, _over_processes(list(candidates(model.eval(), recipe, batches))))
+        recipe = choose(recipe, _over_processes(list(candidates(Teacher(model).ann, recipe, batches))))
     elif recipe.max_energy is not None:
         recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
     snn = _fitted(model, recipe, batches)
@@ -264,11 +266,14 @@ def to_spiking(
 
 def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:
     """The converted network, calibrated and re-fitted; the recipe leaves nothing to be chosen."""
-    snn = structure(model, recipe, tuple(next(iter(batches)).shape[1:]))
+    first = next(iter(batches))
+    snn = structure(model, recipe, tuple(first.shape[1:]))
     if not recipe.keeps_function:
-        snn.teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    if recipe.spike_driven:
-        fit(snn.network, model.eval(), snn.plan.blocks, recipe, batches)
+        snn.teacher = Teacher(model)
+    if not recipe.spike_driven:
+        check_images_apart(snn.network, first[:1])
+    elif snn.teacher is not None:
+        fit(snn.network, snn.teacher.ann, snn.plan.blocks, recipe, batches)
     if snn.neurons() and recipe.alphabet is not None:
         # Beside membrane neurons, one timestep is no ANN from which a prior, a bias or a worth could be learned.
         prior: Prior = "none" if recipe.spike_driven else recipe.prior

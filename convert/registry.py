@@ -54,3 +54,8 @@ def handler_for(module: nn.Module) -> Handler | None:
 def keep_analog(module: nn.Module, neuron: NeuronFactory) -> nn.Module:
     """The handler of modules that have no synaptic operation: they compute on decoded values, as they are."""
     return module
+
+
+def own_handlers() -> set[str]:
+    """Names of the classes that have a handler beside the built-in ones."""
+    return {kind.__name__ for kind, handler in _HANDLERS.items() if handler.__module__ != f"{__package__}.rules"}

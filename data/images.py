@@ -47,8 +47,11 @@ def sample_of(image: Tensor, label: int) -> Sample:
 
 
 def digest(image: Tensor) -> str:
-    """What a preprocessed image ``[C, H, W]`` is known by: 16 hexadecimal digits of the hash of its pixels."""
-    return hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    """What a preprocessed image ``[C, H, W]`` is known by: 16 hexadecimal digits of the hash of its pixels in float32.
+
+    An image that was rounded to half precision before is another one.
+    """
+    return hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[tuple[Tensor, Tensor]]:

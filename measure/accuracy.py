@@ -44,9 +44,9 @@ def evaluate(
     Args:
         network: a converted network, or one of the zoo; it is scored in evaluation mode.
         batches: images ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``, and labels ``[B]``: tuples, lists, or dictionaries (see
-            `vit2snn.measure.batches.labelled`), such as a DataLoader gives.
+            `vit2snn.measure.batches.labelled`), such as a DataLoader gives. Images get the device and type of the weights.
         timesteps: T, to report every timestep up to it, or the timesteps to report; the network's T unless given.
-        exit_confidence: also score the network with early exits (see `SpikingModel.anytime`).
+        exit_confidence: also score the network with early exits (see `vit2snn.SpikingModel.anytime`).
         amp_dtype: bfloat16 or float16, in which the spiking network then computes what ``torch.autocast`` lets it: the analog
             parts between its neurons, whose state stays in float32. The ANN stays in float32, to compare with.
         shared: whether the processes of the group do this together. Otherwise this one scores what it is given by itself.
@@ -103,7 +103,7 @@ class _Scoring:
         self.timesteps = timesteps
         self.exits = exits
         self.amp_dtype = amp_dtype
-        self.device = next(network.network.parameters()).device
+        self.weight = next(network.network.parameters())
         self.meter, self.logits = Meter(network.network), Logits(timesteps)
         self.chunk = 1 if any(isinstance(module, CodedNeuron) for module in network.network.modules()) else None
         self.digests: list[str] = []
@@ -112,14 +112,14 @@ class _Scoring:
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """A batch, or a part of one."""
-        x, y = images.to(self.device), labels.to(self.device)
+        x, y = images.to(self.weight), labels.to(self.weight.device)
         ann = self.network.ann(x)
         if ann is not None:
             check_finite(ann)
             self.reference = self.reference or dense(self.network, x)
             self.modules = self.modules or diagnose(self.network, x, self.timesteps)
         self.meter.observing = not self.logits.images
-        autocast = torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+        autocast = torch.autocast(y.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
         with self.meter.undone_on_error(), self.meter, autocast:
             readout = self.network.readout(self.meter.show(x), self.timesteps, self.chunk).float()
         check_labels(y, readout.shape[-1])

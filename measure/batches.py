@@ -15,7 +15,7 @@ from ..errors import DataError, OutOfMemoryError, is_out_of_memory
 
 logger = logging.getLogger("vit2snn")
 
-IMAGES = ("image", "images", "pixel_values")
+IMAGES = ("image", "images", "pixel_values", "img", "x")
 LABELS = ("label", "labels")
 """What images and labels are called in batches that are dictionaries."""
 

@@ -71,8 +71,15 @@ class ExitTable:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ExitTable:
-        """The inverse of `to_json`."""
-        return cls(torch.tensor(fields["sure"]), torch.tensor(fields["stays"]).bool())
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: the fields are no tables of one shape.
+        """
+        sure, stays = torch.tensor(fields["sure"]), torch.tensor(fields["stays"]).bool()
+        if sure.ndim != 2 or sure.shape != stays.shape:
+            raise ValueError(f"tables of {tuple(sure.shape)} and {tuple(stays.shape)}, expected two of [T, N]")
+        return cls(sure, stays)
 
 
 def stops(readout: Tensor, limits: Tensor) -> Tensor:

@@ -27,9 +27,11 @@ class Spent:
 @torch.no_grad()
 def dense(network: SpikingNetwork, images: Tensor) -> Dense:
     """What the ANN of a network does for one of these images ``[B, C, H, W]``."""
-    assert network.reference is not None
-    with evaluating(network), Meter(network.reference) as meter:
-        network.ann(meter.show(images[:1]))
+    reference = network.reference
+    assert reference is not None
+    image = images[:1].to(next(reference.parameters()))
+    with evaluating(network), Meter(reference) as meter:
+        network.ann(meter.show(image))
     return Dense.of(meter.tallies)
 
 

@@ -98,7 +98,7 @@ class Alphabet:
         return Levels(ladder.threshold, gain, floor, least, steps, ladder.ratio)
 
     def quantize(self, u: Tensor, levels: Levels) -> Tensor:
-        """The nearest level, or 0 below the least; a tie goes to the larger (``>=``, as in the literature).
+        """The nearest level, or 0 below the least; a tie goes to the larger (``>=``, as in the literature); see `spread`.
 
         Not differentiable: see `vit2snn.spiking.coding.emit`.
         """
@@ -114,7 +114,12 @@ class Alphabet:
                 level = torch.where(z >= above, above, level)
         level = torch.maximum(level, levels.floor).clamp(max=1) * levels.threshold
         spikes = torch.where(y >= levels.least, level, 0.0)
-        return spikes.copysign(u) if self.signed else spikes
+        return spread(spikes.copysign(u) if self.signed else spikes, u)
+
+
+def spread(spikes: Tensor, u: Tensor) -> Tensor:
+    """``spikes`` with NaN where ``u``, of the same shape, is not finite: a neuron must not take such a value for silence."""
+    return torch.add(spikes, u, alpha=0)  # a zero of the sign of u, which changes no bit of its spike
 
 
 def octave(z: Tensor) -> Tensor:

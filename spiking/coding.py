@@ -18,13 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .alphabet import Alphabet, Levels
 from .fused import compiled
-from .native import MOST_STEPS, TABLES, Coded, Table, address, checked, kernels
+from .native import MOST_STEPS, TABLES, Coded, Table, address, checked, compiling, kernels
+from .operators import operator
 
 
 class Coding(str, Enum):
@@ -126,9 +128,10 @@ class CodedStep:
         return self._run(x, before, out, told=True)
 
     def _run(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
-        if self._is_native(x, before):
+        is_known = self._is_known(x, before)
+        if is_known and kernels(x) is not None:
             return self._native(x, before, out, told)
-        decoded, spikes = self.reference(x, before)
+        decoded, spikes = self._in_graph(x, before, told) if is_known and compiling(x) else self.reference(x, before)
         return decoded if out is None else out.copy_(decoded), spikes
 
     def reference(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, list[Tensor]]:
@@ -138,34 +141,38 @@ class CodedStep:
         respond = _respond if self._is_graded(x, before) else compiled(_respond, x)
         return respond(x, self.prior.expand(x.shape) if before is None else before, a, b, *constants)
 
-    def _is_native(self, x: Tensor, before: Tensor | None) -> bool:
-        """Whether the kernel can do it: it knows ratios of 2^(1/m), and no gradients."""
+    def _is_known(self, x: Tensor, before: Tensor | None) -> bool:
+        """Whether a kernel could do it: it knows ratios of 2^(1/m), and no gradients."""
         steps = self.levels.steps
         if steps is None or len(steps) > MOST_STEPS or x.ndim < 2 or self.prior.dtype != torch.float32 or not x.numel():
             return False
-        return not self._is_graded(x, before) and kernels(x) is not None
+        return not self._is_graded(x, before)
 
     def _is_graded(self, x: Tensor, before: Tensor | None) -> bool:
         return torch.is_grad_enabled() and (x.requires_grad or (before is not None and before.requires_grad))
 
     def _native(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
         x = x if x.stride(-1) == 1 else x.contiguous()
-        before = before if before is None else before.contiguous()
         out = x.new_empty(x.shape) if out is None else out
         sent = x.new_empty(self.count, *x.shape) if told else None
         key = (x.shape[1:], x.stride()[1:])
-        prepared = self._prepared.get(key) or self._prepared.setdefault(key, self._constants(*key))
-        library = kernels(x)
-        assert library is not None and out.is_contiguous()
-        pointers = address(x), x.stride(0), address(before), address(out), address(sent)
-        checked(library.coded_step(prepared.kernel, *pointers, len(x)))
+        # Two threads may make the constants at once; both keep those that came first.
+        constants = self._prepared.get(key) or self._prepared.setdefault(key, self._constants(*key))
+        constants.respond(x, before, out, sent)
         return out, [] if sent is None else list(sent)
 
+    def _in_graph(self, x: Tensor, before: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
+        tables = self.prior, self.bias, self.levels.least, self._of_levels()
+        constants = *self.coding.coefficients(self.t), self.count, self.alphabet.signed, told
+        decoded, sent = _operator(x, before, *tables, *constants)
+        return decoded, list(sent)
+
     def _constants(self, image: torch.Size, strides: tuple[int, ...]) -> Constants:
-        levels = self.levels
-        of_levels = torch.broadcast_tensors(levels.threshold, levels.gain, levels.floor, *(levels.steps or ()))
-        tables = self.prior, self.bias, levels.least, *of_levels
+        tables = self.prior, self.bias, self.levels.least, *torch.broadcast_tensors(*self._of_levels())
         return Constants(image, strides, self.coding.coefficients(self.t), self.alphabet.signed, tables, self.count)
+
+    def _of_levels(self) -> list[Tensor]:
+        return [self.levels.threshold, self.levels.gain, self.levels.floor, *(self.levels.steps or ())]
 
 
 class Constants:
@@ -198,6 +205,14 @@ class Constants:
             len(rows), image[-1], rows.data_ptr(), (Table * TABLES)(*filled), steps, count, is_signed, a, 1 - a, 1 / b, b
         )
 
+    def respond(self, x: Tensor, before: Tensor | None, out: Tensor, sent: Tensor | None) -> None:
+        """Put m[t] into ``out``, which is contiguous, and the spikes into ``sent`` ``[count, *x.shape]`` unless it is None."""
+        before = before if before is None else before.contiguous()
+        library = kernels(x)
+        assert library is not None and out.is_contiguous()
+        pointers = address(x), x.stride(0), address(before), address(out), address(sent)
+        checked(library.coded_step(self.kernel, *pointers, len(x)))
+
 
 @lru_cache(maxsize=1024)
 def _rows(image: torch.Size, strides: tuple[int, ...]) -> Tensor:
@@ -214,3 +229,35 @@ def _places(table: torch.Size, image: torch.Size) -> tuple[Tensor, int]:
     shape = (1,) * (len(image) - len(table)) + tuple(table)[max(len(table) - len(image), 0) :]
     places = torch.arange(table.numel()).reshape(shape).expand(*image[:-1], shape[-1])
     return places[..., 0].flatten().contiguous(), int(shape[-1] > 1)
+
+
+def _step(
+    x: Tensor, before: Tensor | None, prior: Tensor, bias: Tensor | None, least: Tensor, levels: list[Tensor],
+    a: float, b: float, count: int, is_signed: bool, told: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """m[t] and the spikes ``[count, *x.shape]``, of which there are none unless they are ``told``."""
+    decoded, sent = _like_step(x, count, is_signed, told)
+    if kernels(x) is None:
+        threshold, gain, floor, *steps = levels
+        known = Levels(threshold, gain, floor, least, tuple(steps), ratio=threshold)  # which the steps make superfluous
+        before = prior.expand(x.shape) if before is None else before
+        found, spikes = _respond(x, before, a, b, Alphabet(1, signed=is_signed), known, prior, bias, count)
+        return decoded.copy_(found), sent.copy_(torch.stack(spikes)) if told else sent
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    tables = prior, bias, least, *torch.broadcast_tensors(*levels)
+    constants = Constants(x.shape[1:], x.stride()[1:], (a, b), is_signed, tables, count)
+    constants.respond(x, before, decoded, sent if told else None)
+    return decoded, sent
+
+
+def _like_step(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    count, _, told = arguments[-3:]
+    return x.new_empty(x.shape), x.new_empty(count if told else 0, *x.shape)
+
+
+_operator = operator(
+    "coded_step(Tensor x, Tensor? before, Tensor prior, Tensor? bias, Tensor least, Tensor[] levels, "
+    "float a, float b, int count, bool is_signed, bool told) -> (Tensor, Tensor)",
+    _step,
+    _like_step,
+)

@@ -21,11 +21,12 @@ logger = logging.getLogger("vit2snn")
 
 
 def compiled(reference: F, x: Tensor) -> F:
-    """``reference`` compiled, if it computes with ``x``, its first argument, on an accelerator; itself otherwise.
+    """``reference`` compiled, if it computes with ``x``, its first argument, on an accelerator; itself otherwise or in a graph.
 
     It is used as it is in the beginning, and where it cannot be compiled, for want of a compiler or for any other reason.
     """
-    return reference if x.device.type == "cpu" or is_eager() else _compiled(reference)
+    as_it_is = x.device.type == "cpu" or torch.compiler.is_compiling() or is_eager()
+    return reference if as_it_is else _compiled(reference)
 
 
 @cache

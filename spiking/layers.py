@@ -101,8 +101,15 @@ class SpikingDotProductAttention(nn.Module):
         dropout_p: float = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
+        enable_gqa: bool = False,
     ) -> Tensor:
-        """Attention of shape ``[T * B, h, N, e]``; dropout is not applied (conversion is for inference)."""
+        """Attention of shape ``[T * B, h, N, e]``; dropout is not applied (conversion is for inference).
+
+        With ``enable_gqa`` keys and values have fewer heads, each of which serves several of the query.
+        """
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (operand.repeat_interleave(groups, -3) for operand in (key, value))
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         scores = (self.query(query) @ self.key(key).transpose(-2, -1)).mul_(scale)
         if is_causal:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .alphabet import spread
 from .surrogate import Surrogate, spike
 from .time import Neuron, Run
 from .unrolled import Dynamics, unrolled
@@ -157,13 +158,13 @@ class TernaryLIF(LIF):
 
 
 class _Round(torch.autograd.Function):
-    """round(clip(u, 0, levels)), with gradient 1 within the range and 0 beyond."""
+    """round(clip(u, 0, levels)), NaN where u is not finite, with gradient 1 within the range and 0 beyond."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, levels: int) -> Tensor:
         ctx.save_for_backward((u >= 0) & (u <= levels))
         # floor(u + 1/2): a tie fires, as in all neurons here; torch.round would send it to the even number.
-        return (u + 0.5).floor().clamp(0, levels)
+        return spread((u + 0.5).floor().clamp(0, levels), u)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

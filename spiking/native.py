@@ -6,20 +6,20 @@ They compute what the references in torch compute, to the last bit. Where there 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
 import shlex
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .building import NotBuilt, loaded
 
 SOURCE = Path(__file__).with_name("neurons.c")
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -28,30 +28,41 @@ EXTRAS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 
 logger = logging.getLogger("vit2snn")
 
-_eager = False
+_eager = ContextVar("eager", default=False)
 
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Within this context neurons compute by their references in torch, and not by the fused kernels."""
-    global _eager
-    before = _eager
+    """Within this context neurons compute by their references in torch, and not by the fused kernels; in this thread."""
+    token = _eager.set(True)
     try:
-        _eager = True
         yield
     finally:
-        _eager = before
+        _eager.reset(token)
 
 
 def is_eager() -> bool:
     """Whether the references are to be used."""
-    return _eager or torch.compiler.is_compiling()
+    return _eager.get()
+
+
+def compiling(x: Tensor) -> bool:
+    """Whether a graph is being made of what happens to ``x``, and is to hold the kernels, as operators.
+
+    These find out whether there are kernels when the graph runs: it may do so on another machine, or within `eager`.
+    """
+    return torch.compiler.is_compiling() and _is_plain(x)
 
 
 def kernels(x: Tensor) -> ctypes.CDLL | None:
     """The kernels, if they can compute with ``x``: a float32 tensor in the memory of the host."""
-    plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
-    return library() if plain and not is_eager() else None
+    if torch.compiler.is_compiling() or is_eager() or type(x) not in (Tensor, torch.nn.Parameter):
+        return None
+    return library() if _is_plain(x) else None
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 @cache
@@ -59,32 +70,14 @@ def library() -> ctypes.CDLL | None:
     """The kernels; None where they cannot be built, which is logged once."""
     found = next((path for path in map(shutil.which, ("cc", "gcc", "clang")) if path), "cc")
     command = shlex.split(os.environ.get("CC", "")) or [found]
-    reason = ""
+    reasons = []
     for extras in EXTRAS:
         try:
-            return _declared(ctypes.CDLL(str(_built([*command, *FLAGS, *extras]))))
-        except (OSError, subprocess.SubprocessError) as error:
-            told: bytes = getattr(error, "stderr", None) or b""
-            reason = reason or (told.decode(errors="replace").strip() or str(error)).splitlines()[0]
-    logger.warning("the fused kernels of neurons cannot be built, so neurons are several times slower: %s", reason)
+            return _declared(loaded(SOURCE, [*command, *FLAGS, *extras]))
+        except NotBuilt as error:
+            reasons.append(str(error))
+    logger.warning("the fused kernels of neurons cannot be built, so neurons are several times slower: %s", reasons[0])
     return None
-
-
-def _built(command: list[str]) -> Path:
-    """The library that ``command`` makes of the source, from the cache if this compiler has built it for this processor."""
-    text = SOURCE.read_bytes()
-    known = subprocess.run([*command, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True, timeout=60).stdout
-    key = hashlib.sha256(text + known + " ".join(command).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit2snn"
-    if not os.access(next(parent for parent in (folder, *folder.parents) if parent.exists()), os.W_OK):
-        folder = Path(tempfile.mkdtemp(prefix="vit2snn-"))
-    library = folder / f"neurons-{key}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        made = folder / f"{library.name}.{os.getpid()}"
-        subprocess.run([*command, str(SOURCE), "-o", str(made), "-lm"], capture_output=True, check=True, timeout=600)
-        made.replace(library)  # in one step, because other processes may be doing the same
-    return library
 
 
 class Table(ctypes.Structure):
@@ -126,6 +119,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.membrane_backward.argtypes = [membrane, pointer, number, *[pointer] * 5, number, number]
     library.innovations.argtypes = [coded, pointer, number, pointer, number, number, number, pointer]
     library.innovations.restype = None
+    library.flush_denormals.argtypes = [ctypes.c_int]
+    library.flush_denormals.restype = None
     return library
 
 

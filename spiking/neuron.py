@@ -96,6 +96,12 @@ class CodedNeuron(Neuron):
         for name in TABLES:
             self.register_buffer(name, torch.empty(0))
 
+    def make_analog(self) -> None:
+        """Pass inputs through from now on; the tables are dropped."""
+        self.alphabet = None
+        for name in TABLES:
+            setattr(self, name, getattr(self, name).new_empty(0))
+
     def ladder(self, t: int) -> Ladder:
         """The levels of timestep ``t``.
 

@@ -6,6 +6,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -32,6 +35,9 @@ struct coded {
     float keep, renew, scale, weight;                    /* a, 1 - a, 1 / b, b */
 };
 
+/* The spike, NaN where what it is of is not finite: a zero of the sign of u changes no bit of it. */
+INLINE float spread(float spike, float u) { return spike + 0.0f * u; }
+
 /* The largest power of two up to z >= 0. */
 INLINE float octave(float z) {
     uint32_t bits;
@@ -43,7 +49,7 @@ INLINE float octave(float z) {
 
 /* The spike for u; the last two arguments are known where this is inlined. `i` is where its levels are. */
 INLINE float rounded(float u, float *const *t, int64_t i, const int steps, const int is_signed) {
-    const float y = is_signed ? fabsf(u) : (u > 0.0f ? u : 0.0f), z = y * t[GAIN][i], power = octave(z);
+    const float y = is_signed ? fabsf(u) : (u < 0.0f ? 0.0f : u), z = y * t[GAIN][i], power = octave(z);
     float level = power;
     for (int k = 0; k < steps; k++) {
         const float above = power * t[STEPS + k][i];
@@ -52,10 +58,10 @@ INLINE float rounded(float u, float *const *t, int64_t i, const int steps, const
     level = level < t[FLOOR][i] ? t[FLOOR][i] : level;
     level = (level > 1.0f ? 1.0f : level) * t[THRESHOLD][i];
     level = y >= t[LEAST][i] ? level : 0.0f;
-    return is_signed ? copysignf(level, u) : level;
+    return spread(is_signed ? copysignf(level, u) : level, u);
 }
 
-/* A row, where there is one spike to a timestep. `held` is h[t], `s` takes the spikes. */
+/* A row, where there is one spike to a timestep. `held` is h[t], `s` takes the spikes unless it is NULL. */
 INLINE void single(const struct coded *c, float *const *t, const float *x, const float *held, float *restrict out,
                    float *restrict s, const int vary, const int steps, const int is_signed) {
     const float scale = c->scale, weight = c->weight, *bias = t[BIAS];
@@ -64,7 +70,7 @@ INLINE void single(const struct coded *c, float *const *t, const float *x, const
     memcpy(rows, t, sizeof rows);                        /* a copy of its own, which no store can be thought to change */
     for (int64_t j = 0; j < width; j++) {
         const float m = held[j], sent = rounded((x[j] - m) * scale, rows, vary ? j : 0, steps, is_signed);
-        s[j] = sent;
+        if (s) s[j] = sent;
         out[j] = m + weight * (sent + bias[j]);
     }
 }
@@ -135,7 +141,7 @@ int coded_step(const struct coded *c, const float *x, int64_t stride, const floa
                     m = held;
                 }
                 if (c->count == 1) {
-                    float *s = sent ? sent + place : spikes;
+                    float *s = sent ? sent + place : NULL;
                     KNOWN(single, c, t, in, m, out, s)
                     continue;
                 }
@@ -183,6 +189,7 @@ INLINE void step(const struct membrane *c, const float *x, float *restrict v, fl
             sent = charge >= threshold ? 1.0f : 0.0f;
             if (sends == TERNARY) sent -= charge <= -threshold ? 1.0f : 0.0f;
         }
+        sent = spread(sent, charge);
         if (h) h[i] = charge;
         if (s) s[i] = sent;
         v[i] = hard ? charge - sent * (charge - reset) : charge - sent * threshold;
@@ -339,5 +346,26 @@ void innovations(const struct coded *c, const float *x, int64_t stride, const fl
 #pragma omp atomic
                     counts[bin] += own[bin * AT_ONCE + k];
                 }
+    }
+}
+
+/* -- the process ---------------------------------------------------------------------------------------------------- */
+
+/* Whether denormal numbers are 0, read and written, in this thread and in those that OpenMP keeps for it. */
+void flush_denormals(int on) {
+#pragma omp parallel
+    {
+#if defined(__SSE2__)
+        const unsigned int both = 0x8040;                /* FTZ and DAZ */
+        _mm_setcsr(on ? _mm_getcsr() | both : _mm_getcsr() & ~both);
+#elif defined(__aarch64__)
+        const uint64_t both = 1 << 24;                   /* FZ */
+        uint64_t mode;
+        __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+        mode = on ? mode | both : mode & ~both;
+        __asm__ volatile("msr fpcr, %0" : : "r"(mode));
+#else
+        (void)on;
+#endif
     }
 }

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .alphabet import spread
+
 
 def _sigmoid(u: Tensor, alpha: float) -> Tensor:
     s = (alpha * u).sigmoid()
@@ -86,7 +88,7 @@ class _Spike(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(u)
         ctx.surrogate = surrogate
-        return (u >= 0).to(u.dtype)
+        return spread((u >= 0).to(u.dtype), u)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -95,6 +97,6 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(u: Tensor, surrogate: Surrogate) -> Tensor:
-    """1 where ``u >= 0`` (a tie fires), else 0; differentiable by the surrogate. Any shape."""
+    """1 where ``u >= 0`` (a tie fires), else 0; NaN where ``u`` is not finite; differentiable by the surrogate. Any shape."""
     fired: Tensor = _Spike.apply(u, surrogate)
     return fired

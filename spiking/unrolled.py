@@ -11,8 +11,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .alphabet import spread
 from .fused import compiled
-from .native import Membrane, address, checked, kernels
+from .native import Membrane, address, checked, compiling, is_eager, kernels
+from .operators import operator
 from .surrogate import SHAPES, Surrogate
 
 Sends = Literal["binary", "ternary", "integer"]
@@ -56,16 +58,26 @@ class Dynamics(NamedTuple):
         return v - v * self.leak + x
 
     def fire(self, h: Tensor) -> Tensor:
-        """The spikes; without a gradient."""
+        """The spikes, NaN where the membrane is not finite; without a gradient."""
         if self.sends == "integer":
             # floor(u + 1/2): a tie fires, as in all neurons here; torch.round would send it to the even number.
-            return (h / self.threshold + 0.5).floor().clamp(0, self.levels)
-        spikes = torch.ge(h, self.threshold, out=torch.empty_like(h))
-        return spikes - (h <= -self.threshold).to(h.dtype) if self.sends == "ternary" else spikes
+            return spread((h / self.threshold + 0.5).floor().clamp(0, self.levels), h)
+        spikes = torch.ge(h, self.threshold, out=torch.empty_like(h, memory_format=torch.contiguous_format))  # for dynamo
+        return spread(spikes - (h <= -self.threshold).to(h.dtype) if self.sends == "ternary" else spikes, h)
 
     def settle(self, h: Tensor, s: Tensor) -> Tensor:
         """v after the spikes."""
         return h - s * (self.threshold if self.reset is None else h - self.reset)
+
+    @property
+    def scalars(self) -> tuple[Any, ...]:
+        """As operators want them; the leak is none that is learned."""
+        return *self[:-1], self.surrogate.shape, self.surrogate.alpha
+
+    @classmethod
+    def of(cls, *scalars: Any) -> Dynamics:
+        """That has these `scalars`."""
+        return cls._make((*scalars[:-2], Surrogate(*scalars[-2:])))
 
     def constants(self) -> Membrane:
         """As the kernels want them."""
@@ -88,6 +100,9 @@ def unrolled(frames: Tensor, v: Tensor | None, dynamics: Dynamics, keeps: bool =
         dynamics: of the neuron.
         keeps: whether the last membrane is wanted; it is None otherwise.
     """
+    if compiling(frames) and not isinstance(dynamics.leak, Tensor):
+        spikes, last = _operator(frames, v, *dynamics.scalars)
+        return spikes, last if keeps else None
     if torch.is_grad_enabled():
         spikes, last = _Unrolled.apply(frames, v, dynamics, keeps)
         return spikes, last
@@ -99,6 +114,7 @@ class _Unrolled(torch.autograd.Function):
     def forward(ctx: Any, frames: Tensor, v: Tensor | None, dynamics: Dynamics, keeps: bool) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(frames, v)
         ctx.dynamics = dynamics
+        ctx.is_eager = is_eager()
         ctx.set_materialize_grads(False)
         return _forward(frames, v, dynamics, keeps)
 
@@ -107,7 +123,9 @@ class _Unrolled(torch.autograd.Function):
         frames, v = ctx.saved_tensors
         grad_spikes, grad_last = grads
         grad_spikes = torch.zeros_like(frames) if grad_spikes is None else grad_spikes
-        grad_x, grad_v = _backward(frames, v, grad_spikes, grad_last, ctx.dynamics)
+        # The way back on a GPU is another thread's, which knows nothing of `eager`.
+        way_back = backward_reference if ctx.is_eager else _backward
+        grad_x, grad_v = way_back(frames, v, grad_spikes, grad_last, ctx.dynamics)
         return grad_x, None if v is None else grad_v, None, None
 
 
@@ -194,3 +212,45 @@ def backward_reference(
         grads.append(grad_h * (leak if dynamics.decays else 1.0))
         grad_v = grad_h * (1 - leak)
     return torch.stack(grads[::-1]), grad_v
+
+
+# The operators' results are contiguous, whatever the layout of their arguments.
+
+
+def _forth(frames: Tensor, v: Tensor | None, *scalars: Any) -> tuple[Tensor, Tensor]:
+    spikes, last = _forward(frames, v, Dynamics.of(*scalars), keeps=True)
+    assert last is not None
+    return spikes.contiguous(), last.contiguous()
+
+
+def _back(frames: Tensor, v: Tensor | None, grad_spikes: Tensor, grad_last: Tensor, *scalars: Any) -> tuple[Tensor, Tensor]:
+    grad_x, grad_v = _backward(frames, v, grad_spikes, grad_last, Dynamics.of(*scalars))
+    return grad_x.contiguous(), grad_v.contiguous()
+
+
+def _like(frames: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return frames.new_empty(frames.shape), frames.new_empty(frames.shape[1:])
+
+
+SCALARS = (
+    "float threshold, float leak, bool decays, float? reset, float start, str sends, int levels, bool detached, str surrogate, "
+    "float alpha) -> (Tensor, Tensor)"
+)
+_operator = operator(f"membrane_forward(Tensor frames, Tensor? v, {SCALARS}", _forth, _like)
+_way_back = operator(
+    f"membrane_backward(Tensor frames, Tensor? v, Tensor grad_spikes, Tensor grad_last, {SCALARS}", _back, _like
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    frames, v, *ctx.scalars = inputs
+    ctx.save_for_backward(frames, v)
+
+
+def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    frames, v = ctx.saved_tensors
+    grad_x, grad_v = _way_back(frames, v, *grads, *ctx.scalars)
+    return grad_x, None if v is None else grad_v, *[None] * len(ctx.scalars)
+
+
+torch.library.register_autograd("vit2snn::membrane_forward", _differentiate, setup_context=_save)

@@ -1,6 +1,6 @@
-"""What is on disk: converted networks, models of the zoo, and the pretrained models that conversions begin with."""
+"""What is on disk: converted networks, and models of the zoo."""
 
 from .artifact import load as load, save as save
+from .building import trusting as trusting
 from .folder import is_model_folder as is_model_folder, save_model as save_model
-from .source import load_model as load_model, read_checkpoint as read_checkpoint
 from .versions import versions as versions

@@ -1,34 +1,38 @@
 """The converted model on disk: a folder of JSON and safetensors, from which `load` gives the same model bit for bit.
 
 ``config.json`` is the one that timm writes for the ANN (architecture, its arguments, pretrained configuration), with a section
-``vit2snn``: schema version, recipe, input size and source. ``model.safetensors`` has weights, thresholds, priors and biases,
-``ann.safetensors`` the ANN's weights where the network does not compute what the ANN computes; ``conversion.json`` a row for
-each module; ``calibration.json`` the digests of the calibration images; ``exits.json`` how sure the network was of them.
-Further JSON files (``records``) go beside them.
+``vit2snn``: schema version, recipe, input size, source, and how the ANN is built (see `vit2snn.storage.building`).
+``model.safetensors`` has weights, thresholds, priors and biases, ``ann.safetensors`` the ANN's weights where the network does
+not compute what the ANN computes; ``conversion.json`` a row for each module; ``calibration.json`` the digests of the
+calibration images; ``exits.json`` how sure the network was of them. Further JSON files (``records``) go beside them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models._hub import save_config_for_hf
+from torch import nn
 
-from ..convert import Recipe, SpikingModel, fold, structure
+from ..convert import Recipe, SpikingModel, Teacher, analog_copy, fold, structure
 from ..errors import ArtifactError
 from ..measure import ExitTable
+from ..spiking import neurons
+from .building import built, check_handlers, details, plain_config, timm_config
 from .card import model_card
 from .files import check_output, whole_folder
+from .likeness import check_same
 from .versions import versions
 
-SCHEMA = 3
-WEIGHTS, TEACHER = "model.safetensors", "ann.safetensors"
+SCHEMA = 4
+WEIGHTS, TEACHER, EXITS, CALIBRATION = "model.safetensors", "ann.safetensors", "exits.json", "calibration.json"
+DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+"""What reading a damaged file raises."""
 
 
 def save(
@@ -36,49 +40,63 @@ def save(
     out: str | Path,
     *,
     source: str = "",
+    builder: str | None = None,
     overwrite: bool = False,
     records: Mapping[str, Any] | None = None,
     errors: Mapping[str, list[float]] | None = None,
 ) -> None:
     """Write a converted model; the folder appears when it is whole, and not at all if anything fails.
 
+    It is loaded again before it appears, and must give the logits of ``snn`` on a random image.
+
     Args:
-        snn: the model; it must come from a model that ``timm.create_model`` made.
+        snn: the model.
         out: the folder.
         source: what the ANN was called by whoever made it, for the record.
+        builder: ``package.module:function`` that makes the ANN (with any weights), where ``timm.create_model`` does not. `load`
+            calls it only if it is told to trust it.
         overwrite: replace an earlier artifact at ``out``.
         records: further documents to write, by file name.
         errors: for each neuron, the relative error of its decoded value at each timestep (see `vit2snn.measure`).
 
     Raises:
         OutputExistsError: ``out`` exists and ``overwrite`` is not set.
-        ArtifactError: the folder cannot be written, or the model cannot be rebuilt from its name and arguments.
+        ArtifactError: the folder cannot be written, or what was written gives another network; the message names the module.
     """
     out = Path(out)
     check_output(out, overwrite, is_artifact)
     with whole_folder(out) as folder:
-        config = _config(snn, folder / "config.json") | {
-            "vit2snn": {
-                "schema": SCHEMA,
-                "source": source,
-                "recipe": snn.recipe.to_json(),
-                "input_size": list(snn.input_size),
-                "folded": snn.folded,
-                "teacher": snn.teacher is not None,
-                "versions": versions(),
-            }
+        ann = snn.network if snn.teacher is None else snn.teacher.ann
+        config = timm_config(ann, folder / "config.json") if builder is None else plain_config(ann)
+        config["vit2snn"] = {
+            "schema": SCHEMA,
+            "source": source,
+            "builder": builder,
+            "recipe": snn.recipe.to_json(),
+            "input_size": list(snn.input_size),
+            "folded": snn.folded,
+            "teacher": _kind(snn.teacher),
+            **details(snn),
+            "versions": versions(),
         }
         _write_weights(snn.network.state_dict(), folder / WEIGHTS)
         if snn.teacher is not None:
-            weights = snn.teacher.state_dict()
-            _write_weights({name: weights[name] for name in _create(config).state_dict()}, folder / TEACHER)
+            _write_weights(snn.teacher.ann.state_dict(), folder / TEACHER)
         rows = conversion_rows(snn, errors or {})
         calibration = {"images": len(snn.calibrated_on), "digests": list(snn.calibrated_on)}
-        exits = {"exits.json": snn.exits.to_json()} if snn.exits else {}
-        documents = exits | {"config.json": config, "conversion.json": rows, "calibration.json": calibration, **(records or {})}
+        exits = {EXITS: snn.exits.to_json()} if snn.exits else {}
+        documents = {"config.json": config, "conversion.json": rows, CALIBRATION: calibration, **exits, **(records or {})}
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(config, rows), encoding="utf-8")
+        check_same(snn, lambda: load(folder, trust=builder))
+
+
+def _kind(teacher: Teacher | None) -> str | None:
+    """What the teacher is: the ``ann`` as it was made, or a ``network`` with analog neurons."""
+    if teacher is None:
+        return None
+    return "network" if any(neurons(teacher.ann)) else "ann"
 
 
 def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -86,44 +104,13 @@ def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file(whole, path, metadata={"format": "pt"})
 
 
-def _config(snn: SpikingModel, path: Path) -> dict[str, Any]:
-    """timm's own description of the ANN, and the proof that it rebuilds it."""
-    ann = snn.network if snn.teacher is None else snn.teacher
-    try:
-        save_config_for_hf(ann, str(path))
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        again = _create(config)
-        if snn.teacher is None:
-            again = structure(again, snn.recipe, snn.input_size).network
-        rebuilt = {name: value.shape for name, value in again.state_dict().items() if value.numel()}
-    except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise ArtifactError(
-            f"this model cannot be described by a timm name and arguments: {error}",
-            "make the ANN with timm.create_model(NAME, **arguments) to be able to save its conversion",
-        ) from error
-    present = ann.state_dict()
-    for name, shape in rebuilt.items():
-        if name not in present or present[name].shape != shape:
-            raise ArtifactError(
-                f"timm would rebuild {config['architecture']!r} with {name} of shape {tuple(shape)}, which is not this model",
-                "make the ANN with timm.create_model(NAME, **arguments), and do not change its shape afterwards",
-            )
-    return config
-
-
-def _create(config: Mapping[str, Any]) -> torch.nn.Module:
-    arguments = {"num_classes": config["num_classes"], **config.get("model_args", {})}
-    cfg = dict(config["pretrained_cfg"])
-    model: torch.nn.Module = timm.create_model(config["architecture"], pretrained=False, pretrained_cfg=cfg, **arguments)
-    return model
-
-
 def is_artifact(folder: Path) -> bool:
     """Whether a folder holds a converted model (of any schema)."""
     try:
-        return "vit2snn" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return isinstance(config, dict) and "vit2snn" in config
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -141,44 +128,81 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             "make one with: vit2snn convert MODEL -o OUT",
         )
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    schema = config["vit2snn"].get("schema")
-    if schema != SCHEMA:
-        raise ArtifactError(f"{str(folder)!r} has schema {schema}, this vit2snn reads schema {SCHEMA}")
+    section = config["vit2snn"]
+    if not isinstance(section, dict):
+        raise ArtifactError(f"the config.json of {str(folder)!r} is damaged", "convert the model again")
+    if section.get("schema") != SCHEMA:
+        source = section.get("source") or "MODEL"
+        raise ArtifactError(
+            f"{str(folder)!r} has schema {section.get('schema')}, this vit2snn reads schema {SCHEMA}",
+            f"make it anew: vit2snn convert {source} -o OUT",
+        )
     return config
 
 
-def load(folder: str | Path) -> SpikingModel:
+def load(folder: str | Path, trust: str | None = None) -> SpikingModel:
     """The converted model in a folder, on the CPU, in evaluation mode; it gives the logits it gave before `save`.
 
+    Args:
+        folder: that `save` wrote.
+        trust: the ``package.module:function`` that makes the ANN, if the folder names one: it is code, which is run only if it
+            is named here (or in `vit2snn.storage.trusting`).
+
     Raises:
-        ArtifactError: the folder holds no converted model, or its parts do not fit each other.
+        ArtifactError: the folder holds no converted model, or its parts do not fit each other, or it names code that is not
+            trusted.
     """
+    folder = Path(folder)
     config = read_config(folder)
+    check_handlers(config, folder)
+    make = built(config, folder, trust)
+    section = config["vit2snn"]
     try:
-        recipe = Recipe.from_json(config["vit2snn"]["recipe"])
-        snn = structure(_create(config), recipe, tuple(config["vit2snn"]["input_size"]))
-        if config["vit2snn"]["folded"]:
-            snn = fold(snn)
-        snn.network.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        if config["vit2snn"]["teacher"]:
-            snn.teacher = _create(config).eval().requires_grad_(False)
-            snn.teacher.load_state_dict(load_file(Path(folder) / TEACHER))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"the converted model in {str(folder)!r} is damaged: {error}") from error
-    snn.calibrated_on = _calibrated_on(Path(folder) / "calibration.json")
-    exits = Path(folder) / "exits.json"
-    snn.exits = ExitTable.from_json(json.loads(exits.read_text(encoding="utf-8"))) if exits.is_file() else None
+        with torch.random.fork_rng([]):  # of weights that are about to be replaced
+            snn = _read(section, make, folder)
+        snn.calibrated_on = _calibrated_on(folder / CALIBRATION)
+        snn.exits = _exits(folder / EXITS)
+    except DAMAGE as error:
+        raise ArtifactError(f"the converted model in {str(folder)!r} is damaged: {error}", "convert the model again") from error
+    return snn
+
+
+def _read(section: Mapping[str, Any], make: Callable[[], nn.Module], folder: Path) -> SpikingModel:
+    """The network and its teacher."""
+    recipe = Recipe.from_json(section["recipe"])
+    snn = structure(make(), recipe, tuple(section["input_size"]))
+    if section["folded"]:
+        snn = fold(snn)
+    snn.network.load_state_dict(load_file(folder / WEIGHTS))
+    if section["teacher"]:
+        ann = make() if section["teacher"] == "ann" else analog_copy(structure(make(), recipe, snn.input_size).network)
+        ann.load_state_dict(load_file(folder / TEACHER))
+        snn.teacher = Teacher(ann)
     return snn
 
 
 def _calibrated_on(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(json.loads(path.read_text(encoding="utf-8"))["digests"])
+        digests = json.loads(path.read_text(encoding="utf-8"))["digests"]
+        if not isinstance(digests, list) or not all(isinstance(item, str) for item in digests):
+            raise TypeError
+        return tuple(digests)
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(
             f"{str(path)!r} does not tell which images the model was calibrated on",
             "without it the scored images may be calibration images: convert the model again",
         ) from None
+
+
+def _exits(path: Path) -> ExitTable | None:
+    if not path.is_file():
+        return None
+    try:
+        return ExitTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except DAMAGE as error:
+        raise ArtifactError(
+            f"{str(path)!r} is damaged: {error}", "remove the file to do without early exits, or convert the model again"
+        ) from error
 
 
 def conversion_rows(snn: SpikingModel, errors: Mapping[str, list[float]]) -> list[dict[str, Any]]:

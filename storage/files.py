@@ -15,19 +15,24 @@ from ..errors import ArtifactError, OutputExistsError
 
 
 def check_output(out: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
-    """Refuse an output folder that must not be written.
+    """Refuse an output folder that must not or cannot be written, before any work is done for it.
 
     Raises:
         OutputExistsError: it exists and ``overwrite`` is not set.
-        ArtifactError: it is not ``replaceable``, or its parent is a file.
+        ArtifactError: it is not ``replaceable``, is the working folder or one around it, or cannot be made.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not overwrite:
-            raise OutputExistsError(f"{str(out)!r} exists already", "choose another folder, or pass --overwrite")
-        if not replaceable(out):
-            raise ArtifactError(f"{str(out)!r} is not a folder that vit2snn wrote, so it is not replaced")
-    if any(parent.is_file() for parent in out.parents):
-        raise ArtifactError(f"{str(out)!r} lies below a file")
+    try:
+        if Path.cwd().is_relative_to(out.resolve()):
+            raise ArtifactError(f"{str(out)!r} is the folder that you are in, or around it", "name a folder of its own")
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            if not overwrite:
+                raise OutputExistsError(f"{str(out)!r} exists already", "choose another folder, or pass --overwrite")
+            if not replaceable(out):
+                raise ArtifactError(f"{str(out)!r} is not a folder that vit2snn wrote, so it is not replaced")
+        nearest = next(parent for parent in out.absolute().parents if parent.exists())
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=nearest).cleanup()
+    except OSError as error:
+        raise ArtifactError(f"{str(out)!r} cannot be written: {error.strerror or error}", "choose another folder") from error
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def save_model(model: nn.Module, out: str | Path, *, overwrite: bool = False, re
 def is_model_folder(folder: Path) -> bool:
     """Whether `save_model` wrote a folder."""
     try:
-        return SECTION in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return isinstance(config, dict) and SECTION in config

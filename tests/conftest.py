@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.data import array_source, prepared
+from vit2snn.spiking import prepare_process
+from vit2snn.spiking.process import flush_denormals
 from vit2snn.zoo.demo import demo_images
 
 SHARED = Path(os.environ.get("VIT2SNN_SHARED", Path(__file__).parents[2] / "shared"))
@@ -27,7 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def reproducible() -> None:
     torch.manual_seed(0)
-    torch.set_flush_denormal(False)  # the command line sets it, and hypothesis refuses to work with it
+    prepare_process()  # which so has nothing left to do within a test
+    flush_denormals(False)  # hypothesis refuses to work otherwise
 
 
 def make_vit(name: str = "vit_tiny_patch16_224", **arguments: object) -> nn.Module:
@@ -54,7 +57,7 @@ def images() -> Tensor:
 @pytest.fixture(scope="session")
 def demo_sample() -> tuple[Tensor, Tensor, Tensor]:
     """Calibration images, scored images and their labels, of the embedded demo."""
-    from vit2snn.storage import load_model
+    from vit2snn.convert import load_model
 
     model = load_model("demo")
     calibration = torch.stack([s.image for s in prepared(model, array_source(*demo_images("train")), count=64)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vit2snn
-from vit2snn.convert import RECIPES, Recipe, to_spiking
+from vit2snn.convert import RECIPES, Recipe, Teacher, to_spiking
+from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import ArtifactError, OutputExistsError
-from vit2snn.storage import artifact
-from vit2snn.storage.files import write_whole
+from vit2snn.storage import artifact, trusting
+from vit2snn.storage.files import check_output, write_whole
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_the_folder_holds_json_and_safetensors_only(snn: vit2snn.SpikingModel, t
     assert names == documents | {"model.safetensors", "README.md"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
-    assert config["vit2snn"]["schema"] == 3
+    assert config["vit2snn"]["schema"] == 4
     assert Recipe.from_json(config["vit2snn"]["recipe"]) == Recipe()
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "conversion.json").read_text())}
     assert rows["head"]["result"] == "SpikingLinear"
@@ -97,7 +99,7 @@ def test_overwrite_replaces_only_what_vit2snn_wrote(snn: vit2snn.SpikingModel, t
         snn.save(tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "work of years"
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtifactError, match="lies below a file"):
+    with pytest.raises(ArtifactError, match="cannot be written: Not a directory"):
         snn.save(tmp_path / "file" / "out")
 
 
@@ -169,7 +171,7 @@ def test_models_that_cannot_be_rebuilt_are_not_saved(images: Tensor, tmp_path: P
     changed.blocks[0].mlp.fc1, changed.blocks[0].mlp.fc2 = nn.Linear(32, 50), nn.Linear(50, 32)
     direct = timm.models.VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=1, num_heads=2, num_classes=3)
     for model in (plain, changed, direct):
-        with pytest.raises(ArtifactError, match=r"cannot be described|which is not this model") as error:
+        with pytest.raises(ArtifactError, match=r"cannot be described|is not this model") as error:
             to_spiking(model, "faithful", images).save(tmp_path / "out")
         assert "timm.create_model" in error.value.hint
         assert not list(tmp_path.iterdir())
@@ -180,9 +182,14 @@ def test_models_that_cannot_be_rebuilt_are_not_saved(images: Tensor, tmp_path: P
     [
         (lambda folder: (folder / "config.json").unlink(), "is not a converted model"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a converted model"),
+        (lambda folder: (folder / "config.json").write_text("5"), "is not a converted model"),
+        (lambda folder: (folder / "config.json").write_text('{"vit2snn": 5}'), "is damaged"),
+        (lambda folder: (folder / "exits.json").write_text("{"), "exits.json' is damaged"),
+        (lambda folder: (folder / "exits.json").write_text('{"sure": 5, "stays": []}'), "exits.json' is damaged"),
+        (lambda folder: (folder / "calibration.json").write_text("[5]"), "does not tell which images"),
         (lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'), "is not a converted model"),
         (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 77}}'), "has schema 77"),
-        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 3}}'), "is damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 4}}'), "is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "is damaged"),
     ],
@@ -194,3 +201,106 @@ def test_damage_is_told(damage: object, message: str, snn: vit2snn.SpikingModel,
         vit2snn.load(tmp_path / "out")
     with pytest.raises(ArtifactError, match="there is no folder"):
         vit2snn.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("recipe", ["faithful", "shift", "qkformer"])
+def test_a_model_that_was_changed_after_timm_made_it_is_not_saved(recipe: str, images: Tensor, tmp_path: Path) -> None:
+    model = make_vit()
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.norm2.eps = 0.3
+    with pytest.raises(
+        ArtifactError, match=r"is not this model: 'blocks\.0\.norm2' is .*eps=0\.3.*would be .*eps=1e-06"
+    ) as error:
+        to_spiking(model, recipe, images).save(tmp_path / "out")
+    assert "builder=" in error.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def edited_vit() -> nn.Module:
+    """A builder, as a user might have one."""
+    model = make_vit()
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.mlp.act = nn.ReLU()
+    return model
+
+
+@pytest.mark.parametrize("recipe", ["faithful", "qkformer"])
+def test_a_changed_model_is_carried_by_the_name_of_its_builder(recipe: str, images: Tensor, tmp_path: Path) -> None:
+    builder = f"{__name__}:edited_vit"
+    snn = to_spiking(edited_vit(), recipe, images)
+    with pytest.raises(ArtifactError, match=r"is not this model: 'blocks\.0\.mlp\.act' is ReLU"):
+        snn.save(tmp_path / "out")
+    snn.save(tmp_path / "out", builder=builder)
+    with pytest.raises(ArtifactError, match=f"is built by code: {builder}") as error:
+        vit2snn.load(tmp_path / "out")
+    assert f"trust='{builder}'" in error.value.hint
+    again = vit2snn.load(tmp_path / "out", trust=builder)
+    with trusting(builder):
+        vit2snn.load(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(again(images, 2), snn(images, 2))
+        assert torch.equal(again.ann(images), snn.ann(images))
+    with pytest.raises(ArtifactError, match="No module named 'nowhere'"):
+        snn.save(tmp_path / "other", builder="nowhere.at_all:make")
+    assert not (tmp_path / "other").exists()
+
+
+def test_unfused_attention_comes_back_unfused(images: Tensor, tmp_path: Path) -> None:
+    model = make_vit()
+    model.blocks[0].attn.fused_attn = False  # type: ignore[union-attr]
+    snn = to_spiking(model, "faithful", images)
+    snn.save(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(vit2snn.load(tmp_path / "out")(images), snn(images))
+
+
+def test_saving_and_loading_leave_the_random_numbers_of_others_alone(
+    snn: vit2snn.SpikingModel, images: Tensor, tmp_path: Path
+) -> None:
+    before = torch.get_rng_state()
+    snn.save(tmp_path / "out")
+    vit2snn.load(tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["ternary", "faithful"])
+def test_the_ann_of_a_network_that_was_trained_since_comes_back(name: str, images: Tensor, tmp_path: Path) -> None:
+    snn = to_spiking(make_vit(), dataclasses.replace(RECIPES[name], timesteps=2), images)
+    snn.teacher = Teacher(snn.original())
+    with torch.no_grad():
+        snn.network.head.weight.mul_(1.1)  # type: ignore[union-attr, operator]
+        snn.save(tmp_path / "out")
+        again = vit2snn.load(tmp_path / "out")
+        assert torch.equal(again(images), snn(images))
+        assert torch.equal(again.ann(images), snn.ann(images))
+        assert not torch.equal(again.ann(images), snn(images)[-1])
+
+
+def test_rules_of_the_users_own_have_to_be_registered_to_load(images: Tensor, tmp_path: Path) -> None:
+    kind = type(make_vit().blocks[0].attn)  # type: ignore[index, union-attr]
+
+    @vit2snn.converts(kind)
+    def keep(module: nn.Module, neuron: NeuronFactory) -> nn.Module:
+        return module
+
+    try:
+        snn = to_spiking(make_vit(), "faithful", images)
+        snn.save(tmp_path / "out")
+        with torch.no_grad():
+            assert torch.equal(vit2snn.load(tmp_path / "out")(images), snn(images))
+    finally:
+        _HANDLERS.pop(kind)
+    with pytest.raises(ArtifactError, match="a rule of its own for Attention, which is not registered"):
+        vit2snn.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", [".", "..", "a/file/out", "x" * 300])
+def test_where_nothing_can_be_written_is_told_before_the_work(
+    place: str, snn: vit2snn.SpikingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=r"is the folder that you are in|cannot be written"):
+        check_output(Path(place), True, lambda folder: True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

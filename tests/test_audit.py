@@ -11,9 +11,8 @@ from conftest import enliven
 from torch import Tensor, nn
 
 import vit2snn.zoo
-from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
+from vit2snn.convert import RECIPES, Recipe, SpikingModel, load_model, to_spiking
 from vit2snn.measure import Audit, Meter, audit, replay
-from vit2snn.storage import load_model
 
 SPIKING = Recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean", timesteps=3)
 REPLAYED = {

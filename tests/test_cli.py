@@ -106,8 +106,8 @@ def test_scored_images_are_never_calibration_images(folder: Path, tmp_path: Path
 
 def test_a_model_saved_from_python_is_scored_without_its_calibration_images(tmp_path: Path) -> None:
     import vit2snn
+    from vit2snn.convert import load_model
     from vit2snn.data import array_source, prepared
-    from vit2snn.storage import load_model
 
     ann = load_model("demo")
     images = torch.stack([s.image for s in prepared(ann, array_source(*demo_images("val")), count=30)])

@@ -363,3 +363,39 @@ def test_the_model_moves_and_reloads(vit: nn.Module, images: Tensor) -> None:
         other.load_state_dict(state)
         assert torch.equal(other(images), expected)
         assert torch.equal(copy.deepcopy(snn)(images), expected)
+
+
+class GroupedQuery(nn.Module):
+    """Four heads of the query share two of key and value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.head = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        q = self.q(x).unflatten(-1, (4, 4)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2, 2, 4)).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        logits: Tensor = self.head(attended.transpose(1, 2).flatten(2).mean(1))
+        return logits
+
+
+@torch.no_grad()
+def test_grouped_queries_share_keys_and_values() -> None:
+    model, images = GroupedQuery().eval(), torch.randn(20, 8, 3, 3)
+    assert torch.allclose(to_spiking(model, "exact", images)(images)[0], model(images), atol=1e-5)
+    logits = to_spiking(model, "faithful", images)(images)[-1]
+    assert (logits - model(images)).norm() < 0.05 * model(images).norm()
+
+
+@torch.no_grad()
+def test_a_burst_that_is_changed_after_a_run_is_followed(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, Recipe(timesteps=2, levels=2), images)
+    first = snn(images)
+    for neuron in snn.neurons().values():
+        neuron.spikes_per_step += 2
+    assert not torch.equal(snn(images), first)
+    for neuron in snn.neurons().values():
+        neuron.spikes_per_step -= 2
+    assert torch.equal(snn(images), first)

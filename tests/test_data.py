@@ -12,9 +12,9 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from vit2snn.convert import load_model
 from vit2snn.data import ImageSource, array_source, balanced_order, batches, choose, open_images, prepared
 from vit2snn.errors import CheckpointError, DataError, ModelError
-from vit2snn.storage import load_model
 from vit2snn.zoo.demo import demo_images
 
 

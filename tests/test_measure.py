@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,14 @@ def test_all_kinds_answer_the_same_questions(kind: str, networks: dict[str, Any]
             result.recommended(max_drop=1)
         with pytest.raises(ModelError, match="no calibration of early exits"):
             evaluate(network, batches, exit_confidence=0.9)
+
+
+def test_images_get_the_type_of_the_network(networks: dict[str, Any]) -> None:
+    network, batches = networks["faithful"]
+    for dtype in (torch.float64, torch.bfloat16):
+        result = evaluate(copy.deepcopy(network).to(dtype), batches)
+        assert result.points[-1].relative_error < 0.3
+        assert result.costs.ann == evaluate(network, batches).costs.ann
 
 
 def state(network: SpikingNetwork) -> list[Tensor]:

@@ -27,8 +27,8 @@ def demo() -> tuple[SpikingModel, Tensor, Tensor]:
     """The embedded model, converted with a few of its images, and others with labels."""
     from timm.data import resolve_model_data_config
 
+    from vit2snn.convert import load_model
     from vit2snn.data import array_source, prepared
-    from vit2snn.storage import load_model
 
     ann = load_model("demo")
     mode = "L" if resolve_model_data_config(ann)["input_size"][0] == 1 else "RGB"

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vit2snn.convert import RECIPES, Recipe, to_spiking
+from vit2snn.convert import RECIPES, Recipe, load_model, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.measure import evaluate
 from vit2snn.measure.spending import dense
 from vit2snn.spiking import Hadamard, RotatedLinear
-from vit2snn.storage import load, load_model
+from vit2snn.storage import load
 from vit2snn.tracing import depth
 
 SIZE = (3, 16, 16)

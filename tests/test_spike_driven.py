@@ -119,7 +119,7 @@ def test_without_refitting_each_branch_keeps_the_anns_mean_and_spread(vit: nn.Mo
     """Of each channel: of what the norm gives, before its gain is balanced, and of what the branch adds."""
     snn = to_spiking(vit, change(refit="none"), images)
     added: dict[str, Tensor] = {}
-    for network, key in ((snn.network, "snn"), (snn.original(), "ann")):
+    for network, key in ((snn.network, "snn"), (snn.teacher.ann, "ann")):
         for part in ("attn", "mlp"):
             module = network.get_submodule(f"blocks.0.{part}")
             module.register_forward_hook(lambda m, i, output, key=f"{key}.{part}": added.update({key: output.detach()}))
@@ -152,7 +152,7 @@ def test_each_step_of_refitting_leaves_less_error() -> None:
 
 
 def test_refitting_alone_recovers_much_of_the_accuracy(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
-    from vit2snn.storage import load_model
+    from vit2snn.convert import load_model
 
     calibration, images, labels = demo_sample
     result = evaluate(to_spiking(load_model("demo"), "spike-driven", calibration), [(images, labels)])

@@ -1,0 +1,51 @@
+"""What a process needs to be fast is set whenever it is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vit2snn.spiking import native, prepare_process
+
+LATE = """
+import threading
+import torch
+from vit2snn.spiking import prepare_process
+
+def flushed():
+    return not (torch.full((2**20,), 1e-40) * 1).any()
+
+def other():
+    started.set()
+    ready.wait()
+    prepare_process()
+    print(flushed())
+
+started, ready = threading.Event(), threading.Event()
+thread = threading.Thread(target=other)
+thread.start()
+started.wait()
+print(torch.get_num_threads(), flushed())
+prepare_process()
+print(flushed())
+ready.set()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler")
+def test_threads_that_have_been_started_flush_denormals_too() -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", LATE], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False", "True", "True"]
+
+
+def test_what_is_set_afterwards_stays() -> None:
+    prepare_process()
+    torch.set_flush_denormal(False)
+    prepare_process()
+    assert (torch.full((2**20,), 1e-40) * 1).all()
