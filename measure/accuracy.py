@@ -68,7 +68,7 @@ def evaluate(
         stack.enter_context(torch.inference_mode())
         remaining = filter(None, map(labelled, batches))
         first = next(remaining, None)
-        if not int(smallest(torch.tensor(first is not None))) or first is None:
+        if not int(smallest(torch.tensor(int(first is not None)))) or first is None:
             raise DataError("there are no images to score")
         reported, last = _timesteps(network, first[0], timesteps)
         exits = None if exit_confidence is None else Exits(network.exit_limits(exit_confidence), exit_confidence)
@@ -83,12 +83,13 @@ def evaluate(
 def _timesteps(network: SpikingNetwork, images: Tensor, asked: int | Sequence[int] | None) -> tuple[Sequence[int], int]:
     """The timesteps to report, and how many are run: of frames, all that there are."""
     frames = len(images) if images.ndim == 5 else 0
-    asked = network.timesteps or frames if asked is None else asked
-    if asked == 0 and not network.timesteps:
-        raise DataError(
-            f"this network takes its timesteps from frames [T, B, C, H, W], got images of shape {tuple(images.shape)}",
-            "give frames, or a number of timesteps",
-        )
+    if asked is None:
+        asked = network.timesteps or frames
+        if not asked:
+            raise DataError(
+                f"this network takes its timesteps from frames [T, B, C, H, W], got images of shape {tuple(images.shape)}",
+                "give frames, or a number of timesteps",
+            )
     reported = range(1, asked + 1) if isinstance(asked, int) else sorted(set(asked))
     if not reported or reported[0] < 1:
         raise ValueError(f"timesteps must be at least 1, got {asked}")
@@ -106,6 +107,7 @@ class _Scoring:
         self.weight = next(network.network.parameters())
         self.meter, self.logits = Meter(network.network), Logits(timesteps)
         self.chunk = 1 if any(isinstance(module, CodedNeuron) for module in network.network.modules()) else None
+        self.input_size: tuple[int, ...] = ()
         self.digests: list[str] = []
         self.modules: list[ModuleError] = []
         self.reference: Dense | None = None
