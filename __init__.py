@@ -13,14 +13,14 @@ _HOME = {
     "Recipe": "convert",
     "SpikingModel": "convert",
     "converts": "convert",
-    "evaluate": "evaluation",
+    "evaluate": "measure",
     "load": "storage",
     "to_spiking": "convert",
 }
 
 if TYPE_CHECKING:
     from .convert import Recipe, SpikingModel, converts, to_spiking
-    from .evaluation import evaluate
+    from .measure import evaluate
     from .storage import load
 
 

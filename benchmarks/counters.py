@@ -3,7 +3,7 @@
     pip install spikingjelly==2.0.0 loguru
     OMP_NUM_THREADS=1 python benchmarks/counters.py > benchmarks/results/counters.json
 
-``SynOpCounter`` and ``MACCounter`` of SpikingJelly 2.0.0 watch what torch dispatches; `vit2snn.metering.Meter` watches the
+``SynOpCounter`` and ``MACCounter`` of SpikingJelly 2.0.0 watch what torch dispatches; `vit2snn.measure.Meter` watches the
 functions that modules call. Both see: two convolutions and a linear layer between LIF neurons, with equal weights; the two
 products of spiking self-attention; and a layer that reads the sums of two spikes, as behind SEW shortcuts. Prints a table to
 stderr and JSON to stdout.
@@ -24,7 +24,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from vit2snn.metering import Meter
+from vit2snn.measure import Meter
 from vit2snn.spiking import LIF, simulate
 
 try:

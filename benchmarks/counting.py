@@ -4,8 +4,7 @@
 
 ``plain`` runs the ANN and all timesteps of the converted network and looks at the logits, ``counted`` does so under a meter,
 and ``evaluate`` is `vit2snn.evaluate`, which also diagnoses and audits the first 8 images. The ViT of DeiT-tiny's size has
-random weights, as has the Spikformer; of a model of the zoo, which has no ANN, `vit2snn.evaluation.score` is measured. Prints a
-table to stderr and JSON to stdout.
+random weights, as has the Spikformer; a model of the zoo has no ANN. Prints a table to stderr and JSON to stdout.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from torch import Tensor
 
 from vit2snn.convert import RECIPES, SpikingModel, load_model, to_spiking
 from vit2snn.data import array_source, prepared
-from vit2snn.evaluation import Evaluation, Scores, evaluate, score
-from vit2snn.metering import Meter
+from vit2snn.measure import Meter, evaluate
+from vit2snn.spiking import SpikingNetwork
 from vit2snn.zoo import SpikingTransformer
 from vit2snn.zoo.demo import demo_images
 
-Model = SpikingModel | SpikingTransformer
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -59,40 +57,29 @@ def zoo() -> tuple[SpikingTransformer, Batches]:
 
 
 @torch.no_grad()
-def plain(model: Model, batches: Batches) -> Tensor:
+def plain(model: SpikingNetwork, batches: Batches) -> Tensor:
     """Images whose class is right after each timestep, and nothing else."""
     right = torch.zeros(4)
     for x, y in batches:
-        _ann(model, x)
+        model.ann(x)
         right += (_readout(model, x).argmax(-1) == y).sum(1)
     return right
 
 
 @torch.no_grad()
-def counted(model: Model, batches: Batches) -> Tensor:
+def counted(model: SpikingNetwork, batches: Batches) -> Tensor:
     """The same, and every operation."""
-    right, meter = torch.zeros(4), Meter(model.network if isinstance(model, SpikingModel) else model)
+    right, meter = torch.zeros(4), Meter(model.network)
     for x, y in batches:
-        _ann(model, x)
+        model.ann(x)
         with meter:
             readout = _readout(model, meter.show(x))
         right += (readout.argmax(-1) == y).sum(1)
     return right
 
 
-def _ann(model: Model, x: Tensor) -> None:
-    """The ANN, where there is one."""
-    if isinstance(model, SpikingModel):
-        model.ann(x)
-
-
-def _readout(model: Model, x: Tensor) -> Tensor:
-    return model(x, chunk=1) if isinstance(model, SpikingModel) else model.readout(x)
-
-
-def evaluated(model: Model, batches: Batches) -> Evaluation | Scores:
-    """What the command does."""
-    return evaluate(model, batches) if isinstance(model, SpikingModel) else score(model, batches)
+def _readout(model: SpikingNetwork, x: Tensor) -> Tensor:
+    return model.readout(x, chunk=1 if isinstance(model, SpikingModel) else None)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -113,7 +100,7 @@ def main(repeats: int) -> None:
         plain(snn, batches[:1])
         times: dict[str, list[float]] = {"plain": [], "counted": [], "evaluate": []}
         for _ in range(repeats):
-            for way, run in {"plain": plain, "counted": counted, "evaluate": evaluated}.items():
+            for way, run in {"plain": plain, "counted": counted, "evaluate": evaluate}.items():
                 times[way].append(seconds(partial(run, snn, batches)))
         medians = {way: statistics.median(found) for way, found in times.items()}
         ratios = {way: round(median / medians["plain"], 2) for way, median in medians.items()}

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from vit2snn.convert import RECIPES, SpikingModel, plan, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.errors import Vit2SnnError
-from vit2snn.evaluation import dispatched
+from vit2snn.measure import dispatched
 from vit2snn.tracing.calls import ELEMENTWISE
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"

@@ -34,7 +34,7 @@ from torch import nn
 from vit2snn.commands.shared import is_main, launched, own_images
 from vit2snn.convert import RECIPES, Recipe, load_model, to_spiking
 from vit2snn.data import array_source, batches, open_images, prepared
-from vit2snn.evaluation import Point, evaluate
+from vit2snn.measure import Point, evaluate
 from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"

@@ -4,7 +4,7 @@
 
 The zoo's model with random weights is metered on one random image for one timestep. That gives its operations and their
 multiply-accumulates; the rates that were measured are replaced by published ones (``data/spikingformer_rates.json``), and
-`vit2snn.metering.conventional` makes an energy of them. Of what our exact rules would count, rates tell a part only. It is said
+`vit2snn.measure.conventional` makes an energy of them. Of what our exact rules would count, rates tell a part only. It is said
 beside it, as the most that is possible, and as what it would be if spikes were spread evenly and independently.
 
 Prints a table to stderr and JSON to stdout. (Of other models, no rates are published that settle the energy: those of
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import vit2snn.zoo
-from vit2snn.metering import FLOAT32, Meter, Tally, conventional
+from vit2snn.measure import FLOAT32, Meter, Tally, conventional
 
 DATA: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "spikingformer_rates.json").read_text())
 TOKENS = 14 * 14

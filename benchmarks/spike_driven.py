@@ -44,8 +44,8 @@ from vit2snn.data import (
     prepared,
     training_images,
 )
-from vit2snn.evaluation import evaluate
 from vit2snn.finetune import Distillation, Settings, train
+from vit2snn.measure import evaluate
 from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"

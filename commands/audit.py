@@ -31,8 +31,8 @@ def audit(out: Path, timesteps: int | None, require: str | None, replayed: bool,
     vit2snn audit demo-snn
     vit2snn audit demo-snn --replay --require addition-only
     """
-    from vit2snn.evaluation import audit as audited, replay
-    from vit2snn.evaluation.text import audit_table, replay_line
+    from vit2snn.measure import audit as audited, replay
+    from vit2snn.measure.text import audit_table, replay_line
 
     device = find_device(images["device"])
     model, batches = open_scored(out, timesteps, images)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.evaluation import evaluate_artifact
+from vit2snn.commands.evaluation import evaluate_folder
 from vit2snn.commands.shared import (
     DEMO,
     Pass,
@@ -31,7 +31,7 @@ from vit2snn.errors import DataError, NothingConvertedError
 
 if TYPE_CHECKING:
     from vit2snn.convert import Recipe
-    from vit2snn.evaluation import Evaluation, Point
+    from vit2snn.measure import Evaluation, Point
 
 DEMO_TIMESTEPS = 8
 COMPARED = 16  # calibration images on which the network is compared with the ANN at the end
@@ -63,7 +63,7 @@ def convert(
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
     vit2snn convert demo --recipe qkformer -o demo-qk
     """
-    from vit2snn.evaluation.text import parity_table
+    from vit2snn.measure.text import parity_table
 
     chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit)
     with launched(images["device"]) as device:
@@ -89,7 +89,7 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 
     from vit2snn import load
     from vit2snn.convert import Recipe, load_model, plan
-    from vit2snn.evaluation.text import plan_table
+    from vit2snn.convert.text import plan_table
     from vit2snn.storage.artifact import is_artifact
 
     if is_artifact(Path(model)):
@@ -144,14 +144,14 @@ def fold(model: Path, out: Path, overwrite: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
     """Convert the embedded ViT, score it on embedded Fashion-MNIST images, and draw the curve. Needs no network."""
-    from vit2snn.evaluation.text import curve_table
+    from vit2snn.measure.text import curve_table
 
     folder = out or Path("vit2snn-demo")
     images = {"seed": 0, "batch_size": 32, "samples": 128, "split": "train"}
     recipe = find_recipe("faithful", timesteps=DEMO_TIMESTEPS)
     with launched("auto") as device:
         _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, device)
-        result = evaluate_artifact(folder, None, images | {"samples": None, "split": "validation"}, device)
+        result = evaluate_folder(folder, None, images | {"samples": None, "split": "validation"}, device)
     emit(as_json, result.to_json(), curve_table(result))
     note(f"the converted model, the curve and its data are in {folder}")
 
@@ -169,7 +169,7 @@ def _convert(
 
     from vit2snn.convert import load_model, plan, provisional, to_spiking
     from vit2snn.data import batches, prepared
-    from vit2snn.evaluation import evaluate
+    from vit2snn.measure import evaluate
     from vit2snn.spiking.shards import processes, smallest
     from vit2snn.storage.artifact import is_artifact
     from vit2snn.storage.files import check_output

@@ -26,7 +26,7 @@ from vit2snn.commands.shared import (
 from vit2snn.errors import QualityGateError
 
 if TYPE_CHECKING:
-    from vit2snn.evaluation import Evaluation, Scores
+    from vit2snn.measure import Evaluation
 
 
 @click.command()
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--samples", type=click.IntRange(min=1), help="Images to score; all unless given.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
 @click.option("--max-drop", type=float, help="Recommend T by it; fail (exit 3) if no top-1 is within so many points.")
-@click.option("--max-energy", type=click.FloatRange(min=0, min_open=True), help="The same, relative to the ANN's energy.")
+@click.option("--max-energy", type=click.FloatRange(min=0, min_open=True), help="The same by energy, relative to the ANN's.")
 @click.option(
     "--exit-confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="C",
     help="Also stop each image early, once C of such calibration images kept their class.",
@@ -57,70 +57,74 @@ def evaluate(
     vit2snn evaluate deit-snn --data imagenet/val --timesteps 1,2,4,8
     vit2snn evaluate demo-snn --max-drop 1 --exit-confidence 0.99
     """
-    from vit2snn.evaluation.text import curve_table, score_table
+    from vit2snn.measure.text import curve_table
     from vit2snn.storage import is_model_folder
 
-    if is_model_folder(out):
-        of_anns = {
-            "--max-drop": max_drop, "--max-energy": max_energy, "--exit-confidence": exit_confidence, "--amp-dtype": amp_dtype,
-        }  # fmt: skip
-        for option, value in of_anns.items():
-            if value is not None:
-                raise click.UsageError(f"{option} compares with an ANN, and a zoo model has none")
-        with launched(images["device"]) as device:
-            scores = _evaluate_zoo(out, timesteps, images, device)
-        emit(as_json, scores.to_json(), score_table(scores))
-        return
+    if max_drop is not None and is_model_folder(out):
+        raise click.UsageError("--max-drop compares with an ANN, and a zoo model has none")
     with launched(images["device"]) as device:
-        result = evaluate_artifact(out, timesteps, images, device, exit_confidence, amp_dtype)
+        result = evaluate_folder(out, timesteps, images, device, exit_confidence, amp_dtype)
     budgeted = max_drop is not None or max_energy is not None
     point = result.recommended(max_drop, max_energy) if budgeted else None
     document = result.to_json() | ({"recommended": point.timestep if point else None} if budgeted else {})
     text = curve_table(result)
     emit(as_json, document, f"{text}\nrecommended: T = {point.timestep}" if point else text)
     if budgeted and not point:
-        last, given = result.points[-1], {"--max-drop": max_drop, "--max-energy": max_energy}
-        budgets = [f"{option} {budget:g}" for option, budget in given.items() if budget is not None]
-        raise QualityGateError(
-            f"no T keeps to {' and '.join(budgets)}: at T = {last.timestep} top-1 is {result.ann_top1 - last.top1:.2f} points "
-            f"below the ANN's, at {last.energy:.2f} of its energy"
-        )
+        raise _over_budget(result, max_drop, max_energy)
 
 
-def evaluate_artifact(
+def _over_budget(result: Evaluation, max_drop: float | None, max_energy: float | None) -> QualityGateError:
+    """What the last point of a curve needs and loses."""
+    last, given = result.points[-1], {"--max-drop": max_drop, "--max-energy": max_energy}
+    budgets = [f"{option} {budget:g}" for option, budget in given.items() if budget is not None]
+    if result.ann_top1 is None:
+        found = f"{last.energy:.2f} of the energy of one pass on numbers is needed"
+    else:
+        drop = result.ann_top1 - last.top1
+        found = f"top-1 is {drop:.2f} points below the ANN's, at {last.energy:.2f} of its energy"
+    return QualityGateError(f"no T keeps to {' and '.join(budgets)}: at T = {last.timestep} {found}")
+
+
+def evaluate_folder(
     out: Path, timesteps: list[int] | None, images: dict[str, Any], device: Any, exit_confidence: float | None = None,
     amp_dtype: str | None = None,
 ) -> Evaluation:  # fmt: skip
-    """Load a converted model, score it, write the curve into its folder; the processes of a group do it together."""
+    """Load a model, score it, write the curve into its folder; the processes of a group do it together."""
     import torch
 
     from vit2snn import evaluate
-    from vit2snn.evaluation import write_evaluation
+    from vit2snn.storage.evaluations import write_evaluation
 
-    snn, found = _artifact(out, images)
-    if timesteps and timesteps[-1] > snn.recipe.timesteps:
-        note(f"note: calibrated for {snn.recipe.timesteps} timesteps; later ones reuse the last thresholds")
-    result = evaluate(
-        snn.to(device), bar(found, "scoring"), timesteps, exit_confidence, getattr(torch, amp_dtype) if amp_dtype else None
-    )
+    network, found = open_scored(out, timesteps[-1] if timesteps else None, images, whole=True)
+    precision = getattr(torch, amp_dtype) if amp_dtype else None
+    result = evaluate(network.to(device), bar(found, "scoring"), timesteps, exit_confidence, precision)
     if is_main():
-        write_evaluation(result, out, title=snn.network.pretrained_cfg["architecture"], command=sys.argv)
+        write_evaluation(result, out, title=network.network.pretrained_cfg["architecture"], command=sys.argv)
     return result
 
 
-def open_scored(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple[Any, Any]:
-    """A converted model or one of the zoo, and batches of images to run it on."""
+def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole: bool = False) -> tuple[Any, Any]:
+    """A converted model or one of the zoo, and this process's batches of images to run it on.
+
+    Args:
+        out: its folder.
+        timesteps: that it will be run for; its own unless given.
+        images: the options of the data.
+        whole: whether a recording is cut into all timesteps of the model even where fewer are asked for.
+    """
     from vit2snn.convert import load_model
     from vit2snn.storage import is_model_folder
 
     if not is_model_folder(out):
-        return _artifact(out, images)
-    _check_zoo_data(out, images)
+        return _artifact(out, timesteps, images)
+    if not images["data"] and not _trained_on_demo(out):  # only what was trained on the demo's images is scored on them
+        raise click.UsageError("give the images or recordings with --data DATA")
     model: Any = load_model(f"local-dir:{out}")
-    return model, scored_batches(model, timesteps or model.timesteps, images)
+    cut = max(timesteps or 0, model.timesteps) if whole else timesteps or model.timesteps
+    return model, scored_batches(model, cut, images, shared=True)
 
 
-def _artifact(out: Path, images: dict[str, Any]) -> tuple[Any, Any]:
+def _artifact(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple[Any, Any]:
     """A converted model, and this process's batches of images that it was not calibrated on."""
     from vit2snn import load
     from vit2snn.data import batches, prepared
@@ -128,34 +132,11 @@ def _artifact(out: Path, images: dict[str, Any]) -> tuple[Any, Any]:
 
     check_data(read_config(out)["vit2snn"]["source"], images)
     snn = load(out)
+    if timesteps and timesteps > snn.timesteps:
+        note(f"note: calibrated for {snn.timesteps} timesteps; later ones reuse the last thresholds")
     source, count = own_images(image_source(snn.network, images), images["samples"], images["seed"])
     samples = prepared(snn.network, source, count=count, seed=images["seed"], exclude=snn.calibrated_on)
     return snn, batches(samples, images["batch_size"])
-
-
-def _evaluate_zoo(out: Path, timesteps: list[int] | None, images: dict[str, Any], device: Any) -> Scores:
-    """Load a zoo model, score it, write the curve into its folder."""
-    from dataclasses import replace
-
-    from vit2snn.convert import load_model
-    from vit2snn.evaluation import score, write_evaluation
-
-    _check_zoo_data(out, images)
-    model: Any = load_model(f"local-dir:{out}").to(device)
-    # A recording is cut into the model's timesteps even where only the first of them are reported.
-    last = max(timesteps[-1], model.timesteps) if timesteps else model.timesteps
-    scores = score(model, bar(scored_batches(model, last, images, shared=True), "scoring"), last, shared=True)
-    if timesteps:
-        scores = replace(scores, points=tuple(point for point in scores.points if point.timestep in timesteps))
-    if is_main():
-        write_evaluation(scores, out, title=model.pretrained_cfg["architecture"], command=sys.argv)
-    return scores
-
-
-def _check_zoo_data(out: Path, images: dict[str, Any]) -> None:
-    """Only what was trained on the demo's images is scored on them."""
-    if not images["data"] and not _trained_on_demo(out):
-        raise click.UsageError("give the images or recordings with --data DATA")
 
 
 def _trained_on_demo(out: Path) -> bool:

@@ -88,8 +88,9 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     vit2snn finetune deit-snn --data imagenet --loss soft=1,features=0.5 --epochs 3 -o deit-tuned
     """
     from vit2snn import load
-    from vit2snn.convert import Teacher, exit_table
+    from vit2snn.convert import Teacher
     from vit2snn.data import training_images
+    from vit2snn.measure import exit_table
     from vit2snn.storage.artifact import is_artifact, read_config
     from vit2snn.storage.versions import versions
 
@@ -115,7 +116,7 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
         run = {
             "command": sys.argv, "model": str(model), "data": options["data"], **settings, **document, "versions": versions(),
         }  # fmt: skip
-        snn.exits = exit_table(snn.eval(), _plain_images(snn, images, options["seed"], device))
+        snn.exits = exit_table(snn, _plain_images(snn, images, options["seed"], device))
         snn.save(out, source=source, overwrite=options["overwrite"], records={"run.json": run})
         loss = "" if summary.loss is None else f", loss {summary.loss:.4g}"
         emit(as_json, {"out": str(out), **document}, f"{summary.updates} updates{loss}, {summary.seconds:.0f} s, in {out}")

@@ -53,7 +53,7 @@ def plan(
     from vit2snn.convert.auto import FIELDS
     from vit2snn.convert.blocks import AUTO, SPIKING
     from vit2snn.data import prepared
-    from vit2snn.evaluation.text import table
+    from vit2snn.measure.text import table
     from vit2snn.search import plans
     from vit2snn.storage.files import check_output
 

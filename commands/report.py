@@ -23,7 +23,8 @@ def report(models: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     vit2snn report demo-snn
     vit2snn report demo-snn demo-qk demo-shift -o recipes.html
     """
-    from vit2snn.report import read_artifacts, report_page
+    from vit2snn.measure.report import report_page
+    from vit2snn.storage.documents import read_artifacts
     from vit2snn.storage.files import write_whole
 
     artifacts = read_artifacts(models)

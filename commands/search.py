@@ -98,7 +98,7 @@ def _search(request: Request) -> Search:
 
 def _told(document: dict[str, Any]) -> str:
     """The best and the front as a table."""
-    from vit2snn.evaluation.text import table
+    from vit2snn.measure.text import table
 
     def row(name: str, entry: dict[str, Any]) -> list[str]:
         figures, genes = entry["figures"], entry["architecture"]

@@ -165,8 +165,8 @@ def train(
     """
     import torch
 
-    from vit2snn.evaluation import score
-    from vit2snn.evaluation.text import score_table
+    from vit2snn.measure import evaluate
+    from vit2snn.measure.text import curve_table
     from vit2snn.storage import is_model_folder, save_model
     from vit2snn.storage.versions import versions
 
@@ -178,17 +178,17 @@ def train(
     batches = _training_batches(network, options)
     if not run_training(network, batches, out, options, identity).main:
         return finish_training(out)
-    scores = score(network, bar(scored_batches(network, network.timesteps, options), "scoring"))
+    scored = evaluate(network, bar(scored_batches(network, network.timesteps, options), "scoring"), shared=False)
     run = {
         "command": sys.argv, "data": options["data"], **{name: options[name] for name in SETTINGS}, "versions": versions(),
         "seconds": round(time.time() - started, 1),
     }  # fmt: skip
-    records = {"run.json": run, "evaluation.json": scores.to_json()}
+    records = {"run.json": run, "evaluation.json": scored.to_json()}
     save_model(network, out, overwrite=options["overwrite"], records=records)
     finish_training(out)
     parameters = sum(p.numel() for p in network.parameters())
-    document = {"out": str(out), "parameters": parameters, "seconds": run["seconds"], **scores.to_json()}
-    emit(as_json, document, f"{parameters:,} parameters, {run['seconds']:.0f} s\n{score_table(scores)}")
+    document = {"out": str(out), "parameters": parameters, "seconds": run["seconds"], **scored.to_json()}
+    emit(as_json, document, f"{parameters:,} parameters, {run['seconds']:.0f} s\n{curve_table(scored)}")
 
 
 def _create(name: str, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:

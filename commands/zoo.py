@@ -37,7 +37,7 @@ def list_(pattern: str, as_json: bool) -> None:
     import timm
     import torch
 
-    from vit2snn.evaluation.text import table
+    from vit2snn.measure.text import table
     from vit2snn.zoo import VARIANTS
 
     names = sorted(name for name in VARIANTS if fnmatch(name, pattern))
@@ -66,7 +66,7 @@ def show(name: str, as_json: bool) -> None:
     `vit2snn evaluate` counted are shown too.
     """
     from vit2snn.convert import load_model
-    from vit2snn.evaluation.text import table
+    from vit2snn.measure.text import table
     from vit2snn.storage import is_model_folder
     from vit2snn.zoo import VARIANTS, statistics
 

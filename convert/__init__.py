@@ -1,7 +1,6 @@
 """Conversion of a timm model into a spiking one: the recipe, the rules, and the result."""
 
 from .auto import candidates as candidates, opened as opened, provisional as provisional
-from .exit import ExitTable as ExitTable, exit_table as exit_table
 from .folding import fold as fold
 from .model import SpikingModel as SpikingModel, structure as structure, to_spiking as to_spiking
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan

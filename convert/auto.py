@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..metering import FLOAT32, Meter, energy
+from ..measure import FLOAT32, Meter, energy
 from ..spiking import over_time
 from ..tracing import catching, record
 from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking

@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..errors import RecipeError
-from .energy import spent
+from ..measure import spent
+from ..spiking import SpikingNetwork
 from .recipe import Recipe
-
-if TYPE_CHECKING:
-    from .model import SpikingModel
 
 LOWEST, HIGHEST = 1e-10, 1e-4  # prices between which the search goes on
 HALVINGS = 6
 MARGIN = 0.98  # of the budget, because the energy differs from image to image
 
 
-def affordable(convert: Callable[[Recipe], SpikingModel], recipe: Recipe, images: Tensor) -> Recipe:
+def affordable(convert: Callable[[Recipe], SpikingNetwork], recipe: Recipe, images: Tensor) -> Recipe:
     """``recipe`` with the lowest price of spikes at which the energy of all its timesteps is within its ``max_energy``.
 
     All thresholds and silences follow from the price, site by site: a spike is sent where it saves the logits an error that is

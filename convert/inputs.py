@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from ..data import digest
 from ..errors import DataError, ModelError
-
-IMAGES = ("image", "images", "pixel_values", "img", "x")
-"""Keys of batches that are dictionaries."""
+from ..measure.batches import IMAGES
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -58,7 +56,7 @@ class Batches:
 
     Args:
         images: ``[N, C, H, W]``; or batches of images, of images and labels (which are dropped), or dictionaries with a key of
-            `IMAGES`.
+            `vit2snn.measure.batches.IMAGES`.
         like: images get the device and type of this tensor.
         size: of the batches into which a tensor is cut up.
 

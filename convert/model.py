@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ..calibration import Prior, calibrate
 from ..errors import DataError, ModelError
+from ..measure import Advice, Evaluation, ExitTable, exit_table
+from ..measure.exits import confidence as sureness
 from ..spiking import (
     CodedNeuron,
     InTurn,
@@ -29,11 +31,11 @@ from ..spiking import (
 )
 from ..tracing import untied
 from .absorption import absorb_functions, absorb_norms
+from .advice import advise
 from .auto import Candidate, candidates, choose
 from .batch_axis import check_images_apart
 from .blocks import AUTO
 from .budget import affordable
-from .exit import ExitTable, confidence as sureness, exit_table
 from .functions import replace_functions, replace_softmax
 from .inputs import Batches, checked, seeded
 from .planning import Plan, plan
@@ -60,6 +62,8 @@ class SpikingModel(nn.Module):
         exits: how sure the readout was on the calibration images, for `anytime`; None for a layer-synchronous network, whose
             timesteps are no steps towards later ones.
     """
+
+    channels_last = False
 
     def __init__(self, network: nn.Module, recipe: Recipe, plan: Plan, input_size: tuple[int, ...]) -> None:
         super().__init__()
@@ -92,6 +96,11 @@ class SpikingModel(nn.Module):
             return logits
         return logits.cumsum(0) / torch.arange(1, timesteps + 1, device=logits.device).reshape(-1, 1, 1)
 
+    def readout(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
+        """What a call gives, by the name that it has in all spiking networks (see `vit2snn.spiking.SpikingNetwork`)."""
+        logits: Tensor = self(x, timesteps, chunk)
+        return logits
+
     @torch.no_grad()
     def anytime(self, x: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
         """Show each image only until the readout is sure enough; the run ends when all images have stopped.
@@ -123,7 +132,7 @@ class SpikingModel(nn.Module):
         return logits, taken
 
     def exit_limits(self, confidence: float) -> Tensor:
-        """How sure the readout has to be to stop after each timestep, ``[T]``; see `vit2snn.convert.exit.ExitTable.thresholds`.
+        """How sure the readout has to be to stop after each timestep, ``[T]``; see `vit2snn.measure.ExitTable.thresholds`.
 
         Raises:
             ModelError: the network has no calibration of exits.
@@ -137,7 +146,7 @@ class SpikingModel(nn.Module):
                 )
             raise ModelError(
                 "this network has no calibration of early exits",
-                "convert the ANN again, or set exits = vit2snn.convert.exit_table(snn, batches)",
+                "convert the ANN again, or set exits = vit2snn.measure.exit_table(snn, batches)",
             )
         return self.exits.thresholds(confidence)
 
@@ -163,6 +172,33 @@ class SpikingModel(nn.Module):
     def is_new(parameter: str) -> bool:
         """Whether a parameter of the network, given by name, has no counterpart in the ANN: routers, temporal interaction."""
         return not {"router", "interaction"}.isdisjoint(parameter.split("."))
+
+    @property
+    def timesteps(self) -> int:
+        """T of the recipe."""
+        return self.recipe.timesteps
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether each layer goes through all timesteps before the next one begins."""
+        return self.recipe.synchronous
+
+    @property
+    def reference(self) -> nn.Module:
+        """The module tree in which `ann` computes."""
+        return self.network if self.teacher is None else self.teacher.on(next(self.network.parameters()).device)
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """What stands beside the ANN's, and the module it belongs to: coded neurons or, where branches are spiking, blocks."""
+        if self.recipe.spike_driven:
+            return {block.name: block.name for block in self.plan.blocks}
+        return {name: self.owner(name) for name in self.neurons()}
+
+    def advice(self, evaluation: Evaluation) -> list[Advice]:
+        """What to do about what was measured; see `advise`."""
+        assert evaluation.ann_top1 is not None
+        return advise(evaluation.points, evaluation.ann_top1, evaluation.modules, self.recipe)
 
     def owner(self, neuron: str) -> str:
         """The planned module that a neuron, given by name, belongs to."""

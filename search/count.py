@@ -12,7 +12,7 @@ from functools import lru_cache
 from operator import add
 from typing import NamedTuple
 
-from ..metering import FLOAT32, EnergyModel
+from ..measure import FLOAT32, EnergyModel
 from ..zoo.frames import FRAMES
 from ..zoo.qkformer import STEMS
 from .space import Architecture, Space, Task

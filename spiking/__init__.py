@@ -35,6 +35,7 @@ from .membrane import (
 )
 from .mlp import SpikingMLP as SpikingMLP
 from .native import eager as eager
+from .network import SpikingNetwork as SpikingNetwork, channels_last as channels_last, evaluating as evaluating
 from .neuron import CodedNeuron as CodedNeuron, Event as Event, analog as analog, probing as probing
 from .patches import SPEDS as SPEDS, DeformedShortcut as DeformedShortcut, SpikingPatchSplitting as SpikingPatchSplitting
 from .process import prepare_process as prepare_process

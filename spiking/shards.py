@@ -7,6 +7,8 @@ All processes must read the same figures in the same order. Without a group, or 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -17,9 +19,22 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 
+_alone: ContextVar[bool] = ContextVar("vit2snn_alone", default=False)
+
+
 def processes() -> int:
     """How many share the data."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this context, and this thread, a process of a group has data of its own that it shares with nobody."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def share(items: Iterable[Item]) -> Iterator[Item]:

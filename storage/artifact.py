@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..convert import ExitTable, Recipe, SpikingModel, Teacher, analog_copy, fold, structure
+from ..convert import Recipe, SpikingModel, Teacher, analog_copy, fold, structure
 from ..errors import ArtifactError
+from ..measure import ExitTable
 from ..spiking import neurons, prepare_process
 from .building import built, check_handlers, details, plain_config, timm_config
 from .card import model_card
@@ -56,7 +57,7 @@ def save(
             calls it only if it is told to trust it.
         overwrite: replace an earlier artifact at ``out``.
         records: further documents to write, by file name.
-        errors: for each neuron, the relative error of its decoded value at each timestep (see `vit2snn.evaluation`).
+        errors: for each neuron, the relative error of its decoded value at each timestep (see `vit2snn.measure`).
 
     Raises:
         OutputExistsError: ``out`` exists and ``overwrite`` is not set.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit2snn.metering import Meter
+from vit2snn.measure import Meter
 from vit2snn.spiking import (
     CodedNeuron,
     Event,

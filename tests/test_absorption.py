@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
-from vit2snn.evaluation import dispatched, evaluate
+from vit2snn.measure import dispatched, evaluate
 from vit2snn.storage import load
 
 RECTIFYING = Recipe(timesteps=16, coding="rate", levels=1, signed=False, prior="none", bias=False, thresholds="static")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, to_spiking
-from vit2snn.evaluation import ModuleError, Point, advise, diagnose, evaluate
+from vit2snn.convert.advice import advise
+from vit2snn.measure import ModuleError, Point, diagnose, evaluate
 
 
 def point(t: int, top1: float, agreement: float, error: float, energy: float) -> Point:

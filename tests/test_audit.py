@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import vit2snn.zoo
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, load_model, to_spiking
-from vit2snn.evaluation import Audit, audit, replay
-from vit2snn.metering import Meter
+from vit2snn.measure import Audit, Meter, audit, replay
 
 SPIKING = Recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean", timesteps=3)
 REPLAYED = {
@@ -80,7 +79,7 @@ def test_models_of_the_zoo_are_replayed_addition_by_addition(name: str) -> None:
 
 def test_the_replay_notices_a_spike_that_is_not_there(vit: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """One lost addition is seen in the logits."""
-    from vit2snn.evaluation import events
+    from vit2snn.measure import events
 
     snn, whole = to_spiking(vit, Recipe(timesteps=1), images), events._some
     lost: list[bool] = []

@@ -63,9 +63,11 @@ def test_models_of_the_zoo_are_audited_and_reported(folder: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert "numbers that meet weights" in result.stdout.splitlines()[0]
     fails(1, "holds no evaluation", "report", out)
-    for option in ("--max-drop", "--max-energy", "--exit-confidence"):
-        fails(2, f"{option} compares with an ANN", "evaluate", out, *data, option, "0.5")
-    assert run("evaluate", out, *data).exit_code == 0
+    fails(2, "--max-drop compares with an ANN", "evaluate", out, *data, "--max-drop", "0.5")
+    fails(1, "no calibration of early exits", "evaluate", out, *data, "--exit-confidence", "0.5")
+    dear = run("evaluate", out, *data, "--max-energy", "0.001")
+    assert dear.exit_code == 3 and "of the energy of one pass on numbers is needed" in dear.stderr
+    assert "recommended: T = " in run("evaluate", out, *data, "--max-energy", "0.9").stdout
     assert run("report", out).exit_code == 0
     assert "spikformer_4_256_cifar10" in (out / "report.html").read_text(encoding="utf-8")
 

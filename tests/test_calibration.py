@@ -9,7 +9,7 @@ from vit2snn.calibration import ThresholdRule, calibrate
 from vit2snn.calibration.channels import from_channels, to_channels
 from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.errors import ModelError
-from vit2snn.evaluation import evaluate
+from vit2snn.measure import evaluate
 from vit2snn.spiking import Alphabet, CodedNeuron, Coding, SpikingLinear, driven, neurons, simulate
 
 

@@ -13,9 +13,9 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
-from vit2snn.convert.energy import dense
 from vit2snn.convert.model import structure
-from vit2snn.metering import FLOAT32, MODELS, Dense, EnergyModel, Meter, energy
+from vit2snn.measure import FLOAT32, MODELS, Dense, EnergyModel, Meter, energy
+from vit2snn.measure.spending import dense
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def test_multiply_accumulates_of_each_operation(sizes: Sizes) -> None:
 
 @by_size
 def test_an_ann_costs_its_layers_its_products_and_its_functions(sizes: Sizes) -> None:
-    ann = dense(sizes.exact())
+    ann = dense(sizes.exact(), sizes.images(1))
     assert (ann.macs, ann.functions, ann.comparisons) == (sizes.total(), 5 * sizes.values(), 0)
     assert ann.energy() == pytest.approx(4.6 * (sizes.total() + 5 * sizes.values()))
     int8 = next(model for model in MODELS if "int8" in model.name)
@@ -123,7 +123,7 @@ def test_an_ann_that_is_not_converted_costs_the_same(fused: bool) -> None:
         block.attn.fused_attn = fused
     with Meter(model) as meter:
         model(meter.show(sizes.images(3)))
-    assert Dense.of(meter.tallies) == dense(sizes.exact())
+    assert Dense.of(meter.tallies) == dense(sizes.exact(), sizes.images(1))
 
 
 def test_an_ann_that_is_kept_as_a_teacher_costs_the_same() -> None:
@@ -131,7 +131,7 @@ def test_an_ann_that_is_kept_as_a_teacher_costs_the_same() -> None:
     recipe = Recipe(timesteps=2, attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", refit="none")
     snn = to_spiking(sizes.make(), recipe, sizes.images(4))
     assert snn.teacher is not None
-    ann = dense(snn)
+    ann = dense(snn, sizes.images(2))
     assert (ann.macs, ann.functions) == (sizes.total(), 5 * sizes.values())
 
 
@@ -150,7 +150,7 @@ def test_words_of_an_ann_are_those_that_go_in_and_out_of_its_operations() -> Non
     ]
     products = [2 * n * d + h * n * n, h * n * n + n * d + n * d]
     functions = [2 * 3 * n * d, 2 * h * n * n, 2 * n * m]
-    assert dense(sizes.exact()).words == sum(layers) + sum(products) + sum(functions)
+    assert dense(sizes.exact(), sizes.images(1)).words == sum(layers) + sum(products) + sum(functions)
 
 
 @pytest.mark.parametrize("batch", ["relu", "max_pool"])

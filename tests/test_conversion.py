@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import vit2snn
 from vit2snn.convert import RECIPES, Recipe, to_spiking
-from vit2snn.convert.energy import dense
 from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import DataError, ModelError, UnsupportedModuleError
+from vit2snn.measure.spending import dense
 from vit2snn.spiking import SpikingDotProductAttention, SpikingLinear
 
 FAMILY = {
@@ -252,7 +252,7 @@ def test_a_module_that_is_called_several_times_has_neurons_for_each_call() -> No
     exact, snn = to_spiking(model, "exact", x), to_spiking(model, Recipe(timesteps=12), x)
     assert len(snn.neurons()) == 3 + 2 * (6 + 2) + 1
     assert len({id(p) for p in snn.parameters()}) == len(list(model.parameters()))
-    assert snn.plan.macs == dense(snn).macs
+    assert snn.plan.macs == dense(snn, x).macs
     with torch.no_grad():
         assert torch.allclose(exact(x)[0], model(x), atol=1e-6)
         with pytest.raises(RuntimeError):

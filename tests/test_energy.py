@@ -8,11 +8,11 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
-from vit2snn.convert.energy import dense, spent
 from vit2snn.convert.model import structure
 from vit2snn.errors import RecipeError
-from vit2snn.evaluation import evaluate
-from vit2snn.metering.charges import FUNCTION_MACS
+from vit2snn.measure import evaluate
+from vit2snn.measure.charges import FUNCTION_MACS
+from vit2snn.measure.spending import dense, spent
 from vit2snn.tracing import depth
 
 SIZE = (3, 16, 16)
@@ -32,7 +32,7 @@ def test_the_ann_costs_what_the_plan_says(vit: nn.Module, images: Tensor) -> Non
     snn = to_spiking(vit, Recipe(timesteps=1, ignore=("blocks.0.mlp.*",)), images)
     tokens, dim = 17, 32
     values = 5 * tokens * dim + 2 * 2 * tokens**2 + 2 * tokens * 4 * dim  # LayerNorm, softmax, GELU
-    ann = dense(snn)
+    ann = dense(snn, images)
     assert ann.macs == snn.plan.macs
     assert ann.functions == FUNCTION_MACS * values
     assert ann.energy() == pytest.approx(4.6 * (ann.macs + ann.functions))
@@ -40,7 +40,7 @@ def test_the_ann_costs_what_the_plan_says(vit: nn.Module, images: Tensor) -> Non
 
 def test_points_add_up_the_operations(snn: SpikingModel, images: Tensor) -> None:
     result = evaluate(snn, [(images, torch.zeros(len(images), dtype=torch.int64))])
-    ann = dense(snn)
+    ann = dense(snn, images)
     added = multiplied = 0.0
     for t, point in enumerate(result.points):
         added += sum(operation.accumulates[t] for operation in result.costs.operations)

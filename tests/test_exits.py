@@ -10,9 +10,9 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn import load
-from vit2snn.convert import ExitTable, Recipe, SpikingModel, exit_table, to_spiking
+from vit2snn.convert import Recipe, SpikingModel, to_spiking
 from vit2snn.errors import ModelError
-from vit2snn.evaluation import evaluate
+from vit2snn.measure import ExitTable, evaluate, exit_table
 
 
 @pytest.fixture

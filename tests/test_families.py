@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, to_spiking
-from vit2snn.evaluation import dispatched
+from vit2snn.measure import dispatched
 from vit2snn.tracing.calls import ELEMENTWISE
 
 FAMILIES = {

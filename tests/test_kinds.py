@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from vit2snn.metering import Kind, Stream, observe, spikes_in
-from vit2snn.metering.kinds import join
+from vit2snn.measure import Kind, Stream, observe, spikes_in
+from vit2snn.measure.kinds import join
 
 EXAMPLES: dict[Kind, list[float]] = {
     "silent": [0.0, 0.0, -0.0],

@@ -15,7 +15,7 @@ from vit2snn import evaluate
 from vit2snn.cli import cli
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
 from vit2snn.errors import OutOfMemoryError
-from vit2snn.evaluation.batching import Parts
+from vit2snn.measure.batches import Parts
 from vit2snn.spiking import LIF, eager, present_run, stream
 from vit2snn.zoo.demo import demo_images
 

@@ -23,8 +23,8 @@ from bruteforce import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit2snn.metering import Meter
-from vit2snn.metering.charges import FUNCTION_MACS, SHIFT_ACCUMULATES
+from vit2snn.measure import Meter
+from vit2snn.measure.charges import FUNCTION_MACS, SHIFT_ACCUMULATES
 from vit2snn.spiking import IF, Hadamard, IntegerLIF, ShiftGELU, ShiftLayerNorm, ShiftSoftmax, simulate
 
 T, B = 3, 2

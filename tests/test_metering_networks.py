@@ -16,7 +16,7 @@ from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
-from vit2snn.metering import Meter
+from vit2snn.measure import Meter
 from vit2snn.spiking import CodedNeuron, Coding, Event, Hadamard, SpikingDotProductAttention, probing
 
 T, B = 2, 2

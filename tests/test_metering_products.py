@@ -24,7 +24,7 @@ from conftest import enliven, make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, to_spiking
-from vit2snn.metering import Meter
+from vit2snn.measure import Meter
 from vit2snn.spiking import (
     LIF,
     ExpertMixtureAttention,

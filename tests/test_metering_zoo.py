@@ -11,7 +11,7 @@ from bruteforce import Counts, by_linear, check, counted, flat, spikes, whole
 from conftest import enliven
 from torch import Tensor, nn
 
-from vit2snn.metering import Meter
+from vit2snn.measure import Meter
 from vit2snn.spiking import ExpertMixtureAttention, SpikingSelfAttention
 
 T, B = 3, 2

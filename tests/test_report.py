@@ -17,12 +17,14 @@ from test_zoo import small
 from vit2snn.commands.report import report
 from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.errors import ArtifactError
-from vit2snn.evaluation import evaluate, score, write_evaluation
-from vit2snn.report import read_artifacts, report_page
-from vit2snn.report.charts import pareto_front
-from vit2snn.report.markup import embedded, html
+from vit2snn.measure import evaluate
+from vit2snn.measure.report import report_page
+from vit2snn.measure.report.charts import pareto_front
+from vit2snn.measure.report.markup import embedded, html
 from vit2snn.storage import save, save_model
 from vit2snn.storage.artifact import SCHEMA
+from vit2snn.storage.documents import read_artifacts
+from vit2snn.storage.evaluations import write_evaluation
 
 RATES = {"patch_embed.proj.neuron": [0.5, 0.25], "blocks.0.attn.spiking_attention.query": [0.125, 0.75], "head.neuron": [0, 1]}
 ERRORS = {
@@ -315,7 +317,7 @@ def test_a_zoo_model_has_the_sections_that_apply(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         read_artifacts([tmp_path / "out"])
     assert error.value.hint.endswith("--data DATA")
-    write_evaluation(score(model, [(images, torch.arange(4))]), tmp_path / "out")
+    write_evaluation(evaluate(model, [(images, torch.arange(4))]), tmp_path / "out")
     parsed = Parsed(page(tmp_path / "out"))
     assert len(parsed.figures) == 3
     assert "qkformer_4_384_cifar10 as a spiking network" in parsed.text

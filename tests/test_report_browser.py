@@ -10,7 +10,8 @@ import pytest
 from skips import BROWSER
 from test_report import written
 
-from vit2snn.report import read_artifacts, report_page
+from vit2snn.measure.report import report_page
+from vit2snn.storage.documents import read_artifacts
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, load_model, to_spiking
-from vit2snn.convert.energy import dense
 from vit2snn.convert.model import structure
-from vit2snn.evaluation import evaluate
+from vit2snn.measure import evaluate
+from vit2snn.measure.spending import dense
 from vit2snn.spiking import Hadamard, RotatedLinear
 from vit2snn.storage import load
 from vit2snn.tracing import depth
@@ -47,7 +47,8 @@ def test_additions_are_charged_and_no_operation_is_undriven() -> None:
     size = (1, 28, 28)
     plain, rotated = (to_spiking(model, Recipe(timesteps=1, rotation=on), torch.rand(8, *size)) for on in (False, True))
     assert depth(rotated.network, size) == depth(plain.network, size)
-    assert dense(rotated) == dense(plain)
+    image = torch.rand(1, *size)
+    assert dense(rotated, image) == dense(plain, image)
     added = {"plain": 0.0, "rotated": 0.0}
     for name, snn in {"plain": plain, "rotated": rotated}.items():
         costs = evaluate(snn, [(torch.rand(2, *size), torch.tensor([0, 1]))]).costs

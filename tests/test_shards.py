@@ -23,7 +23,7 @@ from vit2snn.calibration.code import Code
 from vit2snn.cli import cli
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
 from vit2snn.errors import DataError
-from vit2snn.evaluation import evaluate, score
+from vit2snn.measure import evaluate
 from vit2snn.spiking import Alphabet, Coding, shards
 
 pytestmark = pytest.mark.slow  # the processes of nearly all tests
@@ -87,7 +87,7 @@ def reconstructed(x: Tensor, seed: int) -> dict[str, Tensor]:
     return block.state_dict()
 
 
-def figures(images: Tensor, scored: Tensor, labels: Tensor, **shared: bool) -> dict[str, Any]:
+def figures(images: Tensor, scored: Tensor, labels: Tensor) -> dict[str, Any]:
     """All that is compared: of a share, or of all images."""
     torch.manual_seed(0)
     found: dict[str, Any] = {"statistics": statistics(images.flatten(1)[:, :3])}
@@ -98,7 +98,7 @@ def figures(images: Tensor, scored: Tensor, labels: Tensor, **shared: bool) -> d
         found[name] = {"state": snn.network.state_dict(), "digests": sorted(snn.calibrated_on)}
         found[name]["figures"] = evaluate(snn, zip(scored.to(dtype).split(8), labels.split(8), strict=True)).to_json()
     model = zoo_model()
-    found["zoo"] = score(model, [(scored, labels % model.num_classes)], **shared).to_json()
+    found["zoo"] = evaluate(model, [(scored, labels % model.num_classes)]).to_json()
     return found
 
 
@@ -125,8 +125,10 @@ def together(out: Path) -> None:
     with pytest.raises(DataError, match="from 1 to 2 batches of calibration images"):
         to_spiking(make_vit(), Recipe(), list(images.split(16 // (rank + 1))))
     with pytest.raises(DataError, match="no images to score"):
-        score(zoo_model(), [(images, labels)] if rank else [], shared=True)
-    found = figures(own(images), own(images[:15]), own(labels[:15]), shared=True)
+        evaluate(zoo_model(), [(images, labels)] if rank else [])
+    found = figures(own(images), own(images[:15]), own(labels[:15]))
+    by_itself = evaluate(zoo_model(), [(images[rank:], labels[rank:])], shared=False)
+    assert by_itself.images == 16 - rank
     found["block"] = reconstructed(own(images).flatten(2)[:, :, :20].mT, rank)
     found["plan"] = to_spiking(make_vit(depth=1), dataclasses.replace(DRIVEN, mlp="auto"), [own(images)]).recipe.to_json()
     dist.destroy_process_group()

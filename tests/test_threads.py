@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vit2snn
 from vit2snn import SpikingModel, to_spiking
-from vit2snn.metering import Meter
+from vit2snn.measure import Meter
 from vit2snn.spiking import analog, eager, present_run, stream
 from vit2snn.spiking.native import is_eager
 

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from test_zoo import SMALL as SIZES, small
 from torch import Tensor, nn
 
-import vit2snn.evaluation
+import vit2snn.measure
 from vit2snn.cli import cli
 from vit2snn.errors import DataError, ModelError
-from vit2snn.evaluation import score
 from vit2snn.finetune import Settings, Step, train
+from vit2snn.measure import evaluate
 
 SMALL = [
     "-a", "dim=32", "-a", "depth=1", "-a", "expert_dim=8", "-a", "pools=1010", "--img-size", "28", "--samples", "200",
@@ -46,7 +46,7 @@ def test_a_spiking_transformer_learns(name: str) -> None:
     assert max(step.lr for step in steps) == pytest.approx(5e-3)
     assert steps[0].lr < 1e-3 > steps[-1].lr
     assert sum(step.loss for step in steps[-8:]) < sum(step.loss for step in steps[:8]) / 2
-    result = score(model, stripes(32))
+    result = evaluate(model, stripes(32))
     assert result.images == 32
     assert result.points[-1].top1 >= 90
     assert [point.timestep for point in result.points] == [1, 2, 3, 4]
@@ -81,9 +81,9 @@ def test_training_that_cannot_go_on_says_why() -> None:
     assert "--lr" in caught.value.hint
     assert not model.training
     with pytest.raises(DataError, match="labels from 0 to 9 for a model of 7 classes"):
-        score(model, [(x, torch.tensor([0, 9, 1, 2]))])
+        evaluate(model, [(x, torch.tensor([0, 9, 1, 2]))])
     with pytest.raises(DataError, match="no images to score"):
-        score(model, [])
+        evaluate(model, [])
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path, monkeypatch: pytest.
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert CliRunner().invoke(cli, [*command, "-o", str(whole)]).exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(vit2snn.evaluation, "score", interrupt)
+        patch.setattr(vit2snn.measure, "evaluate", interrupt)
         assert CliRunner().invoke(cli, [*command, "-o", str(stopped)]).exit_code == 130
     resumed = CliRunner().invoke(cli, [*command, "-o", str(stopped), "--resume"])
     assert resumed.exit_code == 0, resumed.output

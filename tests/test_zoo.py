@@ -10,8 +10,8 @@ from conftest import enliven
 from torch import Tensor, nn
 
 from vit2snn.errors import DataError, ModelError
-from vit2snn.spiking import LIF, neurons
-from vit2snn.zoo import VARIANTS, QKFormer, SpikingTransformer, TIMSpikformer, channels_last, statistics
+from vit2snn.spiking import LIF, channels_last, neurons
+from vit2snn.zoo import VARIANTS, QKFormer, SpikingTransformer, TIMSpikformer, statistics
 
 # FACTS: millions of parameters, from running the authors' classes. Theirs hold parameters that nothing reads: two LayerNorms in
 # each block of Spikformer and TIM, a position embedding and a norm in Spikformer's event model, a talking-heads convolution in

@@ -2,7 +2,7 @@
 
 from .autost import AutoST as AutoST
 from .layouts import LAYOUTS as LAYOUTS
-from .network import SpikingTransformer as SpikingTransformer, channels_last as channels_last
+from .network import SpikingTransformer as SpikingTransformer
 from .official import from_official as from_official
 from .qkformer import QKFormer as QKFormer
 from .registry import VARIANTS as VARIANTS, Published as Published, Variant as Variant

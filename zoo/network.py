@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -62,6 +62,13 @@ class SpikingTransformer(nn.Module):
     first_conv = "stages.0.embed.layers.0.project.conv"
     """The convolution that sees the image, as timm's pretrained configurations name it."""
 
+    # What else a `vit2snn.spiking.SpikingNetwork` is asked: it was trained as it is, and there is no ANN beside it.
+    synchronous = False
+    channels_last = True
+    reference: nn.Module | None = None
+    compared: Mapping[str, str] = MappingProxyType({})
+    calibrated_on: tuple[str, ...] = ()
+
     def __init__(
         self, stages: Sequence[Stage], num_classes: int, in_chans: int, timesteps: int, head_neuron: Neuron | None = None
     ) -> None:
@@ -75,6 +82,11 @@ class SpikingTransformer(nn.Module):
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
         self.feature_info = list(self._feature_points())
+
+    @property
+    def network(self) -> nn.Module:
+        """The module tree that computes: this one."""
+        return self
 
     @property
     def stride(self) -> int:
@@ -103,6 +115,18 @@ class SpikingTransformer(nn.Module):
         logits = self._simulate(lambda frames: self._classify(self._stages(frames)), x, timesteps, chunk)
         count = torch.arange(1, len(logits) + 1, device=logits.device).reshape(-1, 1, 1)
         return logits.cumsum(0) / count
+
+    def ann(self, x: Tensor) -> Tensor | None:
+        """None: there is no ANN that it came from."""
+        return None
+
+    def exit_limits(self, confidence: float) -> Tensor:
+        """Refused.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError("a model of the zoo has no calibration of early exits", "convert an ANN to have one")
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps of tokens after the last stage, ``[T, B, C, H, W]``."""
@@ -251,20 +275,6 @@ class SpikingTransformer(nn.Module):
                     f"resize or pad them to a multiple of {self.stride}",
                 )
         return timesteps
-
-
-@contextmanager
-def channels_last(model: nn.Module) -> Iterator[None]:
-    """Within this context the convolutions of a model compute on maps with their channels last, which is faster on CPUs.
-
-    Neurons keep the format of what they get, and logits are the same up to rounding; gradients are not where pools choose among
-    equal values. Afterwards weights are as safetensors wants them: channels first.
-    """
-    model.to(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        model.to(memory_format=torch.contiguous_format)
 
 
 def neuron_factory(neuron: str | NeuronFactory) -> NeuronFactory:

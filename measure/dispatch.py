@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..convert import SpikingModel
-from ..spiking import CodedNeuron, analog, simulate
+from ..spiking import CodedNeuron, SpikingNetwork, analog, evaluating, simulate
 from ..tracing.calls import tensors_in
 
 FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "mv": (0, 1), "convolution": (0, 1), "mul": (0, 1)}
@@ -52,7 +51,7 @@ class Dispatched:
 
 
 @torch.no_grad()
-def dispatched(snn: SpikingModel, image: Tensor) -> list[Dispatched]:
+def dispatched(snn: SpikingNetwork, image: Tensor) -> list[Dispatched]:
     """Every multiplication of signals in one pass of a converted network with analog neurons.
 
     Args:
@@ -61,7 +60,7 @@ def dispatched(snn: SpikingModel, image: Tensor) -> list[Dispatched]:
     """
     watcher = _Watcher(snn.network)
     try:
-        with analog(), sdpa_kernel(SDPBackend.MATH), watcher:
+        with evaluating(snn), analog(), sdpa_kernel(SDPBackend.MATH), watcher:
             simulate(snn.network, watcher.shown(image.unsqueeze(0)), 1)
     finally:
         watcher.remove()

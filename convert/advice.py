@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..convert import Recipe
-from .diagnosis import ModuleError
-
-if TYPE_CHECKING:
-    from .accuracy import Point
+from ..measure import Advice, ModuleError, Point
+from .recipe import Recipe
 
 SATURATED = 0.01  # share of values beyond the largest threshold from which it is worth a word
 DEAD = 0.9  # share of dead neurons from which it is
 GOOD = 99.0  # agreement in % from which nothing has to be done
-
-
-@dataclass(frozen=True)
-class Advice:
-    """A finding, and the command or recipe field that acts on it."""
-
-    finding: str
-    action: str
 
 
 def advise(points: Sequence[Point], ann_top1: float, modules: Sequence[ModuleError], recipe: Recipe) -> list[Advice]:
@@ -31,10 +18,11 @@ def advise(points: Sequence[Point], ann_top1: float, modules: Sequence[ModuleErr
     Args:
         points: the curve.
         ann_top1: of the ANN, in per cent.
-        modules: of `vit2snn.evaluation.diagnose`, worst first.
+        modules: of `vit2snn.measure.diagnose`, worst first.
         recipe: what the network was converted with.
     """
     last = points[-1]
+    assert last.agreement is not None  # there is an ANN
     found: list[tuple[float, Advice]] = []
     if last.agreement < GOOD:
         lost = 100 - last.agreement
@@ -52,6 +40,7 @@ def _of_time(points: Sequence[Point], recipe: Recipe, lost: float) -> list[tuple
     if len(points) < 2:
         return []
     before, last = points[-2:]
+    assert before.relative_error is not None and last.relative_error is not None
     fall = last.relative_error / max(before.relative_error, 1e-12)
     if last.timestep > recipe.timesteps:
         finding = f"T = {last.timestep}, and it was calibrated for {recipe.timesteps}: the last thresholds are used again"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from .documents import Artifact
+from .artifact import Artifact
 from .facts import dense, percent
 from .markup import Child, element
 

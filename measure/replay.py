@@ -2,7 +2,7 @@
 
 It runs the same network, but computes every synaptic operation that spikes drive as a neuromorphic machine would: the sums of
 the timestep before stay, and each event adds a column of weights, or of the other operand, to the outputs that it reaches. If
-its logits equal those of the simulation, then what `vit2snn.metering` counts is all that there is to do.
+its logits equal those of the simulation, then what `vit2snn.measure` counts is all that there is to do.
 
 An event carries a value: that of the spike. Adding a column times this value is adding a stored version of the column, shifted
 (see `vit2snn.tracing.decoded.copies_for`); an integer n is n events. What is constant, or is no spike, is computed as it is:
@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..convert import SpikingModel
-from ..metering import Meter, spikes_in
-from ..spiking import present_run
+from ..spiking import SpikingNetwork, evaluating, present_run
 from ..tracing.calls import ELEMENTWISE
 from ..tracing.decoded import Decoded, Update
-from ..zoo import SpikingTransformer
 from . import events
+from .kinds import spikes_in
+from .meter import Meter
 
 LAYERS = {"linear", "conv1d", "conv2d"}
 PRODUCTS = {"matmul", "bmm"} | ELEMENTWISE
@@ -52,21 +51,20 @@ class Replay:
 
 
 @torch.no_grad()
-def replay(model: SpikingModel | SpikingTransformer, images: Tensor, timesteps: int | None = None) -> Replay:
+def replay(network: SpikingNetwork, images: Tensor, timesteps: int | None = None) -> Replay:
     """Run a network event by event, beside its simulation.
 
     Args:
-        model: a converted network, or one of the zoo; it is not changed.
+        network: a converted network, or one of the zoo; it is not changed.
         images: ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``; one or two, because it takes a hundred times as long.
-        timesteps: T; the model's unless given.
+        timesteps: T; the network's unless given.
     """
-    model, images = copy.deepcopy(model).double(), images.double()
-    network = model.network if isinstance(model, SpikingModel) else model
-    run = partial(model if isinstance(model, SpikingModel) else model.readout, timesteps=timesteps, chunk=1)
-    expected = run(images)
-    replayer = _Replayer(network)
-    with replayer:
-        found = run(replayer.show(images))
+    network, images = copy.deepcopy(network), images.double()
+    replayer = _Replayer(network.network.double())
+    with evaluating(network):
+        expected = network.readout(images, timesteps, chunk=1)
+        with replayer:
+            found = network.readout(replayer.show(images), timesteps, chunk=1)
     return Replay(
         difference=float((found - expected).norm() / expected.norm()),
         additions=sum(replayer.additions.values()),

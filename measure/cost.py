@@ -8,22 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metering import (
-    FLOAT32,
-    MODELS,
-    Dense,
-    EnergyModel,
-    Kind,
-    Meter,
-    Stream,
-    Tally,
-    conventional,
-    energy,
-    least_words,
-    most_words,
-)
-from ..metering.energy import WORD
-from ..metering.tally import OperationKind
+from .energy import FLOAT32, MODELS, WORD, Dense, EnergyModel, conventional, energy, least_words, most_words
+from .kinds import Kind
+from .meter import Meter
+from .tally import OperationKind, Stream, Tally
 
 PICO = 1e-6  # from pJ to µJ
 
@@ -49,12 +37,12 @@ class Operand:
 
 @dataclass(frozen=True)
 class OperationCost:
-    """One operation (see `vit2snn.metering.Tally`).
+    """One operation (see `vit2snn.measure.Tally`).
 
     Attributes:
         module: whose ``forward`` makes it.
         function: of torch, or the class of the module.
-        kind: see `vit2snn.metering.Tally`.
+        kind: see `vit2snn.measure.Tally`.
         macs: multiply-accumulates of one timestep, were its operands numbers.
         operands: those that depend on the image.
         accumulates: in each timestep, the mean over images; of a layer-synchronous network, of runs of 1, 2, ... timesteps.
@@ -79,8 +67,8 @@ class Costs:
         neurons: what each neuron sent.
         ann: what the ANN does; of a zoo model, its own layers in one pass on numbers.
         synchronous: whether figures of a timestep are those of a whole run of so many.
-        words: least words moved in a run of all timesteps (an estimate, see `vit2snn.metering.least_words`).
-        convention: energy of all timesteps in pJ by the convention of the literature (see `vit2snn.metering.conventional`).
+        words: least words moved in a run of all timesteps (an estimate, see `vit2snn.measure.least_words`).
+        convention: energy of all timesteps in pJ by the convention of the literature (see `vit2snn.measure.conventional`).
     """
 
     operations: tuple[OperationCost, ...]

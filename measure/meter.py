@@ -20,28 +20,23 @@ and the neurons' own dynamics are not counted, neither here nor in the ANN.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..spiking import Event, Hadamard, Neuron
-from ..spiking.shards import collected, total
 from ..tracing.calls import FUSED, MATRIX, tensors_in
 from ..tracing.decoded import Decoded, Update, fires
 from ..tracing.signals import Call
-from ..tracing.watch import VIEWS, Watch, again
+from ..tracing.watch import VIEWS, again
 from . import charges
-from .kinds import join, spikes_in
-from .tally import OperationKind, Stream, Tally, padded
+from .kinds import spikes_of
+from .ledger import Ledger
+from .tally import OperationKind, Stream, Tally
 
 
-class Meter(Watch):
+class Meter(Ledger):
     """Within its context, counts what a network does with the images that it is shown (see the module).
 
     A network with coded neurons is run in chunks of one timestep.
@@ -52,66 +47,15 @@ class Meter(Watch):
     Args:
         network: with neurons, or without.
         observing: whether to look at the values of all operands, and note their kinds (slower).
-
-    Attributes:
-        operations: by module, call of the module in a pass, and number in that call; in order of execution.
-        streams: what the neurons sent, by name.
-        images: how many were shown.
     """
 
     def __init__(self, network: nn.Module, observing: bool = False) -> None:
-        super().__init__(network)
-        self.observing = observing
-        self.images = 0
-        self.streams: dict[str, Stream] = {}
-        self.operations: dict[tuple[str, int, int], Tally] = {}
+        super().__init__(network, observing)
         self._reached: dict[tuple[str, int, int], Tensor] = {}
-
-    @property
-    def tallies(self) -> list[Tally]:
-        """The operations, in order of execution."""
-        return list(self.operations.values())
 
     def __enter__(self) -> Meter:
         super().__enter__()
         return self
-
-    def show(self, images: Tensor, batch: int | None = None) -> Tensor:
-        """See `Watch.show`; what was counted before stays."""
-        images = super().show(images, batch)
-        self.images += self._shown
-        self._spent = torch.zeros(0, self._shown, 2, dtype=torch.float64)
-        return images
-
-    @contextmanager
-    def undone_on_error(self) -> Iterator[None]:
-        """What is counted within this context is forgotten if it ends with an exception."""
-        before = self.images, copy.deepcopy((self.streams, self.operations))
-        try:
-            yield
-        except BaseException:
-            self.images, (self.streams, self.operations) = before
-            raise
-
-    def spent(self) -> Tensor:
-        """Accumulates and multiply-accumulates of each timestep for each of the images shown last, ``[T, B, 2]``."""
-        return self._spent
-
-    def over_processes(self) -> Meter:
-        """This meter, with the counts of all processes of the group."""
-        self.images = int(total(torch.tensor(self.images)))
-        streams = list(self._all_streams())
-        for stream, *kinds in zip(streams, *collected([[stream.kind for stream in streams]]), strict=True):
-            stream.spikes = total(stream.spikes)
-            stream.kind = reduce(join, (kind for kind in kinds if kind)) if any(kinds) else None
-        for tally in self.operations.values():
-            tally.accumulates, tally.multiplies = total(tally.accumulates), total(tally.multiplies)
-        return self
-
-    def _all_streams(self) -> Iterator[Stream]:
-        yield from self.streams.values()
-        for tally in self.operations.values():
-            yield from tally.operands
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
         """A function was called: count what it did, and follow the spikes among its operands."""
@@ -162,40 +106,6 @@ class Meter(Watch):
             if self.observing:
                 stream.saw(torch.stack(update.spikes) / thresholds[min(step, len(thresholds) - 1)])
 
-    def _note_decoded(self, stream: Stream, decoded: Decoded) -> None:
-        """Of an operand, what is known of the neuron behind it."""
-        stream.name, stream.copies = decoded.neuron, decoded.copies
-        stream.kind = self.streams[decoded.neuron].kind
-
-    def _tally(
-        self, function: str, kind: OperationKind, operand: Tensor, result: Any, macs: int = 0, operands: int = 0
-    ) -> Tally:
-        """The tally of the operation that is being made."""
-        key = self._key()
-        if key not in self.operations:
-            share = self._share(operand)
-            outputs = sum(made.numel() for made in tensors_in([result])) // share
-            streams = [Stream() for _ in range(operands)]
-            self.operations[key] = Tally(key[0], function, kind, macs // share, streams, outputs=outputs)
-        return self.operations[key]
-
-    def _add(self, tally: Tally, accumulates: Tensor | float = 0.0, multiplies: Tensor | float = 0.0) -> None:
-        """Note counts ``[T, B]``, or one number for each timestep and image."""
-        start, timesteps = self._time()
-        stop = start + timesteps
-        if len(self._spent) < stop:
-            self._spent = torch.cat([self._spent, self._spent.new_zeros(stop - len(self._spent), *self._spent.shape[1:])])
-        tally.accumulates, tally.multiplies = padded(tally.accumulates, stop), padded(tally.multiplies, stop)
-        for index, (sums, counts) in enumerate(((tally.accumulates, accumulates), (tally.multiplies, multiplies))):
-            if isinstance(counts, Tensor) or counts:
-                sums[start:stop] += counts.sum(1) if isinstance(counts, Tensor) else counts * self._shown
-                self._spent[start:stop, :, index] += counts
-
-    def _charge(self, module: nn.Module, kind: OperationKind, output: Tensor, each: int) -> None:
-        """A module that is charged so many accumulates for each value."""
-        tally = self._tally(type(module).__name__, kind, output, output)
-        self._add(tally, float(each * tally.outputs))
-
     def _weigh(self, call: Call, position: int, tally: Tally) -> None:
         """A signal meets weights."""
         operand, (stream,) = call.operands[position], tally.operands
@@ -215,7 +125,7 @@ class Meter(Watch):
         values = getattr(operand, "units", operand)
         if self.observing:
             stream.saw(values)
-        spikes = _spikes_of(values)
+        spikes = spikes_of(values)
         if spikes is None:
             stream.add(start, self._by_image(fires(operand), operand))
             self._add(tally, multiplies=float(tally.macs))
@@ -269,7 +179,7 @@ class Meter(Watch):
                 stream.saw(operand)
         if all(behind):
             return self._multiply_decoded(call, positions, tally)
-        found = [None if decoded else _spikes_of(operand) for operand, decoded in zip(pair, behind, strict=True)]
+        found = [None if decoded else spikes_of(operand) for operand, decoded in zip(pair, behind, strict=True)]
         for stream, operand, spikes in zip(tally.operands, pair, found, strict=True):
             if not stream.name:
                 stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
@@ -353,7 +263,7 @@ class Meter(Watch):
         operand = call.operands[0]
         if getattr(operand, "decoded", None):
             return
-        spikes = _spikes_of(getattr(operand, "units", operand))
+        spikes = spikes_of(getattr(operand, "units", operand))
         if spikes is not None:
             tally = self._tally(call.name, "reduction", operand, call.result, operands=1)
             (stream,) = tally.operands
@@ -376,18 +286,10 @@ class Meter(Watch):
         stream.elements = operand.numel() // self._share(operand)
         if self.observing:
             stream.saw(operand)
-        spikes = _spikes_of(operand) if compares else None
+        spikes = spikes_of(operand) if compares else None
         present = self._by_image(fires(operand), operand)
         stream.add(self._time()[0], present)
         if compares:
             self._add(tally, float(stream.elements) if spikes is None else present)
         else:
             self._add(tally, multiplies=float(charges.FUNCTION_MACS * tally.outputs))
-
-
-def _spikes_of(values: Tensor) -> Tensor | None:
-    """See `spikes_in`; what several operations read is looked at once."""
-    if not hasattr(values, "spikes"):
-        values.spikes = spikes_in(values)  # type: ignore[attr-defined]
-    found: Tensor | None = values.spikes  # type: ignore[attr-defined]
-    return found

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..convert import Plan
-from ..convert.planning import PlannedModule
-from ..tracing import Operation
-from .accuracy import EarlyExit, Evaluation, Point
 from .audit import Audit
+from .evaluation import EarlyExit, Evaluation, Point
 from .replay import Replay
-from .scoring import Scores
 
 COLUMNS = 80  # of a terminal
 
@@ -44,13 +40,14 @@ def _shortened(name: str, length: int) -> str:
 
 def points_table(points: Sequence[Point], accuracy: bool = True) -> str:
     """Points of a curve for the terminal, a row for each timestep; with or without the accuracy."""
+    dense = "ANN" if any(p.agreement is not None for p in points) else "one pass on numbers"
     columns = {
         "T": [str(p.timestep) if p.latency == p.timestep else f"{p.timestep} per layer, {p.latency} in all" for p in points],
         "top-1 %": [f"{p.top1:.1f}" for p in points] if accuracy else [],
-        "agreement %": [f"{p.agreement:.1f}" for p in points],
-        "relative error": [f"{p.relative_error:.2g}" for p in points],
+        "agreement %": [f"{p.agreement:.1f}" for p in points if p.agreement is not None],
+        "relative error": [f"{p.relative_error:.2g}" for p in points if p.relative_error is not None],
         "spikes/neuron": [f"{p.spikes_per_neuron:.2f}" for p in points],
-        "energy, % of ANN": [f"{100 * p.energy:.0f}" for p in points],
+        f"energy, % of {dense}": [f"{100 * p.energy:.0f}" for p in points],
     }
     shown = {head: column for head, column in columns.items() if column}
     return table(list(shown), [list(row) for row in zip(*shown.values(), strict=True)])
@@ -58,12 +55,12 @@ def points_table(points: Sequence[Point], accuracy: bool = True) -> str:
 
 def curve_table(result: Evaluation) -> str:
     """An evaluation for the terminal: a row for each timestep, early exits, what to do about it."""
-    worst, seen = result.modules[0], result.calibration["scored"]
+    seen, of_ann = result.calibration["scored"], result.ann_top1
     lines = [
-        f"ANN top-1: {result.ann_top1:.1f} % on {result.images} images",
+        f"{result.images} images" if of_ann is None else f"ANN top-1: {of_ann:.1f} % on {result.images} images",
         points_table(result.points),
         exit_line(result.exit) if result.exit else "",
-        f"largest error at the last step: {worst.name} ({worst.relative_error[-1]:.2g})",
+        *(f"largest error at the last step: {row.name} ({row.relative_error[-1]:.2g})" for row in result.modules[:1]),
         f"{seen} of these images are calibration images" if seen else "",
         *(f"note: {advice.finding}\n      try: {advice.action}" for advice in result.advice),
     ]
@@ -72,9 +69,14 @@ def curve_table(result: Evaluation) -> str:
 
 def exit_line(early: EarlyExit) -> str:
     """What early exits give, for the terminal."""
+    beside, dense = (
+        ("", "the energy of one pass on numbers")
+        if early.agreement is None
+        else (f", agreement {early.agreement:.1f} %", "the ANN's energy")
+    )
     return (
-        f"early exit at confidence {early.confidence:g}: top-1 {early.top1:.1f} %, agreement {early.agreement:.1f} %, "
-        f"{early.timesteps:.2f} timesteps, {100 * early.energy:.0f} % of the ANN's energy"
+        f"early exit at confidence {early.confidence:g}: top-1 {early.top1:.1f} %{beside}, {early.timesteps:.2f} timesteps, "
+        f"{100 * early.energy:.0f} % of {dense}"
     )
 
 
@@ -84,7 +86,7 @@ def audit_table(result: Audit) -> str:
     rows = [
         [
             row.module or "(readout)",
-            _short(row.function),
+            short(row.function),
             ", ".join(dict.fromkeys(row.operands)) + (f" x{row.copies}" if row.copies > 1 else ""),
             "yes" if row.addition_only else "no",
             f"{row.accumulates / 1e6:.2f}",
@@ -115,52 +117,6 @@ def parity_table(result: Evaluation) -> str:
     )
 
 
-def score_table(result: Scores) -> str:
-    """The scores of a zoo model for the terminal, a row for each timestep."""
-    rows = [[str(p.timestep), f"{p.top1:.1f}", f"{p.spikes_per_neuron:.2f}", f"{100 * p.energy:.0f}"] for p in result.points]
-    head = ["T", "top-1 %", "spikes/neuron", "energy, % of one pass on numbers"]
-    return f"{table(head, rows)}\non {result.images} images"
-
-
-def plan_table(plan: Plan, timesteps: int) -> str:
-    """A plan for the terminal: a row for each operation, what drives it, and what they cost together."""
-    rows = [row for module in plan.modules for row in _plan_rows(module, plan.absorbed)]
-    # Of a spiking branch, what takes the module's place is told in the column of its operations.
-    analog = sum(module.macs for module in plan.modules if module.action != "spiking")
-    cost = f"{plan.macs / 1e6:.2f} MMAC for one image and timestep"
-    if analog:
-        cost += f", {analog / 1e6:.2f} of them not driven by spikes"
-    # In a product of decoded values the spikes of both operands add.
-    coded = [module for module in plan.modules if module.action == "spiking" and not module.becomes]
-    products = sum(call.macs for module in coded for call in module.calls if call.kind == "product")
-    most = (plan.macs - analog + products) * timesteps
-    bound = f"{most / 1e6:.1f} M accumulates in {timesteps} timesteps, if each neuron sent a spike in each"
-    return f"{table(['module', 'type', 'operation', 'neurons on', 'MMAC'], rows, COLUMNS)}\n{cost}\n{bound}"
-
-
-def _plan_rows(module: PlannedModule, absorbed: dict[str, str]) -> list[list[str]]:
-    """One row for each synaptic operation that neurons drive, or one for what the module does otherwise."""
-    synaptic = [call for call in module.calls if call.macs]
-    if module.action == "spiking" and not module.becomes and synaptic:
-        cells = [(_short(call.function), _operands(call), f"{call.macs / 1e6:.2f}") for call in synaptic]
-        return [[module.name, module.type, *row] for row in cells]
-    constant = all(call.kind == "scale" for call in module.calls) and not module.becomes
-    driven = {
-        "spiking": "its own spikes",
-        "analog": "(constants)" if constant else "(analog)",
-        "ignored": "(ignored)",
-        "absorbed": f"(goes into {absorbed.get(module.name)})",
-    }[module.action]
-    operations = "+".join(_short(function) for function in dict.fromkeys(module.operations))
-    return [[module.name, module.type, module.becomes or operations, driven, f"{module.macs / 1e6:.2f}"]]
-
-
-def _short(function: str) -> str:
+def short(function: str) -> str:
+    """What a function of torch is called in a table."""
     return function.removeprefix("scaled_dot_product_")
-
-
-def _operands(call: Operation) -> str:
-    """What the neurons of an operation see."""
-    if call.function == "scaled_dot_product_attention":
-        return "q, k, softmax, v"
-    return "input" if call.kind == "weighted" else f"{len(call.operands)} operands"

@@ -11,7 +11,7 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from . import charts, tables
-from .documents import Artifact
+from .artifact import Artifact
 from .facts import facts, record, results
 from .markup import Child, element, embedded, html
 

@@ -1,4 +1,4 @@
 """A report on converted or trained spiking networks: one HTML page that holds all it shows and needs no network."""
 
-from .documents import Artifact as Artifact, read_artifacts as read_artifacts
+from .artifact import Artifact as Artifact
 from .page import report_page as report_page

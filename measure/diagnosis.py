@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..convert import SpikingModel
-from ..metering import Meter
-from ..spiking import CodedNeuron, Event, analog, probing, simulate
+from ..spiking import CodedNeuron, Event, SpikingNetwork, analog, evaluating, probing, simulate
 from ..spiking.shards import largest, total
 from ..tracing import outputs_of
 from ..tracing.decoded import number_of
+from .meter import Meter
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -43,7 +42,7 @@ class ModuleError:
 
 
 @torch.no_grad()
-def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) -> list[ModuleError]:
+def diagnose(network: SpikingNetwork, images: Tensor, timesteps: int | None = None) -> list[ModuleError]:
     """Compare every neuron with the ANN on the same images, worst first by the error at the last timestep.
 
     The relative error is ‖m[t] - x‖ / ‖x‖ over all images and positions that do not keep silent, where x is the ANN's
@@ -53,18 +52,22 @@ def diagnose(snn: SpikingModel, images: Tensor, timesteps: int | None = None) ->
     All processes of a ``torch.distributed`` group call this, each with images of its own, and get the figures over all.
 
     Args:
-        snn: the converted network.
+        network: that came from an ANN.
         images: ``[B, C, H, W]``, a few; the ANN's activations are held in memory.
-        timesteps: T; the recipe's unless given.
+        timesteps: T; the network's unless given.
     """
-    timesteps = snn.recipe.timesteps if timesteps is None else timesteps
-    rows = _blocks(snn, images, timesteps) if snn.recipe.spike_driven else _neurons(snn, images, timesteps)
+    timesteps = network.timesteps if timesteps is None else timesteps
+    modules = {name: network.network.get_submodule(name) for name in network.compared}
+    coded = {name: module for name, module in modules.items() if isinstance(module, CodedNeuron)}
+    with evaluating(network):
+        rows = list(_neurons(network, coded, images, timesteps) if coded else _blocks(network, images, timesteps))
     return sorted(rows, key=lambda row: -row.relative_error[-1])
 
 
-def _neurons(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[ModuleError]:
+def _neurons(
+    network: SpikingNetwork, names: Mapping[str, CodedNeuron], images: Tensor, timesteps: int
+) -> Iterator[ModuleError]:
     """The coded neurons beside the ANN's activations."""
-    names = snn.neurons()
     seen: dict[str, _Seen] = {}
 
     def remember(name: str, event: Event) -> None:
@@ -73,12 +76,12 @@ def _neurons(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[Modu
     def compare(name: str, event: Event) -> None:
         seen[name].compare(event)
 
-    with probing(snn.network, _bind(names, remember)), analog():
-        simulate(snn.network, images, 1)
-    with probing(snn.network, _bind(names, compare)):
-        snn(images, timesteps, chunk=1)
+    with probing(network.network, _bind(names, remember)), analog():
+        simulate(network.network, images, 1)
+    with probing(network.network, _bind(names, compare)):
+        network.readout(images, timesteps, chunk=1)
     for name in names:
-        yield seen[name].row(name, snn.owner(name))
+        yield seen[name].row(name, network.compared[name])
 
 
 def _bind(names: Iterable[str], see: Callable[[str, Event], None]) -> dict[str, Callable[[Event], None]]:
@@ -130,23 +133,23 @@ class _Seen:
         return ModuleError(name, module, errors, spikes / values, [count / values for count in saturated], dead)
 
 
-def _blocks(snn: SpikingModel, images: Tensor, timesteps: int) -> Iterator[ModuleError]:
+def _blocks(network: SpikingNetwork, images: Tensor, timesteps: int) -> Iterator[ModuleError]:
     """The blocks of a spike-driven network beside those of its ANN."""
-    assert snn.teacher is not None
-    names = [plan.name for plan in snn.plan.blocks]
-    with outputs_of(snn.teacher.ann, names) as wanted:
-        snn.teacher(images)
-    with outputs_of(snn.network, names) as found:
-        snn(images, timesteps)
-    with Meter(snn.network) as meter:
-        snn(meter.show(images), timesteps, chunk=1)
-    for name in names:
+    assert network.reference is not None
+    names = list(network.compared)
+    with outputs_of(network.reference, names) as wanted:
+        network.ann(images)
+    with outputs_of(network.network, names) as found:
+        network.readout(images, timesteps)
+    with Meter(network.network) as meter:
+        network.readout(meter.show(images), timesteps, chunk=1)
+    for name, module in network.compared.items():
         streams = [stream for neuron, stream in meter.streams.items() if neuron.startswith(f"{name}.")]
         steps = found[name].unflatten(0, (timesteps, -1)).cumsum(0)
         errors = [float((so_far / t - wanted[name]).norm()) for t, so_far in enumerate(steps, start=1)]
         neurons = sum(stream.elements for stream in streams)
         spikes, shown = _totals(sum(float(stream.spikes.sum()) for stream in streams), len(images))
-        yield ModuleError(name, name, _relative(errors, wanted[name]), spikes / (shown * neurons), [], 0.0)
+        yield ModuleError(name, module, _relative(errors, wanted[name]), spikes / (shown * neurons), [], 0.0)
 
 
 def _relative(errors: list[float], x: Tensor) -> list[float]:

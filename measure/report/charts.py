@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .documents import Artifact
+from .artifact import Artifact
 from .facts import dense, readout, short
 
 COLOURS = 6  # --series-0 to --series-5

@@ -73,3 +73,11 @@ def spikes_in(values: Tensor) -> Tensor | None:
         return magnitudes
     present = magnitudes != 0
     return present.to(values.dtype) if torch.equal(magnitudes, present * most) else None
+
+
+def spikes_of(values: Tensor) -> Tensor | None:
+    """See `spikes_in`; what several operations read is looked at once."""
+    if not hasattr(values, "spikes"):
+        values.spikes = spikes_in(values)  # type: ignore[attr-defined]
+    found: Tensor | None = values.spikes  # type: ignore[attr-defined]
+    return found

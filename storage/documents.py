@@ -6,19 +6,24 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
+from ..convert import RECIPES
 from ..errors import ArtifactError
-from ..storage.artifact import is_artifact, read_config
-from ..storage.folder import is_model_folder
+from ..measure.report import Artifact
+from .artifact import is_artifact, read_config
+from .folder import is_model_folder
+
+MAIN = ("attention", "mlp", "norm", "coding", "schedule", "levels")
+"""Recipe fields that tell most about a recipe without a name."""
 
 REQUIRED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("ann",): ("top1",),
     ("calibration",): ("images", "scored"),
-    ("snn",): ("timestep", "top1", "energy"),
+    ("snn",): ("timestep", "top1", "agreement", "energy", "latency"),
     ("exit",): ("top1", "energy", "timesteps"),
     ("modules",): ("name", "module", "relative_error", "spikes_per_neuron", "saturation", "dead"),
     ("advice",): ("finding", "action"),
@@ -29,57 +34,6 @@ REQUIRED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("costs", "energy"): ("name", "snn_uj", "ann_uj"),
 }
 """Fields of a part of ``evaluation.json``, or of each row where the part is a list; parts may be missing."""
-
-BESIDE_ANN = ("agreement", "latency")
-"""What a row of the curve of a converted network has too."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A model in a folder, as its documents describe it.
-
-    Attributes:
-        folder: where it is.
-        name: what the report calls it.
-        config: ``config.json``.
-        evaluation: ``evaluation.json``.
-        plan: ``conversion.json``, a row for each module; empty for a zoo model.
-        run: ``run.json``: how it was made; empty if nothing tells.
-    """
-
-    folder: Path
-    name: str
-    config: dict[str, Any]
-    evaluation: dict[str, Any]
-    plan: list[dict[str, Any]]
-    run: dict[str, Any]
-
-    @property
-    def section(self) -> dict[str, Any]:
-        """What vit2snn has added to ``config.json``."""
-        found: dict[str, Any] = self.config["vit2snn" if self.converted else "vit2snn_zoo"]
-        return found
-
-    @property
-    def converted(self) -> bool:
-        """Whether it comes from an ANN, which is then evaluated beside it."""
-        return "vit2snn" in self.config
-
-    @property
-    def source(self) -> str:
-        """What the ANN was called; of a zoo model, its architecture."""
-        return str(self.section.get("source") or self.config["architecture"])
-
-    @property
-    def points(self) -> list[dict[str, Any]]:
-        """The curve."""
-        found: list[dict[str, Any]] = self.evaluation["snn"]
-        return found
-
-    @property
-    def synchronous(self) -> bool:
-        """Whether each layer goes through all its timesteps before the next: figures of T are then of a run of T timesteps."""
-        return bool(self.converted and self.section["recipe"].get("schedule") == "layer-synchronous")
 
 
 def read_artifacts(folders: Sequence[Path]) -> list[Artifact]:
@@ -110,7 +64,8 @@ def _read(folder: Path) -> Artifact:
     evaluation = _json(path, again)
     _check_parts(evaluation, "vit2snn" in config, folder, again)
     _check_finite(evaluation, folder, again)
-    return Artifact(folder, folder.resolve().name, config, evaluation, plan, run)
+    recipe = recipe_name(config["vit2snn"]["recipe"]) if "vit2snn" in config else ""
+    return Artifact(folder, folder.resolve().name, recipe, config, evaluation, plan, run)
 
 
 def _json(path: Path, hint: str = "", kind: type = dict) -> Any:
@@ -126,16 +81,16 @@ def _json(path: Path, hint: str = "", kind: type = dict) -> Any:
 
 def _check_parts(evaluation: dict[str, Any], converted: bool, folder: Path, again: str) -> None:
     """Refuse an evaluation that an older vit2snn wrote, and a damaged one."""
-    for part in ("images", "digest", "snn", "audit", "costs", *(("ann", "calibration") if converted else ())):
+    for part in ("images", "digest", "calibration", "snn", "audit", "costs", *(["ann"] if converted else [])):
         if not evaluation.get(part):
             raise ArtifactError(f"the evaluation in {str(folder)!r} has no {part!r}: an older vit2snn wrote it", again)
     for path, fields in REQUIRED.items():
         found: Any = evaluation
         for key in path:
             found = found.get(key) or []
-        expected = (*fields, *BESIDE_ANN) if converted and path == ("snn",) else fields
+        told = converted and path == ("snn",)  # where there is no ANN, what compares with it is null
         for row in found if isinstance(found, list) else [found]:
-            missing = [field for field in expected if not isinstance(row, dict) or field not in row]
+            missing = [f for f in fields if not isinstance(row, dict) or f not in row or (told and row[f] is None)]
             if missing:
                 raise ArtifactError(f"{'.'.join(path)!r} of the evaluation in {str(folder)!r} has no {missing[0]!r}", again)
 
@@ -176,3 +131,15 @@ def _identity(artifact: Artifact) -> dict[str, str]:
         "arguments of the model": json.dumps(artifact.config.get("model_args", {}), sort_keys=True),
         "scored images (digest)": str(artifact.evaluation["digest"]),
     }
+
+
+def recipe_name(recipe: dict[str, Any]) -> str:
+    """The name of a recipe, whatever its T; of one without a name, its main fields."""
+    for name, known in RECIPES.items():
+        if json.loads(json.dumps(known.to_json())) == recipe | {"timesteps": known.timesteps}:
+            return name
+    return "of its own: " + ", ".join(f"{field} {_value(recipe[field])}" for field in MAIN if field in recipe)
+
+
+def _value(value: Any) -> str:
+    return " / ".join(f"{where} {what}" for where, what in value.items()) if isinstance(value, dict) else str(value)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
-from ..convert import RECIPES
-from .documents import Artifact
-
-MAIN = ("attention", "mlp", "norm", "coding", "schedule", "levels")
-"""Recipe fields that tell most about a recipe without a name."""
+from .artifact import Artifact
 
 COMMON = ("blocks", "stages", "branch", "spiking_attention", "neuron")
 LETTERS = 22
@@ -22,28 +17,16 @@ def facts(artifact: Artifact) -> list[str]:
     evaluation = artifact.evaluation
     parts = [artifact.source if artifact.source == architecture else f"{artifact.source} ({architecture})"]
     if artifact.converted:
-        parts.append(f"recipe {recipe_name(artifact.section['recipe'])}")
+        parts.append(f"recipe {artifact.recipe}")
     parts += [f"T = {readout(artifact.points[-1])}", f"{evaluation['images']} images scored"]
     if artifact.converted:
         parts.append(f"ANN top-1 {evaluation['ann']['top1']:.1f} %")
     return [*parts, f"image set {evaluation['digest']}"]
 
 
-def recipe_name(recipe: dict[str, Any]) -> str:
-    """The name of a recipe, whatever its T; of one without a name, its main fields."""
-    for name, known in RECIPES.items():
-        if json.loads(json.dumps(known.to_json())) == recipe | {"timesteps": known.timesteps}:
-            return name
-    return "of its own: " + ", ".join(f"{field} {_value(recipe[field])}" for field in MAIN if field in recipe)
-
-
-def _value(value: Any) -> str:
-    return " / ".join(f"{where} {what}" for where, what in value.items()) if isinstance(value, dict) else str(value)
-
-
 def readout(point: dict[str, Any]) -> str:
     """After how many timesteps a point of the curve was read."""
-    t, latency = point["timestep"], point.get("latency", point["timestep"])
+    t, latency = point["timestep"], point["latency"]
     return f"{t}" if latency == t else f"{t} per layer, {latency} in all"
 
 

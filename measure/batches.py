@@ -1,10 +1,11 @@
-"""What evaluations of converted networks and of the zoo have in common: the first images apart, checks, and the image set."""
+"""Batches as a network is scored with them: understood or refused, cut where memory runs out, and the image set."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -13,6 +14,66 @@ from torch import Tensor
 from ..errors import DataError, OutOfMemoryError, is_out_of_memory
 
 logger = logging.getLogger("vit2snn")
+
+IMAGES = ("image", "images", "pixel_values", "img", "x")
+LABELS = ("label", "labels")
+"""What images and labels are called in batches that are dictionaries."""
+
+
+def labelled(batch: Any) -> tuple[Tensor, Tensor] | None:
+    """Images and labels of a batch, or None if it holds none.
+
+    Args:
+        batch: a tuple or list of images ``[B, C, H, W]`` or frames ``[T, B, C, H, W]``, labels ``[B]``, and anything else, as
+            an index; or a dictionary with one of `IMAGES` and one of `LABELS`.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(batch, Mapping):
+        images, labels = _named(batch, IMAGES), _named(batch, LABELS)
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        images, labels = batch[:2]
+    else:
+        held = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise DataError(
+            f"a batch is a {type(batch).__name__}{held}, expected images and labels", "give (images, labels), or a dictionary"
+        )
+    if not isinstance(images, Tensor) or images.ndim not in (4, 5):
+        raise DataError(f"images are {_told(images)}, expected a tensor [B, C, H, W], or frames [T, B, C, H, W]")
+    count = images.shape[images.ndim - 4]
+    return (images, _classes(labels, count)) if count else None
+
+
+def _named(batch: Mapping[Any, Any], names: Sequence[str]) -> Any:
+    """The entry that has one of the names."""
+    for name in names:
+        if name in batch:
+            return batch[name]
+    raise DataError(f"a batch has {', '.join(map(str, batch)) or 'nothing'}, expected one of {', '.join(names)}")
+
+
+def _classes(labels: Any, count: int) -> Tensor:
+    """Labels ``[B]`` as integers."""
+    if isinstance(labels, (tuple, list)) and all(isinstance(label, int) for label in labels):
+        labels = torch.tensor(labels, dtype=torch.int64)
+    if isinstance(labels, Tensor) and labels.shape == (count,) and not labels.is_floating_point():
+        return labels.long()
+    hint = ""
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        hint = (
+            "take labels[:, 0]"
+            if labels.shape[1] == 1
+            else "one-hot labels, or mixtures, have no one class: take labels.argmax(1)"
+        )
+    raise DataError(f"labels are {_told(labels)}, expected a tensor [{count}] with the class of each image", hint)
+
+
+def _told(value: Any) -> str:
+    """What came in place of a tensor of another shape."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)} and {value.dtype}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
 
 
 class Parts:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..spiking import SpikingNetwork, evaluating
 from ..spiking.shards import collected
-
-if TYPE_CHECKING:
-    from .model import SpikingModel
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -97,13 +95,14 @@ def stops(readout: Tensor, limits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def exit_table(snn: SpikingModel, batches: Iterable[Tensor]) -> ExitTable | None:
+def exit_table(network: SpikingNetwork, batches: Iterable[Tensor]) -> ExitTable | None:
     """How sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.exits`.
 
     `to_spiking` sets it from the calibration images; for a network that was trained since it has to be made again. None for a
     layer-synchronous network, and for one that is no classifier.
     """
-    if snn.recipe.synchronous:
+    if network.synchronous:
         return None
-    readout = torch.cat([snn(images, chunk=1) for images in batches], 1).cpu()
+    with evaluating(network):
+        readout = torch.cat([network.readout(images, chunk=1) for images in batches], 1).cpu()
     return ExitTable.of(readout) if readout.ndim == 3 else None

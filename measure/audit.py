@@ -6,18 +6,17 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..convert import SpikingModel
-from ..metering import Dense, Meter
-from ..metering.kinds import Kind
-from ..metering.tally import OperationKind
-from ..zoo import SpikingTransformer
+from ..spiking import SpikingNetwork, evaluating
 from .cost import Costs, OperationCost
+from .energy import Dense
+from .kinds import Kind
+from .meter import Meter
+from .tally import OperationKind
 
 CAUSES: dict[OperationKind, str] = {
     "function": "nonlinear functions",
@@ -34,7 +33,7 @@ class AuditRow:
     Attributes:
         module: its name, with ``*`` for the numbers of blocks.
         function: of torch, or the class of a module that is counted as a whole.
-        kind: see `vit2snn.metering.Tally`.
+        kind: see `vit2snn.measure.Tally`.
         operands: kinds of what it reads.
         copies: stored versions of a weight (or of the other operand) that it needs to do without multiplications.
         accumulates: of an image, in all timesteps.
@@ -130,21 +129,20 @@ class Audit:
 
 
 @torch.no_grad()
-def audit(model: SpikingModel | SpikingTransformer, batches: Iterable[Tensor], timesteps: int | None = None) -> Audit:
+def audit(network: SpikingNetwork, batches: Iterable[Tensor], timesteps: int | None = None) -> Audit:
     """Look at the operands of all operations while a network runs.
 
     Args:
-        model: a converted network, or one of the zoo.
+        network: a converted network, or one of the zoo.
         batches: images ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``; a few are enough.
-        timesteps: T; the model's unless given.
+        timesteps: T; the network's unless given.
     """
-    run = partial(model if isinstance(model, SpikingModel) else model.readout, timesteps=timesteps, chunk=1)
-    meter = Meter(model.network if isinstance(model, SpikingModel) else model, observing=True)
-    for images in batches:
-        with meter:
-            run(meter.show(images))
-    synchronous = isinstance(model, SpikingModel) and model.recipe.synchronous
-    return Audit.of(Costs.of(meter, Dense.of(meter.tallies), synchronous), meter.images)
+    meter = Meter(network.network, observing=True)
+    with evaluating(network):
+        for images in batches:
+            with meter:
+                network.readout(meter.show(images), timesteps, chunk=1)
+    return Audit.of(Costs.of(meter, Dense.of(meter.tallies), network.synchronous), meter.images)
 
 
 def _without_numbers(module: str) -> str:

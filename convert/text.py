@@ -1,0 +1,47 @@
+"""A plan as text for a terminal."""
+
+from __future__ import annotations
+
+from ..measure.text import COLUMNS, short, table
+from ..tracing import Operation
+from .planning import Plan, PlannedModule
+
+
+def plan_table(plan: Plan, timesteps: int) -> str:
+    """A plan for the terminal: a row for each operation, what drives it, and what they cost together."""
+    rows = [row for module in plan.modules for row in _plan_rows(module, plan.absorbed)]
+    # Of a spiking branch, what takes the module's place is told in the column of its operations.
+    analog = sum(module.macs for module in plan.modules if module.action != "spiking")
+    cost = f"{plan.macs / 1e6:.2f} MMAC for one image and timestep"
+    if analog:
+        cost += f", {analog / 1e6:.2f} of them not driven by spikes"
+    # In a product of decoded values the spikes of both operands add.
+    coded = [module for module in plan.modules if module.action == "spiking" and not module.becomes]
+    products = sum(call.macs for module in coded for call in module.calls if call.kind == "product")
+    most = (plan.macs - analog + products) * timesteps
+    bound = f"{most / 1e6:.1f} M accumulates in {timesteps} timesteps, if each neuron sent a spike in each"
+    return f"{table(['module', 'type', 'operation', 'neurons on', 'MMAC'], rows, COLUMNS)}\n{cost}\n{bound}"
+
+
+def _plan_rows(module: PlannedModule, absorbed: dict[str, str]) -> list[list[str]]:
+    """One row for each synaptic operation that neurons drive, or one for what the module does otherwise."""
+    synaptic = [call for call in module.calls if call.macs]
+    if module.action == "spiking" and not module.becomes and synaptic:
+        cells = [(short(call.function), _operands(call), f"{call.macs / 1e6:.2f}") for call in synaptic]
+        return [[module.name, module.type, *row] for row in cells]
+    constant = all(call.kind == "scale" for call in module.calls) and not module.becomes
+    driven = {
+        "spiking": "its own spikes",
+        "analog": "(constants)" if constant else "(analog)",
+        "ignored": "(ignored)",
+        "absorbed": f"(goes into {absorbed.get(module.name)})",
+    }[module.action]
+    operations = "+".join(short(function) for function in dict.fromkeys(module.operations))
+    return [[module.name, module.type, module.becomes or operations, driven, f"{module.macs / 1e6:.2f}"]]
+
+
+def _operands(call: Operation) -> str:
+    """What the neurons of an operation see."""
+    if call.function == "scaled_dot_product_attention":
+        return "q, k, softmax, v"
+    return "input" if call.kind == "weighted" else f"{len(call.operands)} operands"

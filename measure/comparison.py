@@ -1,0 +1,107 @@
+"""Running comparison of what is read out with the labels, and with the ANN where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..spiking.shards import total
+from .cost import Costs
+from .evaluation import EarlyExit, Point
+from .exits import stops
+
+
+class Logits:
+    """Running sums over the images, for each timestep."""
+
+    def __init__(self, timesteps: int) -> None:
+        self.images, self.compared, self.ann_right = 0, 0, 0
+        self.right, self.agreed = torch.zeros(timesteps), torch.zeros(timesteps)
+        self.difference, self.size = torch.zeros(timesteps, dtype=torch.float64), 0.0
+
+    def add(self, readout: Tensor, ann: Tensor | None, labels: Tensor) -> None:
+        """A batch: ``[T, B, classes]``, ``[B, classes]`` and ``[B]``."""
+        guess = readout.argmax(-1)
+        self.images += len(labels)
+        self.right += (guess == labels).sum(1).cpu()
+        if ann is not None:
+            prediction = ann.argmax(-1)
+            self.compared += len(labels)
+            self.ann_right += int((prediction == labels).sum())
+            self.agreed += (guess == prediction).sum(1).cpu()
+            self.difference += (readout - ann).double().square().sum((1, 2)).cpu()
+            self.size += float(ann.double().square().sum())
+
+    def join(self) -> None:
+        """Take in what the other processes of the group compared."""
+        counts = torch.tensor([self.images, self.compared, self.ann_right])
+        self.images, self.compared, self.ann_right = total(counts).tolist()
+        self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
+        self.size = float(total(torch.tensor(self.size, dtype=torch.float64)))
+
+    @property
+    def ann_top1(self) -> float | None:
+        """Accuracy of the ANN in per cent."""
+        return 100 * self.ann_right / self.images if self.compared else None
+
+    def points(self, timesteps: Iterable[int], costs: Costs, latency: int) -> tuple[Point, ...]:
+        """The figures after so many timesteps, if ``latency`` timesteps are between the image and a readout."""
+        spikes, operations = costs.spikes_per_neuron().tolist(), costs.so_far().sum(1).tolist()
+        energies, dense = costs.energy().tolist(), costs.ann.energy()
+        errors = (self.difference / max(self.size, torch.finfo(torch.float64).tiny)).sqrt().tolist()
+        return tuple(
+            Point(
+                timestep=t,
+                top1=100 * float(self.right[t - 1]) / self.images,
+                agreement=100 * float(self.agreed[t - 1]) / self.images if self.compared else None,
+                relative_error=errors[t - 1] if self.compared else None,
+                spikes_per_neuron=spikes[t - 1],
+                operations=operations[t - 1] / costs.ann.macs,
+                energy=energies[t - 1] / dense,
+                latency=latency * t,
+            )
+            for t in timesteps
+        )
+
+
+class Exits:
+    """Running sums over the images of what they stop with.
+
+    Args:
+        limits: how sure the readout has to be after each timestep, ``[T]``.
+        confidence: that they were asked for with.
+    """
+
+    def __init__(self, limits: Tensor, confidence: float) -> None:
+        self.limits, self.confidence = limits, confidence
+        self.right, self.agreed, self.energy = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self.compared = False
+        self.stopped = torch.zeros(len(limits))
+
+    def add(self, readout: Tensor, ann: Tensor | None, labels: Tensor, spent: Tensor) -> None:
+        """A batch: ``[T, B, classes]``, ``[B, classes]``, ``[B]``, and the energy in each timestep ``[T, B]``."""
+        readout = readout[: len(self.limits)]
+        at = stops(readout, self.limits)
+        guess = readout.argmax(-1).gather(0, at[None])[0]
+        self.right += (guess == labels).sum().cpu()
+        if ann is not None:
+            self.compared = True
+            self.agreed += (guess == ann.argmax(-1)).sum().cpu()
+        self.energy += spent.cumsum(0).gather(0, at.cpu()[None]).sum()
+        self.stopped += torch.bincount(at.cpu(), minlength=len(self.limits))
+
+    def finished(self, images: int, dense: float) -> EarlyExit:
+        """The means over all processes' images, energies relative to ``dense``."""
+        right, agreed, spent, stopped = map(total, (self.right, self.agreed, self.energy, self.stopped))
+        timesteps = float((stopped * torch.arange(1, len(stopped) + 1)).sum()) / images
+        return EarlyExit(
+            confidence=self.confidence,
+            limits=tuple(None if limit == torch.inf else limit for limit in self.limits.tolist()),
+            top1=100 * float(right) / images,
+            agreement=100 * float(agreed) / images if self.compared else None,
+            timesteps=timesteps,
+            energy=float(spent) / images / dense,
+            stopped=tuple((100 * stopped / images).tolist()),
+        )

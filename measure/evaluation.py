@@ -1,0 +1,139 @@
+"""What an evaluation finds: the curve, early exits, what errs, what it costs, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from .audit import Audit
+from .cost import Costs
+from .diagnosis import ModuleError
+
+
+@dataclass(frozen=True)
+class Point:
+    """The network read after ``timestep`` timesteps.
+
+    Attributes:
+        timestep: 1 for the first.
+        top1: accuracy in per cent.
+        agreement: share of images with the same top-1 class as the ANN, in per cent; None where there is no ANN.
+        relative_error: ‖snn - ann‖ / ‖ann‖ of the logits, over all images; None where there is no ANN.
+        spikes_per_neuron: spikes that a neuron has sent so far, mean over neurons and images; an integer counts as so many.
+        operations: accumulates and multiply-accumulates so far for an image, relative to the multiply-accumulates of the
+            synaptic operations of the ANN or, where there is none, of the network's own layers in one pass on numbers.
+        energy: of these, relative to that (see `vit2snn.measure.energy`).
+        latency: timesteps from the image to this readout: more than ``timestep`` if layers take their timesteps one after the
+            other.
+    """
+
+    timestep: int
+    top1: float
+    agreement: float | None
+    relative_error: float | None
+    spikes_per_neuron: float
+    operations: float
+    energy: float
+    latency: int
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """The network as an anytime network: each image takes timesteps until the readout is sure enough.
+
+    Attributes:
+        confidence: share of the calibration images that were to keep their class.
+        limits: how sure the readout has to be after each timestep; null where no image may stop.
+        top1: accuracy in per cent.
+        agreement: with the ANN, in per cent; None where there is no ANN.
+        timesteps: mean over the images.
+        energy: mean over the images, relative to what energies of the curve are relative to.
+        stopped: share of the images that stop after each timestep, in per cent.
+    """
+
+    confidence: float
+    limits: tuple[float | None, ...]
+    top1: float
+    agreement: float | None
+    timesteps: float
+    energy: float
+    stopped: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A finding, and the command or recipe field that acts on it."""
+
+    finding: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy-versus-timestep curve of a network, beside its ANN on the same images where there is one.
+
+    Attributes:
+        images: how many were scored.
+        digest: of the set of scored images: the same for the same images, in whatever order.
+        calibration: how many images the network was calibrated on, and how many of them were scored.
+        ann_top1: accuracy of the ANN in per cent; None where there is no ANN.
+        points: the curve.
+        modules: which neuron or block errs (see `diagnose`), worst first; empty where there is no ANN.
+        costs: every operation.
+        audit: how spike-driven they are, as seen on the first images.
+        exit: with early exits, if that was asked for.
+        advice: what to do about it, the gravest first.
+    """
+
+    images: int
+    digest: str
+    calibration: dict[str, int]
+    ann_top1: float | None
+    points: tuple[Point, ...]
+    modules: list[ModuleError]
+    costs: Costs
+    audit: Audit
+    exit: EarlyExit | None = None
+    advice: tuple[Advice, ...] = ()
+
+    def recommended(self, max_drop: float | None = None, max_energy: float | None = None) -> Point | None:
+        """The point to take within a budget; None if there is none.
+
+        Args:
+            max_drop: points of top-1 that may be lost against the ANN: then the earliest point is taken.
+            max_energy: relative to the ANN's: without ``max_drop``, the most accurate point is taken.
+
+        Raises:
+            ValueError: a drop is given, and there is no ANN.
+        """
+        within = [p for p in self.points if max_energy is None or p.energy <= max_energy]
+        if max_drop is None:
+            return max(within, key=lambda p: (p.top1, -p.timestep), default=None)
+        if self.ann_top1 is None:
+            raise ValueError(f"max_drop is {max_drop}, and there is no ANN to compare with")
+        top1 = self.ann_top1
+        return next((p for p in within if top1 - p.top1 <= max_drop), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``vit2snn evaluate --json`` prints."""
+        return {
+            "images": self.images,
+            "digest": self.digest,
+            "calibration": self.calibration,
+            "ann": None if self.ann_top1 is None else {"top1": self.ann_top1},
+            "snn": [asdict(point) for point in self.points],
+            "exit": asdict(self.exit) if self.exit else None,
+            "advice": [asdict(advice) for advice in self.advice],
+            "modules": [asdict(module) for module in self.modules],
+            "audit": self.audit.to_json(),
+            "costs": self.costs.to_json(),
+        }
+
+
+@runtime_checkable
+class Advising(Protocol):
+    """A network that knows how it was made, and so what could be made better."""
+
+    def advice(self, evaluation: Evaluation) -> Sequence[Advice]:
+        """What to do about what was measured, the gravest first."""
