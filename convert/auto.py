@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
         ModelError: weights are not finite; the message names them.
     """
     check_weights(model)
-    images = torch.cat([*islice(batches, count)])[:count]
+    images = _first(batches, count)
     with ExitStack() as stack:
         norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
         with torch.no_grad():
@@ -86,6 +85,16 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
                 error, spent = _measure(network.blocks[index], model.blocks[index], field, kind, trial, stream)
                 macs = sum(o.macs for o in own if o.module.startswith(part))
                 yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs)
+
+
+def _first(batches: Iterable[Tensor], count: int) -> Tensor:
+    """The first ``count`` images; no more batches are read than have them."""
+    taken: list[Tensor] = []
+    for images in batches:
+        taken.append(images[: count - sum(map(len, taken))])
+        if sum(map(len, taken)) == count:
+            break
+    return torch.cat(taken)
 
 
 def provisional(recipe: Recipe) -> Recipe:

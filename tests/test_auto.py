@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,20 @@ def test_candidates_are_measured_on_images(vit: nn.Module, images: Tensor) -> No
     assert all(0 < c.error < 1.2 for c in found)
     # A spike at each weight, in each timestep, is the most that there can be.
     assert 0 < by_kind[0, "spiking"].energy < 0.9 * recipe.timesteps * 2 * tokens * width * hidden
+
+
+def test_no_more_batches_are_read_than_have_the_images(vit: nn.Module, images: Tensor) -> None:
+    read = []
+
+    def batches() -> Iterator[Tensor]:
+        for batch in images.split(5):
+            read.append(len(batch))
+            yield batch
+
+    recipe = auto(norm="batchnorm", refit="none")
+    found = next(candidates(vit, recipe, batches(), count=7))
+    assert read == [5, 5]
+    assert found == next(candidates(vit, recipe, [images[:7]], count=7))
 
 
 def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, images: Tensor) -> None:
