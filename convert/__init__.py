@@ -5,5 +5,8 @@ from .exit import ExitTable as ExitTable, exit_table as exit_table
 from .folding import fold as fold
 from .model import SpikingModel as SpikingModel, structure as structure, to_spiking as to_spiking
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
+from .plans import Compromise as Compromise, compromises as compromises
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog
+from .spikes import Coded as Coded, Membrane as Membrane
+from .structures import Structure as Structure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -38,7 +37,7 @@ def affordable(convert: Callable[[Recipe], SpikingModel], recipe: Recipe, images
     assert recipe.max_energy is not None
 
     def priced(price: float) -> Recipe:
-        return dataclasses.replace(recipe, price=price, max_energy=None)
+        return recipe.changed(price=price, max_energy=None)
 
     def costs(price: float) -> float:
         return spent(convert(priced(price)), images).total

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Prior, calibrate
+from ..calibration import calibrate
 from ..errors import DataError, ModelError
 from ..spiking import (
     CodedNeuron,
@@ -29,7 +29,6 @@ from ..spiking import (
 from ..tracing import untied
 from .absorption import absorb_functions, absorb_norms
 from .auto import Candidate, candidates, choose
-from .blocks import AUTO
 from .budget import affordable
 from .exit import ExitTable, confidence as sureness, exit_table
 from .functions import replace_functions, replace_softmax
@@ -215,7 +214,7 @@ def to_spiking(
     if first is None or not len(first):
         raise DataError("there are no calibration images", "pass at least one batch of images")
     torch.set_rng_state(shards.first(torch.get_rng_state()))  # new modules start alike in all processes
-    if AUTO in (recipe.attention, recipe.mlp):
+    if recipe.structure.undecided:
         recipe = choose(recipe, _over_processes(list(candidates(model.eval(), recipe, batches))))
     elif recipe.max_energy is not None:
         recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
@@ -229,16 +228,15 @@ def to_spiking(
 def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:
     """The converted network, calibrated and re-fitted; the recipe leaves nothing to be chosen."""
     snn = structure(model, recipe, tuple(next(iter(batches)).shape[1:]))
-    if not recipe.keeps_function:
+    if not recipe.structure.keeps_function:
         snn.teacher = copy.deepcopy(model).eval().requires_grad_(False)
     if recipe.spike_driven:
         fit(snn.network, model.eval(), snn.plan.blocks, recipe, batches)
-    if snn.neurons() and recipe.alphabet is not None:
-        # Beside membrane neurons, one timestep is no ANN from which a prior, a bias or a worth could be learned.
-        prior: Prior = "none" if recipe.spike_driven else recipe.prior
-        bias = recipe.bias and not recipe.spike_driven
+    coded = recipe.coded
+    if snn.neurons() and coded.alphabet is not None:
+        # Beside membrane neurons, one timestep is no ANN from which the worth of a spike could be learned.
         sense = not recipe.spike_driven
-        calibrate(snn.network, batches, recipe.timesteps, recipe.threshold_rule, prior, bias, sense)
+        calibrate(snn.network, batches, recipe.timesteps, coded.threshold_rule, coded.prior, coded.bias, sense)
     for value in snn.network.state_dict().values() if shards.processes() > 1 else ():
         value.copy_(shards.first(value))  # where devices round differently
     return snn
@@ -284,11 +282,11 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     network = _converted(network, "", planned, recipe)
     replace_softmax(network, planned.blocks)
     absorb_functions(network, planned.absorbed)
-    if recipe.rotation:
+    if recipe.coded.rotation:
         rotate_inputs(network)
     for module in network.modules():
         if isinstance(module, SpikingDotProductAttention) and isinstance(module.weights, CodedNeuron):
-            module.weights.spikes_per_step = max(recipe.spikes_per_step, recipe.attention_spikes)
+            module.weights.spikes_per_step = max(recipe.coded.spikes_per_step, recipe.coded.attention_spikes)
     return SpikingModel(network, recipe, planned, input_size).eval()
 
 
@@ -303,7 +301,7 @@ def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> n
     coded = planned.coded(path)
     if coded is None:
         return module
-    neuron = partial(recipe.coded_neuron, sees_image=path == planned.first)
+    neuron = partial(recipe.coded.neuron, sees_image=path == planned.first)
     handler = handler_for(module)
     turns: list[nn.Module] = []
     for use in sorted({call.use for call in coded.calls}):

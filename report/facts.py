@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
-from ..convert import RECIPES
+from ..convert import RECIPES, Recipe
 from .documents import Artifact
 
-MAIN = ("attention", "mlp", "norm", "coding", "schedule", "levels")
-"""Recipe fields that tell most about a recipe without a name."""
+MAIN = (
+    *(("structure", name) for name in ("attention", "mlp", "norm")),
+    *(("spikes", name) for name in ("neuron", "coding", "schedule", "levels")),
+)
+"""The recipe fields that tell most about a recipe without a name."""
 
 COMMON = ("blocks", "stages", "branch", "spiking_attention", "neuron")
 LETTERS = 22
@@ -31,10 +33,12 @@ def facts(artifact: Artifact) -> list[str]:
 
 def recipe_name(recipe: dict[str, Any]) -> str:
     """The name of a recipe, whatever its T; of one without a name, its main fields."""
+    given = Recipe.from_json(recipe)
     for name, known in RECIPES.items():
-        if json.loads(json.dumps(known.to_json())) == recipe | {"timesteps": known.timesteps}:
+        if known == given.changed(timesteps=known.timesteps):
             return name
-    return "of its own: " + ", ".join(f"{field} {_value(recipe[field])}" for field in MAIN if field in recipe)
+    fields = {f"{part}.{name}": recipe[part].get(name) for part, name in MAIN}
+    return "of its own: " + ", ".join(f"{path} {_value(value)}" for path, value in fields.items() if value is not None)
 
 
 def _value(value: Any) -> str:

@@ -26,7 +26,7 @@ from .card import model_card
 from .files import check_output, whole_folder
 from .versions import versions
 
-SCHEMA = 3
+SCHEMA = 4
 WEIGHTS, TEACHER = "model.safetensors", "ann.safetensors"
 
 
@@ -142,7 +142,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     schema = config["vit2snn"].get("schema")
     if schema != SCHEMA:
-        raise ArtifactError(f"{str(folder)!r} has schema {schema}, this vit2snn reads schema {SCHEMA}")
+        raise ArtifactError(
+            f"{str(folder)!r} has schema {schema}, this vit2snn reads schema {SCHEMA}",
+            f"make it anew with: vit2snn convert {config['vit2snn'].get('source') or 'MODEL'} -o {folder} --overwrite",
+        )
     return config
 
 

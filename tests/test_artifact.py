@@ -57,7 +57,7 @@ def test_the_folder_holds_json_and_safetensors_only(snn: vit2snn.SpikingModel, t
     assert names == documents | {"model.safetensors", "README.md"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
-    assert config["vit2snn"]["schema"] == 3
+    assert config["vit2snn"]["schema"] == 4
     assert Recipe.from_json(config["vit2snn"]["recipe"]) == Recipe()
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "conversion.json").read_text())}
     assert rows["head"]["result"] == "SpikingLinear"
@@ -182,7 +182,7 @@ def test_models_that_cannot_be_rebuilt_are_not_saved(images: Tensor, tmp_path: P
         (lambda folder: (folder / "config.json").write_text("{"), "is not a converted model"),
         (lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'), "is not a converted model"),
         (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 77}}'), "has schema 77"),
-        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 3}}'), "is damaged"),
+        (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 4}}'), "is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is damaged"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "is damaged"),
     ],
@@ -194,3 +194,13 @@ def test_damage_is_told(damage: object, message: str, snn: vit2snn.SpikingModel,
         vit2snn.load(tmp_path / "out")
     with pytest.raises(ArtifactError, match="there is no folder"):
         vit2snn.load(tmp_path / "nowhere")
+
+
+def test_an_older_artifact_is_refused_with_the_command_that_makes_it_anew(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
+    snn.save(tmp_path / "out", source="demo")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["vit2snn"]["schema"] = 3
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="has schema 3, this vit2snn reads schema 4") as caught:
+        vit2snn.load(tmp_path / "out")
+    assert caught.value.hint == f"make it anew with: vit2snn convert demo -o {tmp_path / 'out'} --overwrite"
