@@ -78,7 +78,7 @@ class Coded:
         bounds = {
             "levels": (0 <= self.levels <= MOST_LEVELS, f"from 0 to {MOST_LEVELS}"),
             "ratio": (
-                self.ratio > 1 and (self.levels - 1) * math.log2(self.ratio) <= OCTAVES,
+                self.ratio > 1 and (min(self.levels, MOST_LEVELS) - 1) * math.log2(self.ratio) <= OCTAVES,
                 f"above 1, and such that the levels span at most {OCTAVES} octaves",
             ),
             "percentile": (0 < self.percentile <= 100, "above 0 and at most 100"),

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,32 @@ def test_unknown_fields_are_named_by_path_and_sent_where_they_belong(fields: obj
     with pytest.raises(RecipeError, match=f"recipe field '{path}' is unknown") as caught:
         Recipe.from_json(fields)
     assert hint in caught.value.hint
+
+
+INFINITE = (float("nan"), float("inf"), -float("inf"))
+NASTY = (None, True, 0, -1, 10**5, 10**400, 0.5, *INFINITE, "", "auto", "ssa", [], [[]], {}, {"a": {}})
+
+
+def paths(fields: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, value in fields.items():
+        yield (name,)
+        yield from ((name, *rest) for rest in paths(value)) if isinstance(value, dict) else ()
+
+
+@pytest.mark.parametrize("name", ["faithful", "qkformer"])
+def test_whatever_a_field_holds_it_is_a_recipe_or_refused(name: str) -> None:
+    refused = 0
+    for path, value in itertools.product(paths(RECIPES[name].to_json()), NASTY):
+        fields = part = RECIPES[name].to_json()
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = value
+        try:
+            hash(Recipe.from_json(fields))
+        except RecipeError as error:
+            refused += 1
+            assert path[0] in str(error) or error.hint, (path, value)
+    assert refused > 10 * len(list(paths(RECIPES[name].to_json())))
 
 
 @pytest.mark.parametrize("version", [2, 4, "3", True, None, 3.0])

@@ -78,6 +78,9 @@ def test_a_plan_out_of_budget_leaves_nothing(tmp_path: Path) -> None:
     blocks = run("convert", "demo", "--refit", "everything", "-o", tmp_path / "out")
     assert blocks.exit_code == 2
     assert "'none', 'ridge', 'blocks'" in blocks.stderr
+    kept = run("convert", "demo", "--refit", "ridge", "-o", tmp_path / "out")
+    assert kept.exit_code == 2
+    assert "recipe field 'structure.refit' is 'ridge', and every block keeps its own branches" in kept.stderr
 
 
 def test_the_same_seed_gives_the_same_routers(tmp_path: Path) -> None:
