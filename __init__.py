@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["Recipe", "SpikingModel", "converts", "evaluate", "load", "to_spiking"]
+__all__ = ["Coded", "Membrane", "Recipe", "SpikingModel", "Structure", "converts", "evaluate", "load", "to_spiking"]
 
 _HOME = {
+    "Coded": "convert",
+    "Membrane": "convert",
     "Recipe": "convert",
     "SpikingModel": "convert",
+    "Structure": "convert",
     "converts": "convert",
     "evaluate": "measure",
     "load": "storage",
@@ -19,7 +22,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from .convert import Recipe, SpikingModel, converts, to_spiking
+    from .convert import Coded, Membrane, Recipe, SpikingModel, Structure, converts, to_spiking
     from .measure import evaluate
     from .storage import load
 

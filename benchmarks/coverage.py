@@ -23,7 +23,6 @@ Images have 128 pixels a side where a model takes them; the largest models are m
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import itertools
 import json
@@ -70,7 +69,7 @@ SMALLER: dict[str, dict[str, Any]] = {
 SIDE = 128
 CALIBRATION = (8, 32)
 BATCH = 4
-FAITHFUL = dataclasses.replace(RECIPES["faithful"], timesteps=8, levels=8)
+FAITHFUL = RECIPES["faithful"].changed(timesteps=8, levels=8)
 
 
 def families(modules: tuple[str, ...]) -> dict[str, str]:

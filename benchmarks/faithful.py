@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from vit2snn.commands.shared import is_main, launched, own_images
-from vit2snn.convert import RECIPES, Recipe, load_model, to_spiking
+from vit2snn.convert import RECIPES, load_model, to_spiking
 from vit2snn.data import array_source, batches, open_images, prepared
 from vit2snn.measure import Point, evaluate
 from vit2snn.zoo.demo import demo_images
@@ -40,23 +40,23 @@ from vit2snn.zoo.demo import demo_images
 RESULTS = Path(__file__).parent / "results"
 PLAIN: dict[str, Any] = {"thresholds": "static", "observer": "percentile", "prior": "none", "bias": False, "input_spikes": 1}
 FAITHFUL = RECIPES["faithful"]
-IMAGE_ANALOG = dataclasses.replace(FAITHFUL, ignore=("patch_embed.proj",))
+IMAGE_ANALOG = FAITHFUL.changed(ignore=("patch_embed.proj",))
 RULES = {
-    "faithful": dataclasses.replace(FAITHFUL, timesteps=8),
-    "priced": dataclasses.replace(FAITHFUL, timesteps=8, price=1e-8),
-    "one spike": dataclasses.replace(FAITHFUL, input_spikes=1),
+    "faithful": FAITHFUL.changed(timesteps=8),
+    "priced": FAITHFUL.changed(timesteps=8, price=1e-8),
+    "one spike": FAITHFUL.changed(input_spikes=1),
     "one spike, image analog": IMAGE_ANALOG,
-    "8 powers of two, image analog": dataclasses.replace(IMAGE_ANALOG, levels=8, ratio=2.0, headroom=1.0),
-    "4 powers of two, image analog": dataclasses.replace(
-        IMAGE_ANALOG, levels=4, ratio=2.0, headroom=1.0, granularity="channel", rotation=True, attention_spikes=4
+    "8 powers of two, image analog": IMAGE_ANALOG.changed(levels=8, ratio=2.0, headroom=1.0),
+    "4 powers of two, image analog": IMAGE_ANALOG.changed(
+        levels=4, ratio=2.0, headroom=1.0, granularity="channel", rotation=True, attention_spikes=4
     ),
     "frugal": RECIPES["frugal"],
     "ternary": RECIPES["ternary"],
     "ternary, layer-synchronous": RECIPES["ternary-synchronous"],
     "binary": RECIPES["binary"],
-    "dcgs": Recipe(timesteps=8, coding="decaying", levels=8, ratio=2.0, headroom=4.0, **PLAIN),
-    "ecmt": Recipe(timesteps=8, coding="rate", levels=8, ratio=2.0, percentile=99.0, headroom=2.0**7, **PLAIN),
-    "rate": Recipe(timesteps=32, coding="rate", levels=1, headroom=1.0, **PLAIN),
+    "dcgs": FAITHFUL.changed(timesteps=8, coding="decaying", levels=8, ratio=2.0, headroom=4.0, **PLAIN),
+    "ecmt": FAITHFUL.changed(timesteps=8, coding="rate", levels=8, ratio=2.0, percentile=99.0, headroom=2.0**7, **PLAIN),
+    "rate": FAITHFUL.changed(timesteps=32, coding="rate", levels=1, headroom=1.0, **PLAIN),
 }
 REPORTED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 

@@ -23,6 +23,7 @@ from machine import RESULTS, describe, rounded
 from ranks import tau
 
 from vit2snn.cli import cli
+from vit2snn.convert import Recipe
 
 
 def run(*arguments: Any) -> Any:
@@ -34,9 +35,9 @@ def run(*arguments: Any) -> Any:
 
 def carried_out(plan: dict[str, Any], folder: Path) -> dict[str, float]:
     """Top-1 in per cent, relative error and energy of the network that a plan gives, after all timesteps."""
-    fields = {"attention": plan["attention"], "mlp": plan["mlp"]}
+    chosen = Recipe.from_json(plan["recipe"]).changed(attention=plan["attention"], mlp=plan["mlp"])
     recipe, out = folder / "recipe.json", folder / "snn"
-    recipe.write_text(json.dumps(plan["recipe"] | fields))
+    recipe.write_text(json.dumps(chosen.to_json()))
     run("convert", "demo", "--recipe", recipe, "-o", out, "--overwrite")
     last = run("evaluate", out)["snn"][-1]
     return {"top1": last["top1"], "relative_error": last["relative_error"], "network_energy": last["energy"]}

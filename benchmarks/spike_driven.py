@@ -19,7 +19,6 @@ freed memory is kept: ``MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import time
@@ -111,7 +110,7 @@ SUBJECTS = {"demo": demo, "deit": deit}
 
 def converted(subject: Subject, preset: str, refit: str) -> SpikingModel:
     samples = prepared(subject.ann, subject.calibration, count=CALIBRATION)
-    recipe = dataclasses.replace(RECIPES[preset], refit=refit)
+    recipe = RECIPES[preset].changed(refit=refit)
     return to_spiking(subject.ann, recipe, torch.stack([sample.image for sample in samples]))
 
 
@@ -141,7 +140,7 @@ def tune(snn: SpikingModel, subject: Subject, passes: int, lr: float) -> None:
 def measure(subject: Subject, preset: str, stage: str, passes: int) -> dict[str, Any]:
     started = time.time()
     torch.manual_seed(0)
-    refit = REFIT.get(stage, RECIPES[preset].refit)
+    refit = REFIT.get(stage, RECIPES[preset].structure.refit)
     snn = from_scratch(subject, preset) if stage == "scratch" else converted(subject, preset, refit)
     if stage not in REFIT:
         tune(snn, subject, passes, subject.scratch_lr if stage == "scratch" else subject.lr)

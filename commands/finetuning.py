@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -100,7 +99,7 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     device = training_device(options["device"])
     snn = load(model).to(device)
     if options["timesteps"]:
-        snn.recipe = dataclasses.replace(snn.recipe, timesteps=options["timesteps"])
+        snn.recipe = snn.recipe.changed(timesteps=options["timesteps"])
     original = snn.original()
     objective = _objective(snn, original, options)
     images = _images(snn.network, options)

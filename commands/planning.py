@@ -50,11 +50,11 @@ def plan(
     from timm.data import resolve_model_data_config
 
     from vit2snn.convert import candidates, load_model, opened, plan as planned, provisional
-    from vit2snn.convert.auto import FIELDS
-    from vit2snn.convert.blocks import AUTO, SPIKING
+    from vit2snn.convert.blocks import SPIKING
+    from vit2snn.convert.plans import compromises, told
     from vit2snn.data import prepared
     from vit2snn.measure.text import table
-    from vit2snn.search import plans
+    from vit2snn.storage import plans
     from vit2snn.storage.files import check_output
 
     check_output(out, overwrite, plans.is_front)
@@ -69,14 +69,14 @@ def plan(
         raise DataError("there are no images to measure on", "give a folder with images to --data")
     torch.manual_seed(images["seed"])  # of what has no counterpart in the ANN, such as routers
     pixels = torch.stack([sample.image for sample in samples]).to(device)
-    fields = [field for field in FIELDS if getattr(chosen, field) == AUTO]
+    fields = chosen.structure.undecided
     total = len(ann.blocks) * sum(len(SPIKING[field]) for field in fields)
     found = list(bar(candidates(ann.to(device).eval(), chosen, [pixels], len(pixels)), "fitting", total))
-    front = plans.compromises(chosen, found, count)
+    front = compromises(chosen, found, count)
     document = plans.write_front(out, model, chosen, found, front)
     entries = {str(number): entry for number, entry in enumerate(document["plans"])} | document["uniform"]
     rows = [
-        [name, f"{entry['energy']:.3f}", f"{entry['error']:.3f}", *(plans.told(entry[field]) for field in fields)]
+        [name, f"{entry['energy']:.3f}", f"{entry['error']:.3f}", *(told(entry[field]) for field in fields)]
         for name, entry in entries.items()
     ]
     emit(as_json, document, table(["plan", "energy / ANN", "error", *fields], rows))

@@ -94,11 +94,9 @@ def event_source(model: nn.Module, images: dict[str, Any]) -> EventSource | None
 
 def find_recipe(name: str, **changes: Any) -> Recipe:
     """A recipe by name or file, with those of its fields changed that are not None."""
-    import dataclasses
-
     from vit2snn.convert import Recipe
 
-    return dataclasses.replace(Recipe.find(name), **{field: value for field, value in changes.items() if value is not None})
+    return Recipe.find(name).changed(**{field: value for field, value in changes.items() if value is not None})
 
 
 def find_device(name: str) -> Any:

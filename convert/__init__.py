@@ -4,7 +4,10 @@ from .auto import candidates as candidates, opened as opened, provisional as pro
 from .folding import fold as fold
 from .model import SpikingModel as SpikingModel, structure as structure, to_spiking as to_spiking
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
+from .plans import Compromise as Compromise, compromises as compromises
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog
 from .source import load_model as load_model, read_checkpoint as read_checkpoint
+from .spikes import Coded as Coded, Membrane as Membrane
+from .structures import Structure as Structure
 from .teacher import Teacher as Teacher, analog_copy as analog_copy

@@ -28,7 +28,7 @@ def absorbed(model: nn.Module, operations: Sequence[Operation], recipe: Recipe) 
     For a normalisation it is the layer before, for a ReLU the layer behind, whose neuron absorbs it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    rectifying = recipe.rectifies
+    rectifying = recipe.coded.rectifies
     found: dict[str, str] = {}
     repeated = {operation.module for operation in operations if operation.use}
     for operation in operations:

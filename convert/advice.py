@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..measure import Advice, ModuleError, Point
 from .recipe import Recipe
+from .spikes import Coded
 
 SATURATED = 0.01  # share of values beyond the largest threshold from which it is worth a word
 DEAD = 0.9  # share of dead neurons from which it is
@@ -27,9 +28,9 @@ def advise(points: Sequence[Point], ann_top1: float, modules: Sequence[ModuleErr
     if last.agreement < GOOD:
         lost = 100 - last.agreement
         found += _of_time(points, recipe, lost)
-        found += _of_branches(last, ann_top1, recipe, lost) if recipe.spike_driven else _of_neurons(modules, recipe, lost)
+        found += _of_branches(last, ann_top1, recipe, lost) if recipe.spike_driven else _of_neurons(modules, recipe.coded, lost)
     if last.energy > 1:
-        saving = "vit2snn convert --recipe frugal, or --budget 0.5" if _takes_budget(recipe) else "fewer --timesteps"
+        saving = "vit2snn convert --recipe frugal, or --budget 0.5" if recipe.takes_budget else "fewer --timesteps"
         finding = f"it needs {100 * last.energy:.0f} % of the ANN's energy at T = {last.timestep}"
         found.append((10 * last.energy, Advice(finding, f"{saving}; or vit2snn evaluate --exit-confidence 0.98")))
     return [advice for _, advice in sorted(found, key=lambda pair: -pair[0])][:5]
@@ -51,10 +52,10 @@ def _of_time(points: Sequence[Point], recipe: Recipe, lost: float) -> list[tuple
     if recipe.spike_driven:
         return []
     finding = f"the error does not fall any more at T = {last.timestep} ({last.relative_error:.2g}): it is not time that lacks"
-    return [(lost / 2, Advice(finding, "more levels (recipe field levels), or more calibration images (--samples)"))]
+    return [(lost / 2, Advice(finding, "more levels (recipe field spikes.levels), or more calibration images (--samples)"))]
 
 
-def _of_neurons(modules: Sequence[ModuleError], recipe: Recipe, lost: float) -> list[tuple[float, Advice]]:
+def _of_neurons(modules: Sequence[ModuleError], coded: Coded, lost: float) -> list[tuple[float, Advice]]:
     """What coded neurons lack."""
     found = []
     saturated = [module for module in modules if module.saturation and module.saturation[-1] > SATURATED]
@@ -64,21 +65,21 @@ def _of_neurons(modules: Sequence[ModuleError], recipe: Recipe, lost: float) -> 
             f"{len(saturated)} of {len(modules)} neurons see values beyond their largest threshold, most of all {worst.name} "
             f"({100 * worst.saturation[-1]:.1f} % at the last timestep)"
         )
-        action = f"more calibration images (vit2snn convert --samples), or recipe field headroom above {recipe.headroom:g}"
+        action = f"more calibration images (convert --samples), or recipe field spikes.headroom above {coded.headroom:g}"
         found.append((lost * (1 + worst.saturation[-1]), Advice(finding, action)))
-    if recipe.levels in (1, 2) and not recipe.rotation:
-        finding = f"an alphabet of {recipe.levels} level{'s' * (recipe.levels > 1)} suits values with outliers badly"
-        found.append((lost, Advice(finding, "recipe field rotation = true")))
+    if coded.levels in (1, 2) and not coded.rotation:
+        finding = f"an alphabet of {coded.levels} level{'s' * (coded.levels > 1)} suits values with outliers badly"
+        found.append((lost, Advice(finding, "recipe field spikes.rotation = true")))
     dead = [module for module in modules if module.dead > DEAD]
-    if dead and recipe.granularity == "tensor":
+    if dead and coded.granularity == "tensor":
         share = f"over {100 * DEAD:.0f} % of the neurons"
         finding = f"in {len(dead)} of {len(modules)} places {share} never fire, as in {dead[0].name}"
-        found.append((lost / 3, Advice(finding, 'recipe field granularity = "channel"')))
+        found.append((lost / 3, Advice(finding, 'recipe field spikes.granularity = "channel"')))
     worst = modules[0]
     typical = sorted(module.relative_error[-1] for module in modules)[len(modules) // 2]
     if worst.relative_error[-1] > 3 * typical:
         finding = f"{worst.name} errs most ({worst.relative_error[-1]:.2g}; the typical neuron {typical:.2g})"
-        action = f"a burst (recipe field spikes_per_step = {recipe.spikes_per_step + 1}), or ignore = [{worst.module!r}]"
+        action = f"a burst (recipe field spikes.spikes_per_step = {coded.spikes_per_step + 1}), or ignore = [{worst.module!r}]"
         found.append((lost / 2, Advice(finding, action)))
     return found
 
@@ -87,10 +88,6 @@ def _of_branches(last: Point, ann_top1: float, recipe: Recipe, lost: float) -> l
     """What spiking branches lack."""
     finding = f"spiking branches compute something else than the ANN's: top-1 is {ann_top1 - last.top1:.1f} points below it"
     found = [(3 * lost, Advice(finding, "vit2snn finetune OUT --data DATA -o OUT2"))]
-    if recipe.refit != "blocks" and recipe.shortcut != "sew":
+    if recipe.structure.refit != "blocks" and recipe.membrane.shortcut != "sew":
         found.append((lost, Advice("its branches were not fitted block by block", "vit2snn convert --refit blocks")))
     return found
-
-
-def _takes_budget(recipe: Recipe) -> bool:
-    return not recipe.spike_driven and recipe.thresholds == "closed-loop" and recipe.levels > 0

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +17,14 @@ from ..errors import RecipeError
 from ..measure import FLOAT32, Meter, energy
 from ..spiking import over_time
 from ..tracing import catching, record
-from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
+from .blocks import AUTO, KEPT, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
 from .branches import transformer_blocks
 from .inputs import check_weights
 from .recipe import Recipe
 from .spike_driven import fit_branch, restructure
+from .structures import FIELDS
 
 IMAGES = 64  # on which candidates are measured
-FIELDS = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -67,16 +64,16 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
         ModelError: weights are not finite; the message names them.
     """
     check_weights(model)
-    images = torch.cat([*islice(batches, count)])[:count]
+    images = _first(batches, count)
     with ExitStack() as stack:
         norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
         with torch.no_grad():
             model(images)
     own = record(model, tuple(images.shape[1:]))
-    for field in FIELDS:
-        for kind in SPIKING[field] if getattr(recipe, field) == AUTO else ():
-            other: dict[str, Any] = {"attention": "softmax", "mlp": "mlp"} | {field: kind}
-            trial = dataclasses.replace(recipe, **other, max_error=None, max_energy=None)
+    for field in recipe.structure.undecided:
+        for kind in SPIKING[field]:
+            other = {name: kinds[0] for name, kinds in KEPT.items()} | {field: kind}
+            trial = recipe.changed(**other, max_error=None, max_energy=None)
             network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
             restructure(network, plans, trial)
             network.eval()
@@ -88,10 +85,20 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
                 yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs)
 
 
+def _first(batches: Iterable[Tensor], count: int) -> Tensor:
+    """The first ``count`` images; no more batches are read than have them."""
+    taken: list[Tensor] = []
+    for images in batches:
+        taken.append(images[: count - sum(map(len, taken))])
+        if sum(map(len, taken)) == count:
+            break
+    return torch.cat(taken)
+
+
 def provisional(recipe: Recipe) -> Recipe:
     """The recipe with the first spiking kind wherever it says ``auto``: what can be converted does not depend on the choice."""
-    kinds: dict[str, Any] = {field: kinds[0] for field, kinds in SPIKING.items() if getattr(recipe, field) == AUTO}
-    return dataclasses.replace(recipe, **kinds, max_error=None, max_energy=None) if kinds else recipe
+    kinds = {field: SPIKING[field][0] for field in recipe.structure.undecided}
+    return recipe.changed(**kinds, max_error=None, max_energy=None) if kinds else recipe
 
 
 def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
@@ -108,7 +115,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
     places = sorted({(c.block, c.field) for c in found})
     one_each = np.array([[(c.block, c.field) == place for c in found] for place in places], dtype=float)
     constraints = [LinearConstraint(one_each, 1, 1)]
-    if recipe.attention == AUTO:
+    if "attention" in recipe.structure.undecided:
         mixes = np.array([[c.field == "attention" and c.kind != MIXES_NO_TOKENS for c in found]], dtype=float)
         constraints.append(LinearConstraint(mixes, 1, np.inf))
     objective = error
@@ -127,7 +134,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
 
 def figures(recipe: Recipe, found: Sequence[Candidate]) -> tuple[float, float]:
     """Of a recipe that `choose` made of the candidates: the mean error of its branches, and their energy over the ANN's."""
-    chosen = [c for c in found if getattr(recipe, c.field)[str(c.block)] == c.kind]
+    chosen = [c for c in found if getattr(recipe.structure, c.field)[str(c.block)] == c.kind]
     return sum(c.error for c in chosen) / len(chosen), sum(c.energy for c in chosen) / _ann_energy(found)
 
 
@@ -142,23 +149,17 @@ def opened(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: it has no branches of spikes.
     """
-    fields: dict[str, Any] = {}
-    if AUTO not in (recipe.attention, recipe.mlp):
-        fields = {field: AUTO for field in FIELDS if any_spiking(getattr(recipe, field))}
-        if not fields:
-            raise RecipeError("the recipe has no branches of spikes, so none can be chosen", "take one such as qkformer")
-    return dataclasses.replace(recipe, **fields, max_error=None, max_energy=None)
+    fields = recipe.structure.undecided or [field for field in FIELDS if any_spiking(getattr(recipe.structure, field))]
+    if not fields:
+        raise RecipeError("the recipe has no branches of spikes, so none can be chosen", "take one such as qkformer")
+    return recipe.changed(**dict.fromkeys(fields, AUTO), max_error=None, max_energy=None)
 
 
 def _with_kinds(recipe: Recipe, chosen: Sequence[Candidate]) -> Recipe:
     """The recipe with the branches of candidates in place of ``auto``."""
     in_order = sorted(chosen, key=lambda candidate: candidate.block)
-    fields: dict[str, Any] = {
-        field: {str(c.block): c.kind for c in in_order if c.field == field}
-        for field in FIELDS
-        if getattr(recipe, field) == AUTO
-    }
-    return dataclasses.replace(recipe, **fields, max_error=None, max_energy=None)
+    fields = {field: {str(c.block): c.kind for c in in_order if c.field == field} for field in recipe.structure.undecided}
+    return recipe.changed(**fields, max_error=None, max_energy=None)
 
 
 def _measure(block: Block, original: Block, field: str, kind: str, recipe: Recipe, stream: Tensor) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def check_choice(field: str, choice: object) -> None:
     for value in values:
         if value not in allowed:
             raise RecipeError(
-                f"recipe field {field!r} has the unknown kind {value!r}",
+                f"recipe field 'structure.{field}' has the unknown kind {value!r}",
                 f"kinds: {', '.join((*kinds, AUTO))}; spiking attention with temporal interaction ends in {INTERACTION}"
                 if field == "attention"
                 else f"kinds: {', '.join((*kinds, AUTO))}",
@@ -75,7 +75,7 @@ def kinds_by_block(field: str, choice: Choice, blocks: Sequence[str]) -> list[st
         chosen = _blocks_of(key, blocks)
         if not chosen:
             raise RecipeError(
-                f"recipe field {field!r} names block {key!r}, and the model has the blocks 0-{len(blocks) - 1}",
+                f"recipe field 'structure.{field}' names block {key!r}, and the model has the blocks 0-{len(blocks) - 1}",
                 f"keys are numbers (3), ranges (0-7), {' or '.join(map(repr, HALVES))}, or patterns of names ({blocks[0]})",
             )
         for index in chosen:

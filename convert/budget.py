@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -35,7 +34,7 @@ def affordable(convert: Callable[[Recipe], SpikingNetwork], recipe: Recipe, imag
     assert recipe.max_energy is not None
 
     def priced(price: float) -> Recipe:
-        return dataclasses.replace(recipe, price=price, max_energy=None)
+        return recipe.changed(price=price, max_energy=None)
 
     def costs(price: float) -> float:
         return spent(convert(priced(price)), images).total

@@ -20,7 +20,7 @@ def replace_functions(network: nn.Module, plans: Sequence[BlockPlan], recipe: Re
     Raises:
         UnsupportedModuleError: the perceptron of such a block has another activation function.
     """
-    if recipe.norm == "shift-layernorm":
+    if recipe.structure.norm == "shift-layernorm":
         for name, module in list(network.named_modules()):
             if type(module) in (nn.LayerNorm, tl.LayerNorm):
                 network.set_submodule(name, ShiftLayerNorm.of(module))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Prior, calibrate
+from ..calibration import calibrate
 from ..errors import DataError, ModelError
 from ..measure import Advice, Evaluation, ExitTable, exit_table
 from ..measure.exits import confidence as sureness
@@ -34,7 +34,6 @@ from .absorption import absorb_functions, absorb_norms
 from .advice import advise
 from .auto import Candidate, candidates, choose
 from .batch_axis import check_images_apart
-from .blocks import AUTO
 from .budget import affordable
 from .functions import replace_functions, replace_softmax
 from .inputs import Batches, checked, seeded
@@ -255,7 +254,7 @@ def to_spiking(
 
 def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches) -> SpikingModel:
     first = batches.first()
-    if AUTO in (recipe.attention, recipe.mlp):
+    if recipe.structure.undecided:
         recipe = choose(recipe, _over_processes(list(candidates(Teacher(model).ann, recipe, batches))))
     elif recipe.max_energy is not None:
         recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
@@ -270,18 +269,17 @@ def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> Spik
     """The converted network, calibrated and re-fitted; the recipe leaves nothing to be chosen."""
     first = next(iter(batches))
     snn = structure(model, recipe, tuple(first.shape[1:]))
-    if not recipe.keeps_function:
+    if not recipe.structure.keeps_function:
         snn.teacher = Teacher(model)
     if not recipe.spike_driven:
         check_images_apart(snn.network, first[:1])
     elif snn.teacher is not None:
         fit(snn.network, snn.teacher.ann, snn.plan.blocks, recipe, batches)
-    if snn.neurons() and recipe.alphabet is not None:
-        # Beside membrane neurons, one timestep is no ANN from which a prior, a bias or a worth could be learned.
-        prior: Prior = "none" if recipe.spike_driven else recipe.prior
-        bias = recipe.bias and not recipe.spike_driven
+    coded = recipe.coded
+    if snn.neurons() and coded.alphabet is not None:
+        # Beside membrane neurons, one timestep is no ANN from which the worth of a spike could be learned.
         sense = not recipe.spike_driven
-        calibrate(snn.network, batches, recipe.timesteps, recipe.threshold_rule, prior, bias, sense)
+        calibrate(snn.network, batches, recipe.timesteps, coded.threshold_rule, coded.prior, coded.bias, sense)
     for value in snn.network.state_dict().values() if shards.processes() > 1 else ():
         value.copy_(shards.first(value))  # where devices round differently
     return snn
@@ -327,11 +325,11 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     network = _converted(network, "", planned, recipe)
     replace_softmax(network, planned.blocks)
     absorb_functions(network, planned.absorbed)
-    if recipe.rotation:
+    if recipe.coded.rotation:
         rotate_inputs(network)
     for module in network.modules():
         if isinstance(module, SpikingDotProductAttention) and isinstance(module.weights, CodedNeuron):
-            module.weights.spikes_per_step = max(recipe.spikes_per_step, recipe.attention_spikes)
+            module.weights.spikes_per_step = max(recipe.coded.spikes_per_step, recipe.coded.attention_spikes)
     return SpikingModel(network, recipe, planned, input_size).eval()
 
 
@@ -346,7 +344,7 @@ def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> n
     coded = planned.coded(path)
     if coded is None:
         return module
-    neuron = partial(recipe.coded_neuron, sees_image=path == planned.first)
+    neuron = partial(recipe.coded.neuron, sees_image=path == planned.first)
     handler = handler_for(module)
     turns: list[nn.Module] = []
     for use in sorted({call.use for call in coded.calls}):

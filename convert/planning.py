@@ -15,11 +15,12 @@ from ..spiking import SpikingNorm, TokenBranch, neurons
 from ..tracing import Operation, record
 from . import rules  # noqa: F401  (registers the built-in rules)
 from .absorption import absorbed
-from .blocks import AUTO, BlockPlan, check_mixing, kinds_by_block
+from .blocks import BlockPlan, check_mixing, kinds_by_block
 from .branches import transformer_blocks
 from .recipe import Recipe
 from .registry import handler_for, keep_analog
 from .spike_driven import restructure
+from .structures import FIELDS
 
 Action = Literal["spiking", "analog", "ignored", "absorbed"]
 
@@ -89,7 +90,7 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
     planned, missing = _planned(model, recipe, operations, pairs)
     if missing:
         raise _unsupported(model, missing)
-    blocks = () if recipe.attention == "softmax" and recipe.mlp == "mlp" else block_plans(model, recipe)
+    blocks = () if recipe.structure.attention == "softmax" and recipe.structure.mlp == "mlp" else block_plans(model, recipe)
     if not any(module.action == "spiking" for module in planned):
         raise NothingConvertedError(
             f"nothing in {type(model).__name__} would be converted",
@@ -106,12 +107,12 @@ def block_plans(model: nn.Module, recipe: Recipe) -> tuple[BlockPlan, ...]:
         RecipeError: the recipe names blocks that are not there, or no block would mix tokens.
     """
     names = list(transformer_blocks(model))
-    if AUTO in (recipe.attention, recipe.mlp):
+    if recipe.structure.undecided:
         raise RecipeError(
             "'auto' chooses the branches on calibration images, so there is no plan without them",
             "convert the model, and look at the result: vit2snn inspect OUT",
         )
-    kinds = (kinds_by_block(field, getattr(recipe, field), names) for field in ("attention", "mlp"))
+    kinds = (kinds_by_block(field, getattr(recipe.structure, field), names) for field in FIELDS)
     plans = tuple(BlockPlan(*row) for row in zip(names, *kinds, strict=True))
     check_mixing(plans)
     return plans

@@ -32,30 +32,30 @@ def restructure(network: VisionTransformer, plans: Sequence[BlockPlan], recipe: 
     With the membrane shortcut, timm's own block x + attn(norm(x)) is the spiking one: its norm ends in a neuron. With the SEW
     shortcut the embedding and the branches end in neurons instead.
     """
-    neuron, channels, sew = neuron_of(recipe.neuron), network.embed_dim, recipe.shortcut == "sew"
+    neuron, channels, sew = neuron_of(recipe.membrane.neuron), network.embed_dim, recipe.membrane.shortcut == "sew"
     for plan, block in zip(plans, network.blocks, strict=True):
         if is_spiking(plan.attention):
             attention = spiking_attention(plan.attention, network, block, neuron)
             block.attn = TokenBranch(attention, neuron() if sew else None)
-            block.norm1 = nn.Identity() if sew else spiking_norm(block.norm1, recipe.norm, channels, neuron())
+            block.norm1 = nn.Identity() if sew else spiking_norm(block.norm1, recipe.structure.norm, channels, neuron())
             block.ls1 = nn.Identity()
         if is_spiking(plan.mlp):
             block.mlp = TokenBranch(spiking_mlp(plan.mlp, network, block, neuron), neuron() if sew else None)
-            block.norm2 = nn.Identity() if sew else spiking_norm(block.norm2, recipe.norm, channels, neuron())
+            block.norm2 = nn.Identity() if sew else spiking_norm(block.norm2, recipe.structure.norm, channels, neuron())
             block.ls2 = nn.Identity()
     if sew:
         network.norm_pre = nn.Sequential(network.norm_pre, SpikingNorm(nn.BatchNorm2d(channels), neuron()))
         network.norm = nn.Identity()
     else:
-        network.norm = spiking_norm(_final_norm(network), recipe.norm, channels, neuron())
+        network.norm = spiking_norm(_final_norm(network), recipe.structure.norm, channels, neuron())
     network.fc_norm = nn.Identity()
-    if recipe.readout != "model":
+    if recipe.structure.readout != "model":
         network.attn_pool = None
-        network.global_pool = "avg" if recipe.readout == "mean" else "token"
+        network.global_pool = "avg" if recipe.structure.readout == "mean" else "token"
     elif network.attn_pool is not None:
         raise UnsupportedModuleError(
             "the model reads its tokens by attention pooling, which has no spiking form here",
-            "choose the recipe's readout 'mean'",
+            "choose the recipe's structure.readout 'mean'",
         )
 
 
@@ -74,7 +74,7 @@ def fit(
             before = streams
             for kind, part in ((plan.attention, "attention"), (plan.mlp, "mlp")):
                 streams = fit_branch(block, original, part, kind, recipe, streams)
-            if recipe.refit == "blocks" and (is_spiking(plan.attention) or is_spiking(plan.mlp)):
+            if recipe.structure.refit == "blocks" and (is_spiking(plan.attention) or is_spiking(plan.mlp)):
                 with torch.enable_grad():
                     reconstruct(block, [stream for stream, _ in before], [after for _, after in streams])
                 streams = [(over_time(block, stream), after) for (stream, _), (_, after) in zip(before, streams, strict=True)]
@@ -90,7 +90,7 @@ def _embedded(
         with catching(ann.blocks[0]) as caught:
             logits.append(ann(images))
         streams.append((caught[0].expand(recipe.timesteps, *caught[0].shape), caught[0]))
-    if recipe.shortcut == "sew":
+    if recipe.membrane.shortcut == "sew":
         embedding = network.norm_pre[1]
         passages = [Passage(stream, ann_stream, ann_stream, ann_stream, ann_stream) for stream, ann_stream in streams]
         _settling(recipe, embedding).settle_norm(passages)
@@ -106,7 +106,7 @@ def _settling(
 ) -> Settling:
     return Settling(
         norm if isinstance(norm, SpikingNorm) else None, branch or TokenBranch(nn.Identity()), inherited or {},
-        recipe.balance, recipe.rate, recipe.refit != "none",
+        recipe.membrane.balance, recipe.membrane.rate, recipe.structure.refit != "none",
     )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def _fit_head(
     read = [
         over_time(lambda x: network.forward_head(network.norm(x), pre_logits=True), stream).mean(0) for stream, _ in streams
     ]
-    if recipe.refit == "none":
+    if recipe.structure.refit == "none":
         given, wanted = Moments(), Moments()
         for features, (_, before) in zip(read, streams, strict=True):
             given.update(features)

@@ -135,7 +135,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         source = section.get("source") or "MODEL"
         raise ArtifactError(
             f"{str(folder)!r} has schema {section.get('schema')}, this vit2snn reads schema {SCHEMA}",
-            f"make it anew: vit2snn convert {source} -o OUT",
+            f"make it anew: vit2snn convert {source} -o {folder} --overwrite",
         )
     return config
 

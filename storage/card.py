@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..convert import Recipe
+from ..convert import Membrane, Recipe
 
 TEMPLATE = """# {architecture}, converted by vit2snn
 
@@ -22,14 +22,14 @@ it was made from{license}.
 
 def model_card(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    recipe = config["vit2snn"]["recipe"]
+    recipe = Recipe.from_json(config["vit2snn"]["recipe"])
     actions = Counter(row["action"] for row in rows)
     license_name = config["pretrained_cfg"].get("license")
     return TEMPLATE.format(
         architecture=config["architecture"],
         source=config["vit2snn"]["source"] or config["architecture"],
         classes=config["num_classes"],
-        timesteps=recipe["timesteps"],
+        timesteps=recipe.timesteps,
         spikes=_spikes(recipe),
         spiking=actions["spiking"],
         analog=actions["analog"],
@@ -40,16 +40,17 @@ def model_card(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _spikes(recipe: Mapping[str, Any]) -> str:
+def _spikes(recipe: Recipe) -> str:
     """What the neurons send."""
-    if Recipe.from_json(recipe).spike_driven:
-        return f"{recipe['neuron']} neurons in spiking branches (attention {recipe['attention']}, mlp {recipe['mlp']})"
-    ratio = f" of ratio {recipe['ratio']:.3g}" if recipe["levels"] > 1 else ""
-    return f"{recipe['coding']} coding, {recipe['levels']} spike levels{ratio}, {recipe['schedule']} thresholds"
+    structure, spikes = recipe.structure, recipe.spikes
+    if isinstance(spikes, Membrane):
+        return f"{spikes.neuron} neurons in spiking branches (attention {structure.attention}, mlp {structure.mlp})"
+    ratio = f" of ratio {spikes.ratio:.3g}" if spikes.levels > 1 else ""
+    return f"{spikes.coding} coding, {spikes.levels} spike levels{ratio}, {spikes.schedule} thresholds"
 
 
-def _rest(recipe: Mapping[str, Any]) -> str:
+def _rest(recipe: Recipe) -> str:
     """What the other modules compute on."""
-    if Recipe.from_json(recipe).spike_driven:
+    if recipe.spike_driven:
         return "real values (the patch embedding sees the image; branches that the recipe keeps compute on decoded values)"
     return "decoded values (normalisation, activation functions); the softmax inside attention does so too"

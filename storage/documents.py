@@ -11,14 +11,17 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
-from ..convert import RECIPES
+from ..convert import RECIPES, Recipe
 from ..errors import ArtifactError
 from ..measure.report import Artifact
 from .artifact import is_artifact, read_config
 from .folder import is_model_folder
 
-MAIN = ("attention", "mlp", "norm", "coding", "schedule", "levels")
-"""Recipe fields that tell most about a recipe without a name."""
+MAIN = (
+    *(("structure", name) for name in ("attention", "mlp", "norm")),
+    *(("spikes", name) for name in ("neuron", "coding", "schedule", "levels")),
+)
+"""The recipe fields that tell most about a recipe without a name."""
 
 REQUIRED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("ann",): ("top1",),
@@ -135,10 +138,12 @@ def _identity(artifact: Artifact) -> dict[str, str]:
 
 def recipe_name(recipe: dict[str, Any]) -> str:
     """The name of a recipe, whatever its T; of one without a name, its main fields."""
+    given = Recipe.from_json(recipe)
     for name, known in RECIPES.items():
-        if json.loads(json.dumps(known.to_json())) == recipe | {"timesteps": known.timesteps}:
+        if known == given.changed(timesteps=known.timesteps):
             return name
-    return "of its own: " + ", ".join(f"{field} {_value(recipe[field])}" for field in MAIN if field in recipe)
+    fields = {f"{part}.{name}": recipe[part].get(name) for part, name in MAIN}
+    return "of its own: " + ", ".join(f"{path} {_value(value)}" for path, value in fields.items() if value is not None)
 
 
 def _value(value: Any) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core; before torch starts its threads
@@ -10,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from vit2snn.convert import Coded, Membrane, Recipe, Structure
 from vit2snn.data import array_source, prepared
 from vit2snn.spiking import prepare_process
 from vit2snn.spiking.process import flush_denormals
@@ -34,6 +36,13 @@ def make_vit(name: str = "vit_tiny_patch16_224", **arguments: object) -> nn.Modu
         if parameter.ndim > 1:
             parameter.data = torch.randn(parameter.shape, generator=generator) * (2 / parameter[0].numel()) ** 0.5
     return model
+
+
+def make_recipe(**fields: object) -> Recipe:
+    """A recipe of fields of any part; its spikes are of membrane neurons where branches are new."""
+    names = {field.name for field in dataclasses.fields(Structure)}
+    structure = Structure(**{name: fields.pop(name) for name in names & set(fields)})  # type: ignore[arg-type]
+    return Recipe(structure=structure, spikes=Membrane() if structure.replaces else Coded()).changed(**fields)
 
 
 @pytest.fixture

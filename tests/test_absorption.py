@@ -8,13 +8,14 @@ import pytest
 import timm
 import timm.layers as tl
 import torch
+from conftest import make_recipe
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
 from vit2snn.measure import dispatched, evaluate
 from vit2snn.storage import load
 
-RECTIFYING = Recipe(timesteps=16, coding="rate", levels=1, signed=False, prior="none", bias=False, thresholds="static")
+RECTIFYING = make_recipe(timesteps=16, coding="rate", levels=1, signed=False, prior="none", bias=False, thresholds="static")
 
 
 class Net(nn.Module):
@@ -58,12 +59,12 @@ def test_normalisations_behind_a_layer_go_into_its_weights(net: nn.Module, image
 
 
 def test_what_the_recipe_ignores_absorbs_nothing(net: nn.Module, images: Tensor) -> None:
-    snn = to_spiking(net, Recipe(levels=0, ignore=("conv1", "bn2")), images)
+    snn = to_spiking(net, make_recipe(levels=0, ignore=("conv1", "bn2")), images)
     assert snn.plan.absorbed == {"last": "head"}
 
 
 def test_an_unsigned_neuron_absorbs_the_relu_before_it(net: nn.Module, images: Tensor) -> None:
-    snn, signed = (to_spiking(net, recipe, images) for recipe in (RECTIFYING, Recipe(timesteps=1, input_spikes=1)))
+    snn, signed = (to_spiking(net, recipe, images) for recipe in (RECTIFYING, make_recipe(timesteps=1, input_spikes=1)))
     assert snn.plan.absorbed == {"bn1": "conv1", "bn2": "conv2", "last": "head", "relu1": "conv2"}  # bn2.act has two readers
     assert isinstance(snn.network.relu1, nn.Identity) and isinstance(snn.network.relu3, nn.ReLU)
     assert snn.network.conv2.neuron.rectified and not snn.network.head.neuron.rectified

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import make_recipe
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, to_spiking
@@ -27,7 +28,7 @@ EVEN = [module(name, 0.1) for name in "abcd"]
 
 
 def actions(points: list[Point], modules: list[ModuleError], recipe: Recipe = RECIPES["faithful"]) -> list[str]:
-    return [advice.action for advice in advise(points, 80.0, modules, dataclasses.replace(recipe, timesteps=2))]
+    return [advice.action for advice in advise(points, 80.0, modules, recipe.changed(timesteps=2))]
 
 
 def test_what_is_good_needs_no_advice() -> None:
@@ -44,17 +45,17 @@ def test_an_error_that_falls_wants_time_and_one_that_does_not_wants_levels() -> 
 
 def test_saturation_comes_first_and_names_the_worst_neuron() -> None:
     modules = [module("a", 0.1, 0.02), module("b", 0.1, 0.3), *EVEN[2:]]
-    advice = advise(BAD, 80.0, modules, dataclasses.replace(RECIPES["faithful"], timesteps=2))
+    advice = advise(BAD, 80.0, modules, RECIPES["faithful"].changed(timesteps=2))
     assert "2 of 4 neurons see values beyond their largest threshold" in advice[0].finding
     assert "b.neuron (30.0 %" in advice[0].finding
     assert "--samples" in advice[0].action and "headroom" in advice[0].action
 
 
 def test_outliers_dead_neurons_and_single_culprits_are_told() -> None:
-    ternary = dataclasses.replace(RECIPES["faithful"], levels=1)
-    assert "recipe field rotation = true" in actions(BAD, EVEN, ternary)
+    ternary = RECIPES["faithful"].changed(levels=1)
+    assert "recipe field spikes.rotation = true" in actions(BAD, EVEN, ternary)
     dead = [module("a", 0.1, dead=0.95), *EVEN[1:]]
-    assert 'recipe field granularity = "channel"' in actions(BAD, dead)
+    assert 'recipe field spikes.granularity = "channel"' in actions(BAD, dead)
     culprit = [module("a", 0.9), *EVEN[1:]]
     assert any("ignore = ['a']" in action for action in actions(BAD, culprit))
 
@@ -67,17 +68,19 @@ def test_spiking_branches_want_training_and_dear_networks_a_budget() -> None:
 
 def test_the_advice_helps(vit: nn.Module, images: Tensor) -> None:
     """Thresholds that are far too low saturate; the neurons that do are named, and head-room is what helps."""
-    recipe = Recipe(timesteps=2, levels=2, ratio=2.0, thresholds="static", observer="percentile", percentile=50.0, headroom=0.2)
+    recipe = make_recipe(
+        timesteps=2, levels=2, ratio=2.0, thresholds="static", observer="percentile", percentile=50.0, headroom=0.2
+    )
     labels = torch.arange(len(images)) % 7
     poor = evaluate(to_spiking(vit, recipe, images), [(images, labels)])
     assert any("headroom" in advice.action for advice in poor.advice)
-    better = evaluate(to_spiking(vit, dataclasses.replace(recipe, headroom=2.0), images), [(images, labels)])
+    better = evaluate(to_spiking(vit, recipe.changed(headroom=2.0), images), [(images, labels)])
     assert better.points[-1].relative_error < poor.points[-1].relative_error
 
 
 def test_saturation_and_dead_neurons_are_those_counted_by_hand(vit: nn.Module, images: Tensor) -> None:
     static = {"thresholds": "static", "observer": "percentile", "percentile": 60.0, "prior": "none", "bias": False}
-    snn = to_spiking(vit, Recipe.from_json({"timesteps": 2, "levels": 1, "input_spikes": 1, **static}), images)
+    snn = to_spiking(vit, make_recipe(timesteps=2, levels=1, input_spikes=1, **static), images)
     rows = {row.name: row for row in diagnose(snn, images, 2)}
     fc1, seen = snn.network.blocks[0].mlp.fc1.neuron, []
     fc1.register_forward_hook(lambda neuron, inputs, output: seen.append((inputs[0], output)))

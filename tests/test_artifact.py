@@ -304,3 +304,13 @@ def test_where_nothing_can_be_written_is_told_before_the_work(
     with pytest.raises(ArtifactError, match=r"is the folder that you are in|cannot be written"):
         check_output(Path(place), True, lambda folder: True)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_older_artifact_is_refused_with_the_command_that_makes_it_anew(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
+    snn.save(tmp_path / "out", source="demo")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["vit2snn"]["schema"] = 3
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="has schema 3, this vit2snn reads schema 4") as caught:
+        vit2snn.load(tmp_path / "out")
+    assert caught.value.hint == f"make it anew: vit2snn convert demo -o {tmp_path / 'out'} --overwrite"

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import timm
 import torch
-from conftest import enliven
+from conftest import enliven, make_recipe
 from torch import Tensor, nn
 
 import vit2snn.zoo
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, load_model, to_spiking
 from vit2snn.measure import Audit, Meter, audit, replay
 
-SPIKING = Recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean", timesteps=3)
+SPIKING = make_recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean", timesteps=3)
 REPLAYED = {
     "graded": Recipe(timesteps=3),
-    "powers of two": Recipe(timesteps=3, levels=3, ratio=2.0, bias=False, granularity="channel"),
-    "ternary, rotated": Recipe(timesteps=3, levels=1, rotation=True),
-    "binary rate coding": Recipe(timesteps=3, levels=1, signed=False, coding="rate", thresholds="static", prior="minimum"),
-    "decaying": Recipe(timesteps=3, levels=4, ratio=2.0, coding="decaying"),
-    "bursts": Recipe(timesteps=2, levels=1, spikes_per_step=3, input_spikes=3),
-    "layer-synchronous": Recipe(timesteps=3, levels=1, schedule="layer-synchronous"),
+    "powers of two": make_recipe(timesteps=3, levels=3, ratio=2.0, bias=False, granularity="channel"),
+    "ternary, rotated": make_recipe(timesteps=3, levels=1, rotation=True),
+    "binary rate coding": make_recipe(timesteps=3, levels=1, signed=False, coding="rate", thresholds="static", prior="minimum"),
+    "decaying": make_recipe(timesteps=3, levels=4, ratio=2.0, coding="decaying"),
+    "bursts": make_recipe(timesteps=2, levels=1, spikes_per_step=3, input_spikes=3),
+    "layer-synchronous": make_recipe(timesteps=3, levels=1, schedule="layer-synchronous"),
     "spiking branches": SPIKING,
-    "experts": dataclasses.replace(SPIKING, attention="emsa+tim", mlp="emsp"),
-    "softmax beside spiking branches": dataclasses.replace(SPIKING, attention="softmax", norm="layernorm", readout="model"),
+    "experts": SPIKING.changed(attention="emsa+tim", mlp="emsp"),
+    "softmax beside spiking branches": SPIKING.changed(attention="softmax", norm="layernorm", readout="model"),
 }
 ZOO = {
     "qkformer_4_384_cifar10": {"dims": [16, 32, 64]},
@@ -58,7 +56,7 @@ def test_adding_weights_where_events_arrive_gives_the_same_logits(name: str, vit
 
 @pytest.mark.parametrize("name", ["powers of two", "bursts", "layer-synchronous", "spiking branches", "experts"])
 def test_the_replay_makes_the_additions_that_the_meter_counts(name: str, vit: nn.Module, images: Tensor) -> None:
-    recipe = dataclasses.replace(REPLAYED[name], bias=False)  # sums for biases are no events
+    recipe = REPLAYED[name].changed(bias=False)  # sums for biases are no events
     snn = to_spiking(vit, recipe, images)
     found = replay(snn, images[:2])
     assert found.additions == added(snn.double(), images[:2].double())
@@ -99,7 +97,7 @@ def test_the_replay_notices_a_spike_that_is_not_there(vit: nn.Module, images: Te
 def test_the_embedded_model_is_replayed(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     calibration, scored, _ = demo_sample
     for name in ("faithful", "ternary-synchronous", "qkformer"):
-        recipe = dataclasses.replace(RECIPES[name], timesteps=2)
+        recipe = RECIPES[name].changed(timesteps=2)
         found = replay(to_spiking(load_model("demo"), recipe, calibration[:32]), scored[:1])
         assert found.difference < 1e-13
         assert found.additions > 1e6
@@ -114,11 +112,11 @@ def audited(recipe: Recipe, model: nn.Module, images: Tensor) -> Audit:
 
 def test_operands_are_what_they_are_seen_to_be(vit: nn.Module, images: Tensor) -> None:
     kinds = {
-        "geometric": Recipe(timesteps=2, ratio=2**0.5, observer="max", levels=4),
-        "power-of-two": Recipe(timesteps=2, ratio=2.0, levels=4),
-        "ternary": Recipe(timesteps=2, levels=1),
-        "binary": Recipe(timesteps=2, levels=1, signed=False, prior="minimum"),
-        "analog": Recipe(timesteps=1, levels=0),
+        "geometric": make_recipe(timesteps=2, ratio=2**0.5, observer="max", levels=4),
+        "power-of-two": make_recipe(timesteps=2, ratio=2.0, levels=4),
+        "ternary": make_recipe(timesteps=2, levels=1),
+        "binary": make_recipe(timesteps=2, levels=1, signed=False, prior="minimum"),
+        "analog": make_recipe(timesteps=1, levels=0),
     }
     for kind, recipe in kinds.items():
         rows = {(row.module, row.function): row for row in audited(recipe, vit, images).rows}
@@ -130,7 +128,7 @@ def test_operands_are_what_they_are_seen_to_be(vit: nn.Module, images: Tensor) -
 
 
 def test_the_share_is_that_of_the_counts(vit: nn.Module, images: Tensor) -> None:
-    result = audited(Recipe(timesteps=2, levels=3), vit, images)
+    result = audited(make_recipe(timesteps=2, levels=3), vit, images)
     adds, multiplies = (sum(getattr(row, name) for row in result.rows) for name in ("accumulates", "multiplies"))
     assert result.share == pytest.approx(adds / (adds + multiplies))
     assert f"{100 * result.share:.1f} % of the operations of this network are additions" in result.sentence()
@@ -169,7 +167,7 @@ def test_spikes_that_pass_through_a_real_factor_are_numbers(vit: nn.Module, imag
             spikes = self.neuron(x)
             return nn.functional.linear(0.5 * (spikes + spikes.roll(1, -1)), self.weight)
 
-    snn = to_spiking(vit, Recipe(timesteps=2, levels=1), images)
+    snn = to_spiking(vit, make_recipe(timesteps=2, levels=1), images)
     snn.network.blocks[0].mlp.fc1 = Blurred(snn.network.blocks[0].mlp.fc1)
     rows = {row.module: row for row in audit(snn, [images]).rows}
     assert rows["blocks.0.mlp.fc1"].operands == ("analog",)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import make_recipe
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, to_spiking
@@ -19,7 +21,7 @@ BLOCKS = 3
 
 
 def auto(**fields: Any) -> Recipe:
-    return Recipe(attention="auto", **fields)
+    return make_recipe(attention="auto", **fields)
 
 
 def random_candidates(seed: int) -> list[Candidate]:
@@ -54,14 +56,14 @@ def test_the_choice_is_the_best_of_all_plans(seed: int, budget: dict[str, float]
         return
     best = min(allowed, key=lambda plan: allowed[plan]["max_error" in budget])
     chosen = choose(auto(**budget), found)
-    assert chosen.attention == {str(block): kind for block, kind in enumerate(best)}
+    assert chosen.structure.attention == {str(block): kind for block, kind in enumerate(best)}
     assert (chosen.max_error, chosen.max_energy) == (None, None)
 
 
 def test_some_block_mixes_tokens_even_where_it_costs() -> None:
     found = [Candidate(b, "attention", kind, float(kind == "ssa"), 1.0, 1.0) for b in range(2) for kind in ("ssa", "qk-token")]
-    chosen = choose(auto(), found).attention
-    assert isinstance(chosen, dict)
+    chosen = choose(auto(), found).structure.attention
+    assert isinstance(chosen, Mapping)
     assert sorted(chosen.values()) == ["qk-token", "ssa"]
 
 
@@ -79,7 +81,7 @@ def test_a_budget_out_of_reach_is_told_with_the_best_figure(budget: dict[str, fl
 
 
 def test_candidates_are_measured_on_images(vit: nn.Module, images: Tensor) -> None:
-    recipe = Recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean", neuron="if")
+    recipe = make_recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean", neuron="if")
     found = list(candidates(vit, recipe, images.split(5)))
     assert len(found) == 2 * (len(SPIKING["attention"]) + len(SPIKING["mlp"]))
     by_kind = {(c.block, c.kind): c for c in found}
@@ -92,15 +94,30 @@ def test_candidates_are_measured_on_images(vit: nn.Module, images: Tensor) -> No
     assert 0 < by_kind[0, "spiking"].energy < 0.9 * recipe.timesteps * 2 * tokens * width * hidden
 
 
+def test_no_more_batches_are_read_than_have_the_images(vit: nn.Module, images: Tensor) -> None:
+    read = []
+
+    def batches() -> Iterator[Tensor]:
+        for batch in images.split(5):
+            read.append(len(batch))
+            yield batch
+
+    recipe = auto(norm="batchnorm", refit="none")
+    found = next(candidates(vit, recipe, batches(), count=7))
+    assert read == [5, 5]
+    assert found == next(candidates(vit, recipe, [images[:7]], count=7))
+
+
 def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, images: Tensor) -> None:
-    snn = to_spiking(vit, Recipe(attention="auto", norm="batchnorm", readout="mean", neuron="if", max_energy=0.9), images)
-    assert isinstance(snn.recipe.attention, dict)
-    assert set(snn.recipe.attention) == {"0", "1"}
-    assert [plan.attention for plan in snn.plan.blocks] == list(snn.recipe.attention.values())
+    snn = to_spiking(vit, make_recipe(attention="auto", norm="batchnorm", readout="mean", neuron="if", max_energy=0.9), images)
+    chosen = snn.recipe.structure.attention
+    assert isinstance(chosen, Mapping)
+    assert set(chosen) == {"0", "1"}
+    assert [plan.attention for plan in snn.plan.blocks] == list(chosen.values())
     assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe
 
 
 def test_weights_that_are_not_finite_are_named_before_anything_is_fitted(vit: nn.Module, images: Tensor) -> None:
     vit.get_parameter("blocks.1.mlp.fc1.weight").data[3, 3] = float("inf")
     with pytest.raises(ModelError, match=r"the weights of 'blocks\.1\.mlp\.fc1\.weight' are not finite"):
-        next(candidates(vit, Recipe(attention="auto", norm="batchnorm"), [images]))
+        next(candidates(vit, make_recipe(attention="auto", norm="batchnorm"), [images]))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.calibration import ThresholdRule, calibrate
@@ -108,7 +108,7 @@ def test_the_error_has_no_plateau_before_the_configured_timesteps(vit: nn.Module
 
 def test_more_batches_are_used_and_give_what_one_batch_gives(vit: nn.Module) -> None:
     images = torch.randn(64, 3, 16, 16)
-    recipe = Recipe(observer="percentile", headroom=4.0)
+    recipe = make_recipe(observer="percentile", headroom=4.0)
     together, apart = to_spiking(vit, recipe, [images]), to_spiking(vit, recipe, list(images.split(16)))
     first = to_spiking(vit, recipe, [images[:16]])
     whole, parts, part = (torch.cat([n.threshold.flatten() for _, n in neurons(s)]) for s in (together, apart, first))
@@ -181,7 +181,9 @@ def test_neurons_on_which_no_logit_depends_keep_silent(vit: nn.Module, images: T
 
 def test_a_price_saves_the_spikes_that_matter_least(vit: nn.Module, images: Tensor) -> None:
     labels = torch.zeros(len(images), dtype=torch.int64)
-    points = [evaluate(to_spiking(vit, Recipe(price=price), images), [(images, labels)]).points for price in (0.0, 1e-5, 1e-4)]
+    points = [
+        evaluate(to_spiking(vit, make_recipe(price=price), images), [(images, labels)]).points for price in (0.0, 1e-5, 1e-4)
+    ]
     spikes = [[point.spikes_per_neuron for point in curve] for curve in points]
     assert spikes[0] > spikes[1] > spikes[2]
     assert points[1][0].relative_error < points[2][0].relative_error < 1
@@ -201,6 +203,6 @@ def test_layer_synchronous_ternary_steps_carry_more_than_a_bit_each(vit: nn.Modu
 
 def test_channels_of_few_samples_share_a_threshold(vit: nn.Module) -> None:
     """Only the class token bears on the logits behind the last attention: one sample of each channel in an image."""
-    snn = to_spiking(vit, Recipe(timesteps=2, granularity="channel"), torch.randn(40, 3, 16, 16))
+    snn = to_spiking(vit, make_recipe(timesteps=2, granularity="channel"), torch.randn(40, 3, 16, 16))
     assert snn.neurons()["blocks.0.mlp.fc1.neuron"].threshold.shape == (2, 1, 32)
     assert snn.neurons()["blocks.1.mlp.fc1.neuron"].threshold.shape == (2, 1, 1)

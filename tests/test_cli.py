@@ -130,10 +130,10 @@ def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
 
 def test_recipes_come_by_name_or_file(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps({"timesteps": 2, "levels": 2, "ignore": ["head"]}))
+    path.write_text(json.dumps({"timesteps": 2, "spikes": {"levels": 2}, "ignore": ["head"]}))
     assert run("convert", "demo", "-o", tmp_path / "out", "--recipe", path, "--samples", 8).exit_code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["vit2snn"]["recipe"]["levels"] == 2
+    assert config["vit2snn"]["recipe"]["spikes"]["levels"] == 2
     fails(2, "no recipe and no file 'fast'", "convert", "demo", "-o", tmp_path / "x", "--recipe", "fast")
 
 
@@ -259,7 +259,7 @@ def test_a_budget_is_kept_or_refused(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["parity"]["snn"][0]["energy"] <= 0.17
     recipe = json.loads((tmp_path / "out" / "config.json").read_text())["vit2snn"]["recipe"]
-    assert recipe["price"] > 0 and recipe["max_energy"] is None
+    assert recipe["spikes"]["price"] > 0 and recipe["max_energy"] is None
     result = run(*convert, "--budget", 0.001, "-o", tmp_path / "none")
     assert result.exit_code == 2 and "out of reach in 1 timesteps" in result.stderr
     assert not (tmp_path / "none").exists()

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
-from vit2snn.convert import Recipe, SpikingModel, to_spiking
+from vit2snn.convert import SpikingModel, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.measure import FLOAT32, MODELS, Dense, EnergyModel, Meter, energy
 from vit2snn.measure.spending import dense
@@ -48,7 +48,7 @@ class Sizes:
 
     def exact(self) -> SpikingModel:
         """A converted network with exact neurons: it computes the ANN."""
-        return structure(self.make(), Recipe(levels=0), (self.channels, self.image, self.image))
+        return structure(self.make(), make_recipe(levels=0), (self.channels, self.image, self.image))
 
     def macs(self) -> dict[tuple[str, str], int]:
         """Multiply-accumulates of every layer and of both products of a block."""
@@ -128,7 +128,7 @@ def test_an_ann_that_is_not_converted_costs_the_same(fused: bool) -> None:
 
 def test_an_ann_that_is_kept_as_a_teacher_costs_the_same() -> None:
     sizes = SIZES["small"]
-    recipe = Recipe(timesteps=2, attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", refit="none")
+    recipe = make_recipe(timesteps=2, attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", refit="none")
     snn = to_spiking(sizes.make(), recipe, sizes.images(4))
     assert snn.teacher is not None
     ann = dense(snn, sizes.images(2))
@@ -191,7 +191,7 @@ def speaking(snn: SpikingModel) -> SpikingModel:
 @by_size
 @torch.no_grad()
 def test_where_each_neuron_sends_one_spike_a_layer_adds_as_often_as_the_ann_multiplies(sizes: Sizes) -> None:
-    recipe = Recipe(levels=1, input_spikes=1)
+    recipe = make_recipe(levels=1, input_spikes=1)
     snn = speaking(structure(sizes.make(), recipe, (sizes.channels, sizes.image, sizes.image)))
     with Meter(snn.network) as meter:
         snn(meter.show(sizes.images(2)), 3, chunk=1)
@@ -209,7 +209,7 @@ def test_where_each_neuron_sends_one_spike_a_layer_adds_as_often_as_the_ann_mult
 @torch.no_grad()
 def test_bursts_of_two_add_twice() -> None:
     sizes = SIZES["small"]
-    recipe = Recipe(levels=1, input_spikes=2, spikes_per_step=2)
+    recipe = make_recipe(levels=1, input_spikes=2, spikes_per_step=2)
     snn = speaking(structure(sizes.make(), recipe, (sizes.channels, sizes.image, sizes.image)))
     with Meter(snn.network) as meter:
         snn(meter.show(sizes.images(1)), 1, chunk=1)

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 import vit2snn
@@ -28,10 +27,10 @@ FAMILY = {
     "mean pooling": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}),
 }
 SMALL = [
-    dataclasses.replace(RECIPES["faithful"], timesteps=5),
-    dataclasses.replace(RECIPES["ternary"], timesteps=5),
-    dataclasses.replace(RECIPES["binary"], timesteps=5),
-    Recipe(timesteps=3, levels=3, spikes_per_step=2, granularity="channel", observer="max", headroom=1.0),
+    RECIPES["faithful"].changed(timesteps=5),
+    RECIPES["ternary"].changed(timesteps=5),
+    RECIPES["binary"].changed(timesteps=5),
+    make_recipe(timesteps=3, levels=3, spikes_per_step=2, granularity="channel", observer="max", headroom=1.0),
 ]
 NAMES = ["faithful", "ternary", "binary", "burst"]
 
@@ -129,7 +128,7 @@ def test_gradients_reach_weights_and_image(recipe: Recipe, vit: nn.Module, image
 
 def test_the_gradient_of_a_fine_ladder_is_near_that_of_the_ann(vit: nn.Module, images: Tensor) -> None:
     vit, images = vit.double(), images.double()
-    snn = to_spiking(vit, Recipe(timesteps=6, levels=40, headroom=8.0), images)
+    snn = to_spiking(vit, make_recipe(timesteps=6, levels=40, headroom=8.0), images)
     labels = torch.arange(len(images)) % 7
     nn.functional.cross_entropy(vit(images), labels).backward()
     nn.functional.cross_entropy(snn(images)[-1], labels).backward()
@@ -391,7 +390,7 @@ def test_grouped_queries_share_keys_and_values() -> None:
 
 @torch.no_grad()
 def test_a_burst_that_is_changed_after_a_run_is_followed(vit: nn.Module, images: Tensor) -> None:
-    snn = to_spiking(vit, Recipe(timesteps=2, levels=2), images)
+    snn = to_spiking(vit, make_recipe(timesteps=2, levels=2), images)
     first = snn(images)
     for neuron in snn.neurons().values():
         neuron.spikes_per_step += 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
@@ -20,7 +20,7 @@ SIZE = (3, 16, 16)
 
 @pytest.fixture
 def snn(vit: nn.Module, images: Tensor) -> SpikingModel:
-    return to_spiking(vit, Recipe(timesteps=2, levels=3, input_spikes=1), images)
+    return to_spiking(vit, make_recipe(timesteps=2, levels=3, input_spikes=1), images)
 
 
 def test_the_longest_way_is_counted_in_neurons(vit: nn.Module) -> None:
@@ -71,8 +71,8 @@ def test_a_budget_is_kept_by_the_lowest_price(images: Tensor) -> None:
     free = spent(to_spiking(model, Recipe(timesteps=2), images), images).total
     snn = to_spiking(model, Recipe(timesteps=2, max_energy=0.8 * free), images)
     assert 0.7 * free < spent(snn, images).total <= 0.8 * free
-    assert snn.recipe.price > 0 and snn.recipe.max_energy is None
-    assert to_spiking(model, Recipe(timesteps=2, max_energy=2 * free), images).recipe.price == 0
+    assert snn.recipe.coded.price > 0 and snn.recipe.max_energy is None
+    assert to_spiking(model, Recipe(timesteps=2, max_energy=2 * free), images).recipe.coded.price == 0
 
 
 def test_a_budget_that_cannot_be_kept_is_refused_with_the_figures(vit: nn.Module, images: Tensor) -> None:
@@ -83,7 +83,7 @@ def test_a_budget_that_cannot_be_kept_is_refused_with_the_figures(vit: nn.Module
 @pytest.mark.parametrize("schedule", ["stepwise", "layer-synchronous"])
 def test_the_convention_is_rate_by_layer_of_one_run(schedule: str, vit: nn.Module, images: Tensor) -> None:
     """0.9 pJ times spikes per value times multiply-accumulates, whichever way the timesteps of a run are told."""
-    snn = to_spiking(vit, Recipe.from_json({"timesteps": 3, "levels": 1, "schedule": schedule}), images)
+    snn = to_spiking(vit, make_recipe(timesteps=3, levels=1, schedule=schedule), images)
     costs = evaluate(snn, [(images, torch.zeros(len(images), dtype=torch.int64))]).costs
     expected = 0.0
     for operation in costs.operations:

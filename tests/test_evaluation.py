@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, load_model, to_spiking
@@ -31,7 +31,7 @@ def labels(images: Tensor) -> Tensor:
 
 @pytest.fixture
 def snn(vit: nn.Module, images: Tensor) -> SpikingModel:
-    return to_spiking(vit, Recipe(timesteps=3, levels=3), images)
+    return to_spiking(vit, make_recipe(timesteps=3, levels=3), images)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def test_every_figure_equals_the_one_computed_by_hand(
 @torch.no_grad()
 def test_spikes_are_the_changes_of_the_decoded_values(vit: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Without biases a differential neuron's decoded value changes exactly when it sends a spike."""
-    snn = to_spiking(vit, Recipe(timesteps=3, levels=3, input_spikes=1, prior="none", bias=False), images)
+    snn = to_spiking(vit, make_recipe(timesteps=3, levels=3, input_spikes=1, prior="none", bias=False), images)
     result = evaluate(snn, [(images, labels)])
     decoded: dict[str, list[Tensor]] = {}
     for name, neuron in snn.neurons().items():
@@ -68,15 +68,15 @@ def test_spikes_are_the_changes_of_the_decoded_values(vit: nn.Module, images: Te
 
 
 def test_bursts_count_every_spike(vit: nn.Module, images: Tensor, labels: Tensor) -> None:
-    one = Recipe(timesteps=1, levels=8)
+    one = make_recipe(timesteps=1, levels=8)
     single = evaluate(to_spiking(vit, one, images), [(images, labels)]).points[0]
-    double = evaluate(to_spiking(vit, dataclasses.replace(one, spikes_per_step=2), images), [(images, labels)]).points[0]
+    double = evaluate(to_spiking(vit, one.changed(spikes_per_step=2), images), [(images, labels)]).points[0]
     assert single.spikes_per_neuron < double.spikes_per_neuron <= 2
     assert double.relative_error < single.relative_error
 
 
 def test_bursts_may_be_those_of_the_image_or_of_attention_alone(vit: nn.Module) -> None:
-    snn = structure(vit, Recipe(input_spikes=2, attention_spikes=3), (3, 16, 16))
+    snn = structure(vit, make_recipe(input_spikes=2, attention_spikes=3), (3, 16, 16))
     longest = {name: neuron.spikes_per_step for name, neuron in snn.neurons().items()}
     assert longest.pop("patch_embed.proj.neuron") == 2
     assert [longest.pop(f"blocks.{block}.attn.spiking_attention.weights") for block in (0, 1)] == [3, 3]
@@ -159,10 +159,10 @@ def test_a_third_of_the_error_of_the_published_rule_with_fewer_spikes(demo_sampl
     """The thresholds of DCGS in our own terms (see ``benchmarks/faithful.py``)."""
     calibration, images, labels = demo_sample
     plain = {"thresholds": "static", "observer": "percentile", "prior": "none", "bias": False, "input_spikes": 1}
-    dcgs = Recipe(coding="decaying", levels=8, ratio=2.0, headroom=4.0, **plain)  # type: ignore[arg-type]
+    dcgs = make_recipe(coding="decaying", levels=8, ratio=2.0, headroom=4.0, **plain)  # type: ignore[arg-type]
     ours, theirs = (
         evaluate(to_spiking(load_model("demo"), recipe, calibration), [(images, labels)]).points
-        for recipe in (Recipe(price=1e-8), dcgs)
+        for recipe in (make_recipe(price=1e-8), dcgs)
     )
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.relative_error < other.relative_error / 3

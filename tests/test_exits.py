@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn import load
@@ -17,7 +17,7 @@ from vit2snn.measure import ExitTable, evaluate, exit_table
 
 @pytest.fixture
 def snn(vit: nn.Module, images: Tensor) -> SpikingModel:
-    return to_spiking(vit, Recipe(timesteps=4, levels=2, ratio=2.0), images)
+    return to_spiking(vit, make_recipe(timesteps=4, levels=2, ratio=2.0), images)
 
 
 def test_the_least_confidence_at_which_enough_images_keep_their_class() -> None:
@@ -59,7 +59,9 @@ def test_the_run_ends_when_all_have_stopped(snn: SpikingModel, images: Tensor) -
     assert len(passes) == 1
 
 
-@pytest.mark.parametrize("recipe", [Recipe(timesteps=3), Recipe(attention="ssa", mlp="spiking", norm="batchnorm", timesteps=3)])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(timesteps=3), make_recipe(attention="ssa", mlp="spiking", norm="batchnorm", timesteps=3)]
+)
 def test_scored_beside_the_curve(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
     snn = to_spiking(vit, recipe, images)
     labels = torch.arange(len(images)) % 7
@@ -86,7 +88,7 @@ def test_the_artifact_keeps_them(snn: SpikingModel, images: Tensor, tmp_path: Pa
 
 
 def test_networks_without_exits_say_so(snn: SpikingModel, images: Tensor) -> None:
-    synchronous = to_spiking(make_vit(), Recipe(timesteps=2, schedule="layer-synchronous"), images)
+    synchronous = to_spiking(make_vit(), make_recipe(timesteps=2, schedule="layer-synchronous"), images)
     assert synchronous.exits is None and exit_table(synchronous, [images]) is None
     with pytest.raises(ModelError, match="layer-synchronous network has no early exits"):
         evaluate(synchronous, [(images, torch.zeros(len(images), dtype=torch.int64))], exit_confidence=0.9)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import timm
 import torch
@@ -45,7 +43,7 @@ def test_a_family_converts(name: str, arguments: dict[str, object], size: int) -
     planned = [call for module in exact.plan.modules for call in module.calls if call.function not in ELEMENTWISE]
     assert sum(o.macs for o in found if not o.elementwise) == sum(call.macs for call in planned)
 
-    snn = to_spiking(model, dataclasses.replace(RECIPES["faithful"], timesteps=8, levels=8), images)
+    snn = to_spiking(model, RECIPES["faithful"].changed(timesteps=8, levels=8), images)
     logits = snn(images, chunk=1)
     errors = [relative(logits[t - 1], expected) for t in (1, 3, 8)]
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.02

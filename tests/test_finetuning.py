@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ def output_of(network: nn.Module, name: str, run: Callable[[], object]) -> Tenso
 
 
 def test_terms_are_what_they_are_called(vit: nn.Module, images: Tensor) -> None:
-    snn = to_spiking(vit, Recipe(timesteps=2, levels=3), images)
+    snn = to_spiking(vit, make_recipe(timesteps=2, levels=3), images)
     labels = torch.arange(12) % 7
     terms = Distillation({"labels": 2.0, "soft": 0.5, "features": 3.0}, vit, 4.0, 0.1)(snn, images, labels)
     logits, target = snn(images)[-1], vit(images)
@@ -184,7 +184,7 @@ def test_objectives_that_do_not_fit_are_told(snn: SpikingModel, images: Tensor) 
 
 def test_distillation_brings_a_damaged_network_back_to_its_ann(vit: nn.Module, images: Tensor) -> None:
     # Static thresholds: with closed-loop ones, tokens that no logit depends on keep silent, and their features stay.
-    recipe = Recipe(timesteps=2, thresholds="static", observer="percentile", headroom=4.0, ratio=2**0.5)
+    recipe = make_recipe(timesteps=2, thresholds="static", observer="percentile", headroom=4.0, ratio=2**0.5)
     snn = to_spiking(vit, recipe, images)
     for parameter in snn.network.parameters():
         parameter.data += 0.3 * parameter.std(correction=0) * torch.randn_like(parameter)

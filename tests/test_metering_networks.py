@@ -12,10 +12,10 @@ import pytest
 import timm
 import torch
 from bruteforce import by_convolution, by_linear, by_matrix, flat, flipped, spent
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
-from vit2snn.convert import Recipe, SpikingModel, to_spiking
+from vit2snn.convert import SpikingModel, to_spiking
 from vit2snn.measure import Meter
 from vit2snn.spiking import CodedNeuron, Coding, Event, Hadamard, SpikingDotProductAttention, probing
 
@@ -26,7 +26,7 @@ Counts = dict[str, list[list[list[int]]]]  # of each operation: of each timestep
 
 def converted(**recipe: Any) -> SpikingModel:
     vit = make_vit(**SMALL)
-    return to_spiking(vit, Recipe(**{"timesteps": T, **recipe}), torch.randn(6, 3, 8, 8))
+    return to_spiking(vit, make_recipe(**{"timesteps": T, **recipe}), torch.randn(6, 3, 8, 8))
 
 
 @torch.no_grad()
@@ -226,7 +226,7 @@ def test_every_operation_of_a_converted_network(name: str) -> None:
 def test_every_operation_of_a_network_with_windows(recipe: dict[str, Any]) -> None:
     size = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (2,), "num_heads": (2,)}
     swin = timm.create_model("swin_tiny_patch4_window7_224", **size, num_classes=3).eval()
-    snn = to_spiking(swin, Recipe(timesteps=T, **recipe), torch.randn(6, 3, 16, 16))
+    snn = to_spiking(swin, make_recipe(timesteps=T, **recipe), torch.randn(6, 3, 16, 16))
     check(snn, torch.randn(B, 3, 16, 16))
 
 

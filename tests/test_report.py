@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from test_zoo import small
 
 from vit2snn.commands.report import report
@@ -197,9 +197,10 @@ def test_scored_calibration_images_are_warned_of(tmp_path: Path) -> None:
 
 def test_a_recipe_without_a_name_is_told_by_its_main_fields(tmp_path: Path) -> None:
     halves = {"first half": "qk-token", "second half": "ssa"}
-    recipe = Recipe(attention=halves, mlp="spiking", neuron="plif", norm="batchnorm", refit="none")  # type: ignore[arg-type]
+    recipe = make_recipe(attention=halves, mlp="spiking", neuron="plif", norm="batchnorm", refit="none")
     parsed = Parsed(page(written(tmp_path / "one", recipe=recipe)))
-    assert "recipe of its own: attention first half qk-token / second half ssa, mlp spiking, norm batchnorm" in parsed.text
+    branches = "structure.attention first half qk-token / second half ssa, structure.mlp spiking"
+    assert f"recipe of its own: {branches}, structure.norm batchnorm, spikes.neuron plif" in parsed.text
 
 
 def test_sections_without_data_are_left_out(tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ def test_different_models_and_different_images_are_not_compared(tmp_path: Path) 
 
 def test_what_evaluate_writes_is_what_the_report_reads(tmp_path: Path) -> None:
     images = torch.randn(6, 3, 16, 16)
-    snn = to_spiking(make_vit(depth=1), Recipe(timesteps=2, levels=3), images)
+    snn = to_spiking(make_vit(depth=1), make_recipe(timesteps=2, levels=3), images)
     save(snn, tmp_path / "out", source="vit")
     write_evaluation(evaluate(snn, [(images, torch.arange(6))]), tmp_path / "out", command=["vit2snn", "evaluate", "out"])
     parsed = Parsed(page(tmp_path / "out"))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_recipe
 from torch import Tensor, nn
 
-from vit2snn.convert import RECIPES, Recipe, load_model, to_spiking
+from vit2snn.convert import RECIPES, load_model, to_spiking
 from vit2snn.convert.model import structure
 from vit2snn.measure import evaluate
 from vit2snn.measure.spending import dense
@@ -17,7 +18,7 @@ from vit2snn.storage import load
 from vit2snn.tracing import depth
 
 SIZE = (3, 16, 16)
-ROTATED = Recipe(timesteps=2, levels=2, ratio=2.0, rotation=True)
+ROTATED = make_recipe(timesteps=2, levels=2, ratio=2.0, rotation=True)
 
 
 @pytest.mark.parametrize(("channels", "block"), [(32, 32), (24, 8), (7, 1)])
@@ -36,7 +37,7 @@ def test_one_outlier_is_spread_over_its_block() -> None:
 
 
 def test_the_function_is_kept(vit: nn.Module, images: Tensor) -> None:
-    snn = structure(vit, Recipe(levels=0, rotation=True), SIZE)
+    snn = structure(vit, make_recipe(levels=0, rotation=True), SIZE)
     assert isinstance(snn.network.blocks[0].mlp.fc1, RotatedLinear)
     assert not torch.allclose(snn.network.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)  # type: ignore[union-attr]
     torch.testing.assert_close(snn(images, 1)[0], vit(images), rtol=1e-5, atol=1e-5)
@@ -45,7 +46,7 @@ def test_the_function_is_kept(vit: nn.Module, images: Tensor) -> None:
 def test_additions_are_charged_and_no_operation_is_undriven() -> None:
     model = load_model("demo")
     size = (1, 28, 28)
-    plain, rotated = (to_spiking(model, Recipe(timesteps=1, rotation=on), torch.rand(8, *size)) for on in (False, True))
+    plain, rotated = (to_spiking(model, make_recipe(timesteps=1, rotation=on), torch.rand(8, *size)) for on in (False, True))
     assert depth(rotated.network, size) == depth(plain.network, size)
     image = torch.rand(1, *size)
     assert dense(rotated, image) == dense(plain, image)
@@ -73,7 +74,7 @@ def test_ternary_spikes_profit(demo_sample: tuple[Tensor, Tensor, Tensor]) -> No
     calibration, scored, labels = demo_sample
     errors = []
     for rotation in (False, True):
-        recipe = Recipe.from_json(RECIPES["ternary"].to_json() | {"timesteps": 6, "rotation": rotation})
+        recipe = RECIPES["ternary"].changed(timesteps=6, rotation=rotation)
         snn = to_spiking(load_model("demo"), recipe, calibration)
         errors.append(evaluate(snn, [(scored[:60], labels[:60])]).points[-1].relative_error)
     assert errors[1] < 0.9 * errors[0]

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import timm
 from click.testing import CliRunner, Result
+from conftest import make_recipe
 
 from vit2snn.cli import cli
 from vit2snn.convert import Recipe
 from vit2snn.convert.auto import Candidate, opened
+from vit2snn.convert.plans import compromises, told, uniform
 from vit2snn.errors import RecipeError
 from vit2snn.search.front import is_on_front
-from vit2snn.search.plans import compromises, told, uniform
 from vit2snn.storage import load, save_model
 
 BLOCKS = range(3)
 ATTENTION, MLP = ("ssa", "qk-token", "sdsa"), ("spiking", "emsp")
-BOTH = Recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean")
+BOTH = make_recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean")
 
 
 def candidates(seed: int) -> list[Candidate]:
@@ -75,7 +76,7 @@ def test_uniform_plans_are_no_better_than_the_front() -> None:
     assert set(others) == {f"{a} and {m}" for a in ("ssa", "qk-channel", "sdsa", "emsa") for m in MLP}
     best = compromises(BOTH, full, 2)[-1]
     assert all(plan.error >= best.error for plan in others.values())
-    assert others["ssa and emsp"].recipe.attention == {"0": "ssa", "1": "ssa", "2": "ssa"}
+    assert others["ssa and emsp"].recipe.structure.attention == {"0": "ssa", "1": "ssa", "2": "ssa"}
 
 
 def test_plans_are_told_in_words() -> None:
@@ -84,8 +85,8 @@ def test_plans_are_told_in_words() -> None:
 
 def test_a_recipe_is_opened_where_it_has_spikes() -> None:
     both = opened(Recipe.find("qkformer"))
-    assert (both.attention, both.mlp, both.norm) == ("auto", "auto", "batchnorm")
-    assert opened(dataclasses.replace(both, mlp="spiking", max_energy=0.5)).mlp == "spiking"
+    assert (both.structure.attention, both.structure.mlp, both.structure.norm) == ("auto", "auto", "batchnorm")
+    assert opened(both.changed(mlp="spiking", max_energy=0.5)).structure.mlp == "spiking"
     with pytest.raises(RecipeError, match="no branches of spikes"):
         opened(Recipe())
 
@@ -98,8 +99,8 @@ def run(*arguments: object) -> Result:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("planned")
     recipe = folder / "recipe.json"
-    fields = {"attention": "auto", "norm": "batchnorm", "neuron": "if", "readout": "mean", "refit": "none"}
-    recipe.write_text(json.dumps(fields))
+    opened = make_recipe(attention="auto", norm="batchnorm", neuron="if", readout="mean", refit="none")
+    recipe.write_text(json.dumps(opened.to_json()))
     result = run(
         "plan", "demo", "--recipe", recipe, "--timesteps", 2, "--samples", 4, "--plans", 4, "-o", folder / "plans", "--json"
     )
@@ -122,7 +123,7 @@ def test_the_command_writes_plans_a_picture_and_recipes(planned: tuple[Path, dic
     assert drawing.count("<svg") == 1
     for plan in plans:
         recipe = Recipe.find(out / plan["file"])
-        assert (recipe.attention, recipe.mlp, recipe.timesteps) == (plan["attention"], "mlp", 2)
+        assert (recipe.structure.attention, recipe.structure.mlp, recipe.timesteps) == (plan["attention"], "mlp", 2)
 
 
 def test_a_plan_converts(planned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from click.testing import CliRunner
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.calibration import OBSERVERS, Moments, NormalEquations, reconstruct
@@ -27,12 +26,12 @@ from vit2snn.measure import evaluate
 from vit2snn.spiking import Alphabet, Coding, shards
 
 pytestmark = pytest.mark.slow  # the processes of nearly all tests
-DRIVEN = dataclasses.replace(RECIPES["spike-driven"], timesteps=2)
+DRIVEN = RECIPES["spike-driven"].changed(timesteps=2)
 CASES = {
     "faithful": Recipe(timesteps=2),
-    "static": Recipe(timesteps=2, thresholds="static", observer="mse", prior="minimum", granularity="channel", bias=False),
+    "static": make_recipe(timesteps=2, thresholds="static", observer="mse", prior="minimum", granularity="channel", bias=False),
     "spike-driven": DRIVEN,
-    "experts": dataclasses.replace(DRIVEN, attention="emsa"),
+    "experts": DRIVEN.changed(attention="emsa"),
 }
 
 
@@ -130,7 +129,7 @@ def together(out: Path) -> None:
     by_itself = evaluate(zoo_model(), [(images[rank:], labels[rank:])], shared=False)
     assert by_itself.images == 16 - rank
     found["block"] = reconstructed(own(images).flatten(2)[:, :, :20].mT, rank)
-    found["plan"] = to_spiking(make_vit(depth=1), dataclasses.replace(DRIVEN, mlp="auto"), [own(images)]).recipe.to_json()
+    found["plan"] = to_spiking(make_vit(depth=1), DRIVEN.changed(mlp="auto"), [own(images)]).recipe.to_json()
     dist.destroy_process_group()
     found["commands"] = commands(out)
     torch.save(found, out / f"{rank}.pt")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 import vit2snn
@@ -19,11 +18,11 @@ from vit2snn.measure import diagnose, evaluate
 from vit2snn.tracing import record
 
 PRESETS = ("qkformer", "experts", "spike-driven")
-SPIKING = Recipe(attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", neuron="if")
+SPIKING = make_recipe(attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", neuron="if")
 
 
 def change(**fields: Any) -> Recipe:
-    return dataclasses.replace(SPIKING, **fields)
+    return SPIKING.changed(**fields)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_logits_depend_neither_on_the_batch_nor_on_later_timesteps(
         change(mlp="mlp", norm="shift-layernorm"),
         RECIPES["shift"],
     ],
-    ids=lambda recipe: f"{recipe.attention}-{recipe.mlp}-{recipe.neuron}-{recipe.shortcut}",
+    ids=lambda recipe: f"{recipe.structure.attention}-{recipe.structure.mlp}-{recipe.spikes}",
 )
 @torch.no_grad()
 def test_every_kind_runs_and_comes_back_from_disk(recipe: Recipe, vit: nn.Module, images: Tensor, tmp_path: Path) -> None:

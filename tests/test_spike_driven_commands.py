@@ -36,7 +36,7 @@ def test_a_conversion_tells_its_branches_and_keeps_the_ann(converted: Path) -> N
     assert rows["blocks.0.attn"]["result"] == "QKTokenAttention"
     assert rows["blocks.3.attn"]["result"] == "SpikingSelfAttention"
     assert rows["patch_embed.proj"]["action"] == "analog"
-    assert json.loads((converted / "config.json").read_text())["vit2snn"]["recipe"]["refit"] == "none"
+    assert json.loads((converted / "config.json").read_text())["vit2snn"]["recipe"]["structure"]["refit"] == "none"
     card = (converted / "README.md").read_text()
     assert "if neurons in spiking branches" in card
     assert "softmax" not in card
@@ -70,7 +70,8 @@ def test_fine_tuning_then_folding(converted: Path, tmp_path: Path) -> None:
 
 def test_a_plan_out_of_budget_leaves_nothing(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
-    recipe.write_text(json.dumps({"attention": "auto", "norm": "batchnorm", "readout": "mean", "max_error": 0.001}))
+    structure = {"attention": "auto", "norm": "batchnorm", "readout": "mean"}
+    recipe.write_text(json.dumps({"structure": structure, "spikes": {"kind": "membrane"}, "max_error": 0.001}))
     result = run("convert", "demo", "--recipe", recipe, "--samples", "4", "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert "no plan leaves a mean error of at most 0.001" in result.stderr
@@ -78,6 +79,9 @@ def test_a_plan_out_of_budget_leaves_nothing(tmp_path: Path) -> None:
     blocks = run("convert", "demo", "--refit", "everything", "-o", tmp_path / "out")
     assert blocks.exit_code == 2
     assert "'none', 'ridge', 'blocks'" in blocks.stderr
+    kept = run("convert", "demo", "--refit", "ridge", "-o", tmp_path / "out")
+    assert kept.exit_code == 2
+    assert "recipe field 'structure.refit' is 'ridge', and every block keeps its own branches" in kept.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,159 @@
+"""How values become spikes: the neurons that a converted network gets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..calibration import Balance, Prior, ThresholdRule
+from ..spiking import Alphabet, CodedNeuron, Coding
+from .fields import FieldError, check_bounds, check_types
+
+MOST_LEVELS, OCTAVES = 256, 100  # of an alphabet, so that float32 holds its smallest level beside the largest
+LONGEST = 65536  # burst, or run
+WIDEST = 2.0**20  # head-room
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Coded neurons in front of every synaptic operation: their spikes approach the values that the network computes.
+
+    Args:
+        coding: ``differential`` (spikes carry changes), ``rate`` (the decoded value is the mean of the spikes), or ``decaying``
+            (changes, in units that fall as 1/t).
+        schedule: ``stepwise`` (all layers compute each timestep, and a receiver reads values that are still being refined) or
+            ``layer-synchronous`` (each layer goes through all its timesteps before the next one begins).
+        levels: size of the spike alphabet {θ ρ^-k, k < levels}; 1 is binary or ternary, 0 means exact (analog) neurons.
+        ratio: ρ of the alphabet; with observer ``mse`` the finest that a neuron may have: it gets 2, or a finer 2^(1/m),
+            whichever leaves least error.
+        signed: whether spikes have both signs.
+        rotation: whether the neurons of linear layers see their input rotated by a Hadamard matrix (see
+            `vit2snn.spiking.Hadamard`), which small alphabets need.
+        spikes_per_step: the longest burst that a neuron may send in one timestep.
+        input_spikes: the same for the first neurons, where it is more: they see the image itself, and all others inherit their
+            error.
+        attention_spikes: the same for the outputs of softmax, where it is more: they span the most octaves, and few fire.
+        thresholds: ``closed-loop`` (for each timestep, from the spiking network itself) or ``static``.
+        observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``.
+        percentile: of the ``percentile`` observer, 0..100.
+        headroom: thresholds are this multiple of the statistic.
+        price: the relative squared error of the logits that a spike has to save at the first timestep (at later ones less), or
+            else it is not sent; 0 sends all.
+        granularity: one threshold for each ``tensor`` or each ``channel``.
+        prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
+        bias: whether each timestep has a calibrated bias for each channel.
+
+    Raises:
+        RecipeError: a field has a value that it cannot have.
+    """
+
+    PATH: ClassVar[str] = "spikes"
+    KIND: ClassVar[str] = "coded"
+
+    coding: Literal["differential", "rate", "decaying"] = "differential"
+    schedule: Literal["stepwise", "layer-synchronous"] = "stepwise"
+    levels: int = 16
+    ratio: float = 2**0.25
+    signed: bool = True
+    rotation: bool = False
+    spikes_per_step: int = 1
+    input_spikes: int = 2
+    attention_spikes: int = 1
+    thresholds: Literal["closed-loop", "static"] = "closed-loop"
+    observer: Literal["percentile", "max", "mse", "entropy"] = "mse"
+    percentile: float = 99.9
+    headroom: float = 1.25
+    price: float = 0.0
+    granularity: Literal["tensor", "channel"] = "tensor"
+    prior: Prior = "mean"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self, self.PATH)
+        bursts = {
+            name: (1 <= getattr(self, name) <= LONGEST, f"from 1 to {LONGEST}")
+            for name in ("spikes_per_step", "input_spikes", "attention_spikes")
+        }
+        bounds = {
+            "levels": (0 <= self.levels <= MOST_LEVELS, f"from 0 to {MOST_LEVELS}"),
+            "ratio": (
+                self.ratio > 1 and (min(self.levels, MOST_LEVELS) - 1) * math.log2(self.ratio) <= OCTAVES,
+                f"above 1, and such that the levels span at most {OCTAVES} octaves",
+            ),
+            "percentile": (0 < self.percentile <= 100, "above 0 and at most 100"),
+            "headroom": (0 < self.headroom <= WIDEST, f"above 0 and at most {WIDEST:.0f}"),
+            "price": (self.price >= 0, "at least 0"),
+        }
+        check_bounds(self, self.PATH, bounds | bursts)
+        if self.price and self.thresholds == "static":
+            raise FieldError(
+                self.PATH, "price", f"is {self.price}, and thresholds are static", "choose spikes.thresholds 'closed-loop'"
+            )
+
+    @property
+    def alphabet(self) -> Alphabet | None:
+        """The spikes; None for exact neurons."""
+        return Alphabet(self.levels, self.ratio, self.signed) if self.levels else None
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether each layer goes through all its timesteps before the next one begins."""
+        return self.schedule == "layer-synchronous"
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether a neuron's decoded value of something negative is 0, so that a ReLU in front of it does nothing."""
+        return self.levels > 0 and not (self.signed or self.bias or self.rotation) and self.prior == "none"
+
+    @property
+    def threshold_rule(self) -> ThresholdRule:
+        """What calibration needs for thresholds."""
+        return ThresholdRule(self.observer, self.percentile, self.headroom, self.thresholds == "closed-loop", self.price)
+
+    def neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
+        """A new neuron for an input whose channels lie along the negative ``axes``."""
+        per_channel, burst = self.granularity == "channel", max(self.spikes_per_step, self.input_spikes if sees_image else 1)
+        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, self.synchronous)
+
+
+KEPT = Coded(prior="none", bias=False)
+"""Coded neurons beside membrane neurons."""
+KEPT_PATH = "spikes.kept"
+
+
+@dataclass(frozen=True)
+class Membrane:
+    """Membrane neurons in the new branches, which live in time, and coded neurons in what keeps the ANN's function.
+
+    Args:
+        neuron: by its name in `vit2snn.spiking.NEURONS`.
+        shortcut: around new branches: ``membrane`` adds currents to a real-valued stream, ``sew`` adds spikes.
+        balance: thresholds for the least ``error`` of the firing rates, or for a given firing ``rate``.
+        rate: spikes in a timestep that ``balance`` aims at, between 0 and 1.
+        kept: the coded neurons. They are stepwise, and have neither prior, bias nor price: those are learned from the network
+            with analog neurons, which beside membrane neurons is not the ANN.
+
+    Raises:
+        RecipeError: a field has a value that it cannot have.
+    """
+
+    PATH: ClassVar[str] = "spikes"
+    KIND: ClassVar[str] = "membrane"
+
+    neuron: Literal["lif", "if", "plif", "integer-lif", "ternary"] = "lif"
+    shortcut: Literal["membrane", "sew"] = "membrane"
+    balance: Balance = "error"
+    rate: float = 0.25
+    kept: Coded = KEPT
+
+    def __post_init__(self) -> None:
+        check_types(self, self.PATH)
+        check_bounds(self, self.PATH, {"rate": (0 < self.rate < 1, "between 0 and 1")})
+        for name in ("schedule", "price", "prior", "bias"):
+            given, only = getattr(self.kept, name), getattr(KEPT, name)
+            if given != only:
+                raise FieldError(
+                    KEPT_PATH, name, f"is {given!r}, and beside membrane neurons it can only be {only!r}",
+                    "leave it out (in Python: dataclasses.replace(Membrane().kept, ...))",
+                )  # fmt: skip
