@@ -17,7 +17,8 @@ import torch
 from vit2snn.spiking import prepare_process
 
 def flushed():
-    return not (torch.full((2**20,), 1e-40) * 1).any()
+    x = torch.full((1024, 1024), 1e-22)
+    return not (x @ x).view(torch.int32).any()
 
 def other():
     started.set()
@@ -29,7 +30,7 @@ started, ready = threading.Event(), threading.Event()
 thread = threading.Thread(target=other)
 thread.start()
 started.wait()
-print(torch.get_num_threads(), flushed())
+print(flushed())
 prepare_process()
 print(flushed())
 ready.set()
@@ -41,7 +42,7 @@ thread.join()
 def test_threads_that_have_been_started_flush_denormals_too() -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", LATE], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2", "False", "True", "True"]
+    assert done.stdout.split() == ["False", "True", "True"]
 
 
 def test_what_is_set_afterwards_stays() -> None:
