@@ -50,8 +50,8 @@ def plan(
     from timm.data import resolve_model_data_config
 
     from vit2snn.convert import candidates, opened, plan as planned, provisional
-    from vit2snn.convert.auto import FIELDS
-    from vit2snn.convert.blocks import AUTO, SPIKING
+    from vit2snn.convert.auto import FIELDS, tried
+    from vit2snn.convert.blocks import AUTO
     from vit2snn.data import prepared
     from vit2snn.evaluation.text import table
     from vit2snn.search import plans
@@ -71,7 +71,7 @@ def plan(
     torch.manual_seed(images["seed"])  # of what has no counterpart in the ANN, such as routers
     pixels = torch.stack([sample.image for sample in samples]).to(device)
     fields = [field for field in FIELDS if getattr(chosen, field) == AUTO]
-    total = len(ann.blocks) * sum(len(SPIKING[field]) for field in fields)
+    total = len(ann.blocks) * sum(len(tried(ann, chosen, field)) for field in fields)
     found = list(bar(candidates(ann.to(device).eval(), chosen, [pixels], len(pixels)), "fitting", total))
     front = plans.compromises(chosen, found, count)
     document = plans.write_front(out, model, chosen, found, front)

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,12 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..metering import FLOAT32, Meter, energy
 from ..spiking import over_time
+from ..spiking.branches.registry import admits, kinds
 from ..tracing import catching, record
-from .blocks import AUTO, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
-from .branches import transformer_blocks
+from .blocks import AUTO, BlockPlan, any_spiking, mixes_tokens
+from .branches import block_size, neuron_of, transformer_blocks
 from .inputs import check_weights
+from .precision import at_least_float32, full_precision
 from .recipe import Recipe
 from .spike_driven import fit_branch, restructure
 
@@ -58,7 +59,7 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
     Each is fitted by itself to the ANN's own stream, so that blocks can be judged one by one.
 
     Args:
-        model: the ANN.
+        model: the ANN; it is not changed.
         recipe: with ``auto`` in one field or both.
         batches: images ``[B, C, H, W]``.
         count: so many of the first images are used.
@@ -67,14 +68,15 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
         ModelError: weights are not finite; the message names them.
     """
     check_weights(model)
-    images = torch.cat([*islice(batches, count)])[:count]
+    model = full_precision(copy.deepcopy(model).eval().requires_grad_(False))
+    images = at_least_float32(_first_images(batches, count))
     with ExitStack() as stack:
         norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
         with torch.no_grad():
             model(images)
     own = record(model, tuple(images.shape[1:]))
     for field in FIELDS:
-        for kind in SPIKING[field] if getattr(recipe, field) == AUTO else ():
+        for kind in tried(model, recipe, field):
             other: dict[str, Any] = {"attention": "softmax", "mlp": "mlp"} | {field: kind}
             trial = dataclasses.replace(recipe, **other, max_error=None, max_energy=None)
             network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
@@ -88,10 +90,27 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
                 yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs)
 
 
+def tried(model: VisionTransformer, recipe: Recipe, field: str) -> list[str]:
+    """The kinds of branches that a field leaves to be chosen, and that blocks of the model's size can have."""
+    if getattr(recipe, field) != AUTO:
+        return []
+    size, neuron = block_size(model, model.blocks[0]), neuron_of(recipe.neuron)
+    return [kind for kind in kinds(field) if admits(field, kind, size, neuron)]
+
+
+def _first_images(batches: Iterable[Tensor], count: int) -> Tensor:
+    taken: list[Tensor] = []
+    for batch in batches:
+        taken.append(batch)
+        if sum(map(len, taken)) >= count:
+            break
+    return torch.cat(taken)[:count]
+
+
 def provisional(recipe: Recipe) -> Recipe:
     """The recipe with the first spiking kind wherever it says ``auto``: what can be converted does not depend on the choice."""
-    kinds: dict[str, Any] = {field: kinds[0] for field, kinds in SPIKING.items() if getattr(recipe, field) == AUTO}
-    return dataclasses.replace(recipe, **kinds, max_error=None, max_energy=None) if kinds else recipe
+    first: dict[str, Any] = {field: kinds(field)[0] for field in FIELDS if getattr(recipe, field) == AUTO}
+    return dataclasses.replace(recipe, **first, max_error=None, max_energy=None) if first else recipe
 
 
 def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
@@ -109,7 +128,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
     one_each = np.array([[(c.block, c.field) == place for c in found] for place in places], dtype=float)
     constraints = [LinearConstraint(one_each, 1, 1)]
     if recipe.attention == AUTO:
-        mixes = np.array([[c.field == "attention" and c.kind != MIXES_NO_TOKENS for c in found]], dtype=float)
+        mixes = np.array([[c.field == "attention" and mixes_tokens(c.kind) for c in found]], dtype=float)
         constraints.append(LinearConstraint(mixes, 1, np.inf))
     objective = error
     if recipe.max_error is not None:

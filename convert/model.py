@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..calibration import Prior, calibrate
 from ..errors import DataError, ModelError
 from ..spiking import (
+    Branch,
     CodedNeuron,
     InTurn,
     SpikingDotProductAttention,
@@ -160,10 +161,10 @@ class SpikingModel(nn.Module):
         """The coded neurons by name, in order of the module tree; spiking branches have membrane neurons instead."""
         return {name: neuron for name, neuron in neurons(self.network) if isinstance(neuron, CodedNeuron)}
 
-    @staticmethod
-    def is_new(parameter: str) -> bool:
+    def is_new(self, parameter: str) -> bool:
         """Whether a parameter of the network, given by name, has no counterpart in the ANN: routers, temporal interaction."""
-        return not {"router", "interaction"}.isdisjoint(parameter.split("."))
+        branches = ((name, module) for name, module in self.network.named_modules() if isinstance(module, Branch))
+        return any(parameter.startswith(f"{name}.{part}.") for name, branch in branches for part in branch.new_parts())
 
     def owner(self, neuron: str) -> str:
         """The planned module that a neuron, given by name, belongs to."""

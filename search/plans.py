@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..convert import Recipe
 from ..convert.auto import FIELDS, Candidate, choose, figures
-from ..convert.blocks import AUTO, MIXES_NO_TOKENS, SPIKING
+from ..convert.blocks import AUTO, mixes_tokens
 from ..storage.files import whole_folder
 from ..storage.versions import versions
 
@@ -71,8 +71,9 @@ def uniform(recipe: Recipe, found: Sequence[Candidate]) -> dict[str, Compromise]
     fields = [field for field in FIELDS if getattr(recipe, field) == AUTO]
     blocks = [str(block) for block in sorted({candidate.block for candidate in found})]
     plans = {}
-    for kinds in itertools.product(*(SPIKING[field] for field in fields)):
-        if MIXES_NO_TOKENS not in kinds:
+    measured = ([*dict.fromkeys(c.kind for c in found if c.field == field)] for field in fields)
+    for kinds in itertools.product(*measured):
+        if fields[0] != "attention" or mixes_tokens(kinds[0]):
             same: dict[str, Any] = {field: dict.fromkeys(blocks, kind) for field, kind in zip(fields, kinds, strict=True)}
             chosen = dataclasses.replace(recipe, **same)
             plans[" and ".join(kinds)] = Compromise(chosen, *figures(chosen, found))

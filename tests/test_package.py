@@ -16,7 +16,8 @@ def test_the_package_list_in_setup_cfg_names_every_folder_of_the_package() -> No
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
-    folders = {f"vit2snn.{file.parent.name}" for file in ROOT.glob("*/__init__.py")}
+    files = [*ROOT.glob("*/__init__.py"), *ROOT.glob("*/*/__init__.py")]
+    folders = {".".join(("vit2snn", *file.parent.relative_to(ROOT).parts)) for file in files}
     assert listed == folders | {"vit2snn"}
 
 

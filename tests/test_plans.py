@@ -68,7 +68,7 @@ def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], m
 
 
 def test_a_plan_that_mixes_no_tokens_is_refused_with_the_reason(vit: nn.Module) -> None:
-    with pytest.raises(RecipeError, match="no block of this plan mixes tokens: Q-K token attention masks each token") as caught:
+    with pytest.raises(RecipeError, match="no block of this plan mixes tokens: in attention of the kind qk-token") as caught:
         plan(vit, Recipe(attention="qk-token", mlp="spiking"), SIZE)
     assert '"second half": "ssa"' in caught.value.hint
     assert plan(vit, Recipe(attention={"0": "qk-token", "1": "softmax"}, mlp="spiking"), SIZE).blocks[1].attention == "softmax"
