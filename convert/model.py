@@ -281,8 +281,9 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     replace_functions(network, planned.blocks, recipe)
     if recipe.spike_driven:
         restructure(network, planned.blocks, recipe)
-    _convert_children(network, "", planned, recipe)
-    network = _converted(network, "", planned, recipe)
+    with torch.device(next(network.parameters()).device):  # where neurons keep what is calibrated
+        _convert_children(network, "", planned, recipe)
+        network = _converted(network, "", planned, recipe)
     replace_softmax(network, planned.blocks)
     absorb_functions(network, planned.absorbed)
     if recipe.rotation:

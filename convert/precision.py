@@ -22,7 +22,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def full_precision(model: M) -> M:
     """A copy without tensors of half precision; the model itself where it has none."""
-    if not any(tensor.dtype in HALF for tensor in _tensors(model).values()):
+    if not _halves(model):
         return model
     widened = copy.deepcopy(model)
     _widen(widened)
@@ -32,16 +32,18 @@ def full_precision(model: M) -> M:
 @contextmanager
 def without_half(network: nn.Module) -> Iterator[None]:
     """Within this context the network has no half precision; afterwards its tensors are of the types that they had."""
-    types = {name: tensor.dtype for name, tensor in _tensors(network).items()}
-    _widen(network)
+    types = {name: tensor.dtype for name, tensor in _halves(network).items()}
+    if types:
+        _widen(network)
     yield
-    for name, tensor in _tensors(network).items():
-        tensor.data = tensor.data.to(types[name])
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if name in types:
+            tensor.data = tensor.data.to(types[name])
 
 
 def _widen(module: nn.Module) -> None:
     module._apply(at_least_float32)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(chain(module.named_parameters(), module.named_buffers()))
+def _halves(module: nn.Module) -> dict[str, Tensor]:
+    return {name: x for name, x in chain(module.named_parameters(), module.named_buffers()) if x.dtype in HALF}

@@ -70,8 +70,8 @@ def _head(network: VisionTransformer) -> nn.Linear:
     head = network.head
     if type(network).forward_head is not VisionTransformer.forward_head or not isinstance(head, (nn.Linear, nn.Identity)):
         raise UnsupportedModuleError(
-            f"the head of this {type(network).__name__} is no linear layer, and behind spiking branches one is fitted: {head}",
-            "give the model one nn.Linear as its head (or none), or choose a recipe that keeps attention and mlp",
+            f"this {type(network).__name__} does not end in one linear layer, its head, which is fitted behind spiking branches",
+            "give the model an nn.Linear (or nn.Identity) as its head, or choose a recipe that keeps attention and mlp",
         )
     if isinstance(head, nn.Linear) and head.bias is not None:
         return head

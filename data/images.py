@@ -48,7 +48,8 @@ def sample_of(image: Tensor, label: int) -> Sample:
 
 def digest(image: Tensor) -> str:
     """What a preprocessed image ``[C, H, W]`` is known by: 16 hexadecimal digits of the hash of its pixels."""
-    return hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    pixels = image.cpu().contiguous().flatten().view(torch.uint8)  # of any type: numpy knows no bfloat16
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:16]
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[tuple[Tensor, Tensor]]:
