@@ -11,17 +11,18 @@ are balanced on the same sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..spiking import (
     Balanced,
+    Branch,
     ConvBN,
-    ExpertMixtureAttention,
-    ExpertMixturePerceptron,
+    Inherited,
     Neuron,
     SpikingNorm,
     SpikingProjection,
@@ -59,15 +60,6 @@ class Passage:
     after: Tensor
 
 
-@dataclass(frozen=True)
-class Inherited:
-    """The ANN's linear map that a projection stands for, and the function that the ANN applies to its output."""
-
-    weight: Tensor
-    bias: Tensor
-    reads: Callable[[Tensor], Tensor] = field(default=lambda z: z)
-
-
 @dataclass
 class Settling:
     """How the parts of a branch are settled.
@@ -75,7 +67,7 @@ class Settling:
     Args:
         norm: of the branch; None if the stream consists of spikes already.
         branch: behind it.
-        inherited: the maps of projections, by name within the branch.
+        inherited: the maps of projections and output, by name within the branch.
         balance: rule of thresholds.
         rate: that the rule ``rate`` aims at.
         ridge: whether weights are regressed.
@@ -93,15 +85,18 @@ class Settling:
         """Set all weights, statistics and thresholds of the branch."""
         if self.norm is not None:
             self.settle_norm(passages)
-        for name, inherited in self.inherited.items():
-            projection = self.branch.branch.get_submodule(name)
-            assert isinstance(projection, SpikingProjection)
-            self._settle_projection(projection, inherited, passages)
-        for gate in _gates(self.branch.branch):
-            self._settle_gate(gate, passages)
-        for neuron in (module for module in self.branch.modules() if isinstance(module, Balanced)):
-            self._settle_neuron(neuron, passages)
-        self._settle_output(_output(self.branch.branch), passages)
+        branch = self.branch.branch
+        assert isinstance(branch, Branch)
+        for name, role in branch.parts():
+            part: Any = branch.get_submodule(name)
+            if role == "projection":
+                self._settle_projection(part, self.inherited[name], passages)
+            elif role == "gate":
+                self._settle_gate(part, passages)
+            elif role == "output":
+                self._settle_output(part, self.inherited[name], passages)
+            else:
+                self._settle_neuron(part, role == "product", passages)
 
     def spikes(self, passage: Passage) -> Tensor:
         """What the branch reads, ``[T, B, N, C]``."""
@@ -151,7 +146,7 @@ class Settling:
             spikes = self.spikes(passage)
             target = passage.normed @ inherited.weight.T + inherited.bias
             equations.update(spikes.flatten(0, 2), target.expand(len(spikes), *target.shape).flatten(0, 2))
-        weight = equations.solve(RIDGE)[0] if self.ridge else inherited.weight
+        weight = equations.solve(RIDGE)[0].to(conv.weight) if self.ridge else inherited.weight
         conv.weight.data.copy_(weight[:, :, None, None])
         set_statistics(bn, equations.through(weight))
         sampled = _sample(passages)
@@ -178,8 +173,8 @@ class Settling:
         bn.weight.data.copy_(gain)
         bn.bias.data.copy_(offset)
 
-    def _settle_neuron(self, neuron: Balanced, passages: list[Passage]) -> None:
-        """The neuron behind a product of spikes: for the ANN's attention where it gives as many channels, else a mask."""
+    def _settle_neuron(self, neuron: Balanced, tells: bool, passages: list[Passage]) -> None:
+        """The neuron behind a product of spikes: it tells what the ANN's attention puts out, or it is a mask."""
         neuron.gain.data.fill_(1.0)
         neuron.offset.data.fill_(0.0)
         sampled = _sample(passages)
@@ -188,16 +183,16 @@ class Settling:
         currents = products.movedim(-1, 2).flatten(3).flatten(1, 2)  # heads and their channels together, last
         mean, std = _mean_and_spread(currents)
         standardised = (currents - mean) / std
-        target = sampled.inner.flatten(0, 1)
-        if products.shape[-1] == sampled.inner.shape[1] and neuron.gain.numel() % target.shape[1] == 0:
-            repeats = neuron.gain.numel() // target.shape[1]
-            gain, offset = self._balanced(neuron.neuron, standardised, target.repeat(1, repeats))
+        if tells:
+            target = sampled.inner.flatten(0, 1)
+            experts = neuron.gain.numel() // target.shape[1]
+            gain, offset = self._balanced(neuron.neuron, standardised, target.repeat(1, experts))
         else:
             gain, offset = at_rate(neuron.neuron, standardised, HALF)
         neuron.gain.data.copy_((gain / std).reshape(shape))
         neuron.offset.data.copy_((offset - gain * mean / std).reshape(shape))
 
-    def _settle_output(self, out: ConvBN, passages: list[Passage]) -> None:
+    def _settle_output(self, out: ConvBN, inherited: Inherited, passages: list[Passage]) -> None:
         """The currents: with the ANN's mean and spread, or regressed on what each timestep's stream lacks to the ANN's."""
         conv, bn = out.conv, out.bn
         if conv.bias is not None:
@@ -210,22 +205,21 @@ class Settling:
             equations.update(spikes, lacking.flatten(0, 2))
             wanted.update(added.flatten(0, 1))
         mean, spread = wanted.mean, wanted.variance.sqrt()
-        if self.ridge:
-            weight, bias = equations.solve(RIDGE)
-            conv.weight.data.copy_(weight[:, :, None, None])
+        weight, bias = equations.solve(RIDGE) if self.ridge else (inherited.weight, None)
+        conv.weight.data.copy_(weight[:, :, None, None])
         moments = equations.through(conv.weight.flatten(1))
         set_statistics(bn, moments)
-        if self.ridge:
+        if bias is not None:
             mean, spread = moments.mean + bias, moments.variance.sqrt()
         scale = moments.variance.add(bn.eps).sqrt() / moments.variance.sqrt().clamp(min=1e-9)
         bn.weight.data.copy_(spread * scale)
         bn.bias.data.copy_(mean)
         if not isinstance(self.branch.neuron, nn.Identity):
-            self._settle_added(passages)
+            self._settle_added(out, passages)
 
-    def _settle_added(self, passages: list[Passage]) -> None:
+    def _settle_added(self, out: ConvBN, passages: list[Passage]) -> None:
         """The neuron of a SEW shortcut: its spikes tell most of what the ANN's branch adds."""
-        out, neuron, sampled = _output(self.branch.branch), self.branch.neuron, _sample(passages)
+        neuron, sampled = self.branch.neuron, _sample(passages)
         assert isinstance(neuron, Neuron)
         with catching(neuron) as caught:
             self.run(sampled)
@@ -282,15 +276,3 @@ def _sample(passages: list[Passage]) -> Passage:
         joined(torch.cat([getattr(p, name) for p in taken])[:own])[:images] for name in ("before", "normed", "inner", "after")
     )
     return Passage(stream, *rest)
-
-
-def _gates(branch: nn.Module) -> list[SpikingProjection]:
-    """The projections that gate experts."""
-    return [branch.router] if isinstance(branch, (ExpertMixtureAttention, ExpertMixturePerceptron)) else []
-
-
-def _output(branch: nn.Module) -> ConvBN:
-    """The projection that ends a branch."""
-    out = branch.reduce if hasattr(branch, "reduce") else branch.out
-    assert isinstance(out, ConvBN)
-    return out

@@ -37,7 +37,7 @@ def reconstruct(block: nn.Module, streams: list[Tensor], targets: list[Tensor], 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     block.train()
     for _ in range(STEPS):
-        chosen = torch.randint(0, len(target), (images,), generator=generator)
+        chosen = torch.randint(0, len(target), (images,), generator=generator).to(target.device)
         output = over_time(block, stream[:, chosen]).mean(0)
         loss = (output - target[chosen]).square().mean() / scale
         optimizer.zero_grad()

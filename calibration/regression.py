@@ -61,7 +61,7 @@ class NormalEquations:
         return moments
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The map W ``[out, in]`` and b ``[out]``.
+        """The map W ``[out, in]`` and b ``[out]``, float64.
 
         Args:
             ridge: λ, relative to the mean variance of an input.
@@ -73,4 +73,4 @@ class NormalEquations:
         strength = ridge * covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
         regular = covariance + strength * torch.eye(len(mx), dtype=torch.float64, device=mx.device)
         weight = torch.linalg.solve(regular, cross).T
-        return weight.float(), (my - weight @ mx).float()
+        return weight, my - weight @ mx

@@ -50,7 +50,7 @@ def plan(
     from timm.data import resolve_model_data_config
 
     from vit2snn.convert import candidates, load_model, opened, plan as planned, provisional
-    from vit2snn.convert.blocks import SPIKING
+    from vit2snn.convert.auto import tried
     from vit2snn.convert.plans import compromises, told
     from vit2snn.data import prepared
     from vit2snn.measure.text import table
@@ -70,7 +70,7 @@ def plan(
     torch.manual_seed(images["seed"])  # of what has no counterpart in the ANN, such as routers
     pixels = torch.stack([sample.image for sample in samples]).to(device)
     fields = chosen.structure.undecided
-    total = len(ann.blocks) * sum(len(SPIKING[field]) for field in fields)
+    total = len(ann.blocks) * sum(len(tried(ann, chosen, field)) for field in fields)
     found = list(bar(candidates(ann.to(device).eval(), chosen, [pixels], len(pixels)), "fitting", total))
     front = compromises(chosen, found, count)
     document = plans.write_front(out, model, chosen, found, front)

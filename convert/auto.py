@@ -16,10 +16,12 @@ from torch import Tensor
 from ..errors import RecipeError
 from ..measure import FLOAT32, Meter, energy
 from ..spiking import over_time
+from ..spiking.branches.registry import admits, kinds
 from ..tracing import catching, record
-from .blocks import AUTO, KEPT, MIXES_NO_TOKENS, SPIKING, BlockPlan, any_spiking
-from .branches import transformer_blocks
+from .blocks import AUTO, KEPT, BlockPlan, any_spiking, mixes_tokens
+from .branches import block_size, neuron_of, transformer_blocks
 from .inputs import check_weights
+from .precision import at_least_float32, full_precision
 from .recipe import Recipe
 from .spike_driven import fit_branch, restructure
 from .structures import FIELDS
@@ -55,7 +57,7 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
     Each is fitted by itself to the ANN's own stream, so that blocks can be judged one by one.
 
     Args:
-        model: the ANN.
+        model: the ANN; it is not changed.
         recipe: with ``auto`` in one field or both.
         batches: images ``[B, C, H, W]``.
         count: so many of the first images are used.
@@ -64,15 +66,16 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
         ModelError: weights are not finite; the message names them.
     """
     check_weights(model)
-    images = _first(batches, count)
+    model = full_precision(copy.deepcopy(model).eval().requires_grad_(False))
+    images = at_least_float32(_first(batches, count))
     with ExitStack() as stack:
         norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
         with torch.no_grad():
             model(images)
     own = record(model, tuple(images.shape[1:]))
     for field in recipe.structure.undecided:
-        for kind in SPIKING[field]:
-            other = {name: kinds[0] for name, kinds in KEPT.items()} | {field: kind}
+        for kind in tried(model, recipe, field):
+            other = {name: kept[0] for name, kept in KEPT.items()} | {field: kind}
             trial = recipe.changed(**other, max_error=None, max_energy=None)
             network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
             restructure(network, plans, trial)
@@ -95,10 +98,18 @@ def _first(batches: Iterable[Tensor], count: int) -> Tensor:
     return torch.cat(taken)
 
 
+def tried(model: VisionTransformer, recipe: Recipe, field: str) -> list[str]:
+    """The kinds of branches that a field leaves to be chosen, and that blocks of the model's size can have."""
+    if field not in recipe.structure.undecided:
+        return []
+    size, neuron = block_size(model, model.blocks[0]), neuron_of(recipe.membrane.neuron)
+    return [kind for kind in kinds(field) if admits(field, kind, size, neuron)]
+
+
 def provisional(recipe: Recipe) -> Recipe:
     """The recipe with the first spiking kind wherever it says ``auto``: what can be converted does not depend on the choice."""
-    kinds = {field: SPIKING[field][0] for field in recipe.structure.undecided}
-    return recipe.changed(**kinds, max_error=None, max_energy=None) if kinds else recipe
+    first = {field: kinds(field)[0] for field in recipe.structure.undecided}
+    return recipe.changed(**first, max_error=None, max_energy=None) if first else recipe
 
 
 def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
@@ -116,7 +127,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
     one_each = np.array([[(c.block, c.field) == place for c in found] for place in places], dtype=float)
     constraints = [LinearConstraint(one_each, 1, 1)]
     if "attention" in recipe.structure.undecided:
-        mixes = np.array([[c.field == "attention" and c.kind != MIXES_NO_TOKENS for c in found]], dtype=float)
+        mixes = np.array([[c.field == "attention" and mixes_tokens(c.kind) for c in found]], dtype=float)
         constraints.append(LinearConstraint(mixes, 1, np.inf))
     objective = error
     if recipe.max_error is not None:

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import RecipeError
+from ..spiking.branches import find, kinds
+from ..spiking.branches.registry import has_interaction, spellings
 
 Choice = str | Mapping[str, str]
 """One kind for all blocks, or kinds by block: ``{"0-7": "qk-token", "8-11": "ssa"}``. Later keys win; other blocks are kept."""
 
 KEPT = {"attention": ("softmax", "shift-softmax"), "mlp": ("mlp", "shift-mlp")}
-"""Branches that compute what the ANN's do, on values that coded neurons decode; the first one leaves the function as it is."""
-SPIKING = {"attention": ("ssa", "qk-token", "qk-channel", "sdsa", "emsa"), "mlp": ("spiking", "emsp")}
-"""Branches of spikes (see `vit2snn.spiking`)."""
-INTERACTION = "+tim"
-"""Suffix of spiking attention whose query sees the timestep before."""
+"""Branches that compute what the ANN's do, on values that coded neurons decode; the first one leaves the function as it is. All
+others are of spikes: see `vit2snn.spiking.branches`."""
 AUTO = "auto"
-MIXES_NO_TOKENS = "qk-token"
 HALVES = ("first half", "second half")
 
 
@@ -38,23 +36,26 @@ def check_choice(field: str, choice: object) -> None:
     Raises:
         RecipeError: it is neither a kind nor a mapping of blocks to kinds.
     """
-    kinds = KEPT[field] + SPIKING[field]
-    suffixed = tuple(kind + INTERACTION for kind in SPIKING[field]) if field == "attention" else ()
     values = list(choice.values()) if isinstance(choice, Mapping) else [choice]
-    allowed = kinds + suffixed + (() if isinstance(choice, Mapping) else (AUTO,))
+    allowed = KEPT[field] + spellings(field) + (() if isinstance(choice, Mapping) else (AUTO,))
     for value in values:
         if value not in allowed:
+            hint = f"kinds: {', '.join((*KEPT[field], *kinds(field), AUTO))}"
+            suffixed = ", ".join(kind for kind in spellings(field) if kind not in kinds(field))
             raise RecipeError(
                 f"recipe field 'structure.{field}' has the unknown kind {value!r}",
-                f"kinds: {', '.join((*kinds, AUTO))}; spiking attention with temporal interaction ends in {INTERACTION}"
-                if field == "attention"
-                else f"kinds: {', '.join((*kinds, AUTO))}",
+                f"{hint}; with temporal interaction: {suffixed}" if suffixed else hint,
             )
 
 
 def is_spiking(kind: str) -> bool:
     """Whether a branch of this kind is one of spikes."""
-    return kind.removesuffix(INTERACTION) in SPIKING["attention"] + SPIKING["mlp"]
+    return kind not in KEPT["attention"] + KEPT["mlp"]
+
+
+def mixes_tokens(kind: str) -> bool:
+    """Whether tokens see each other in attention of this kind, or in its temporal interaction."""
+    return not is_spiking(kind) or find("attention", kind).mixes_tokens or has_interaction("attention", kind)
 
 
 def any_spiking(choice: Choice) -> bool:
@@ -70,7 +71,7 @@ def kinds_by_block(field: str, choice: Choice, blocks: Sequence[str]) -> list[st
     """
     if isinstance(choice, str):
         return [choice] * len(blocks)
-    kinds = [KEPT[field][0]] * len(blocks)
+    found = [KEPT[field][0]] * len(blocks)
     for key, kind in choice.items():
         chosen = _blocks_of(key, blocks)
         if not chosen:
@@ -79,20 +80,21 @@ def kinds_by_block(field: str, choice: Choice, blocks: Sequence[str]) -> list[st
                 f"keys are numbers (3), ranges (0-7), {' or '.join(map(repr, HALVES))}, or patterns of names ({blocks[0]})",
             )
         for index in chosen:
-            kinds[index] = kind
-    return kinds
+            found[index] = kind
+    return found
 
 
 def check_mixing(plans: Sequence[BlockPlan]) -> None:
     """Refuse a network in which no token would ever see another.
 
     Raises:
-        RecipeError: every block has Q-K token attention.
+        RecipeError: every block has attention such as Q-K token attention, which masks each token by its own query.
     """
-    if plans and all(plan.attention == MIXES_NO_TOKENS for plan in plans):
+    if plans and not any(mixes_tokens(plan.attention) for plan in plans):
+        without = ", ".join(sorted({plan.attention for plan in plans}))
         raise RecipeError(
-            "no block of this plan mixes tokens: Q-K token attention masks each token by its own query, so a class token "
-            "would never see a patch, nor one patch another",
+            f"no block of this plan mixes tokens: in attention of the kind {without} each token sees itself alone, so a class "
+            "token would never see a patch, nor one patch another",
             'give the last blocks another attention, such as {"first half": "qk-token", "second half": "ssa"}',
         )
 

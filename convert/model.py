@@ -17,6 +17,7 @@ from ..errors import DataError, ModelError
 from ..measure import Advice, Evaluation, ExitTable, exit_table
 from ..measure.exits import confidence as sureness
 from ..spiking import (
+    Branch,
     CodedNeuron,
     InTurn,
     SpikingDotProductAttention,
@@ -167,10 +168,10 @@ class SpikingModel(nn.Module):
         """The coded neurons by name, in order of the module tree; spiking branches have membrane neurons instead."""
         return {name: neuron for name, neuron in neurons(self.network) if isinstance(neuron, CodedNeuron)}
 
-    @staticmethod
-    def is_new(parameter: str) -> bool:
+    def is_new(self, parameter: str) -> bool:
         """Whether a parameter of the network, given by name, has no counterpart in the ANN: routers, temporal interaction."""
-        return not {"router", "interaction"}.isdisjoint(parameter.split("."))
+        branches = ((name, module) for name, module in self.network.named_modules() if isinstance(module, Branch))
+        return any(parameter.startswith(f"{name}.{part}.") for name, branch in branches for part in branch.new_parts())
 
     @property
     def timesteps(self) -> int:
@@ -321,8 +322,9 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     replace_functions(network, planned.blocks, recipe)
     if recipe.spike_driven:
         restructure(network, planned.blocks, recipe)
-    _convert_children(network, "", planned, recipe)
-    network = _converted(network, "", planned, recipe)
+    with torch.device(next(network.parameters()).device):  # where neurons keep what is calibrated
+        _convert_children(network, "", planned, recipe)
+        network = _converted(network, "", planned, recipe)
     replace_softmax(network, planned.blocks)
     absorb_functions(network, planned.absorbed)
     if recipe.coded.rotation:

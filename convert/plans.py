@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .auto import Candidate, choose, figures
-from .blocks import MIXES_NO_TOKENS, SPIKING
+from .blocks import mixes_tokens
 from .recipe import Recipe
 
 SLACK = 1 + 1e-9  # of a bound that a plan found before lies on
@@ -61,8 +61,9 @@ def uniform(recipe: Recipe, found: Sequence[Candidate]) -> dict[str, Compromise]
     fields = recipe.structure.undecided
     blocks = [str(block) for block in sorted({candidate.block for candidate in found})]
     plans = {}
-    for kinds in itertools.product(*(SPIKING[field] for field in fields)):
-        if MIXES_NO_TOKENS not in kinds:
+    measured = ([*dict.fromkeys(c.kind for c in found if c.field == field)] for field in fields)
+    for kinds in itertools.product(*measured):
+        if fields[0] != "attention" or mixes_tokens(kinds[0]):
             same = {field: dict.fromkeys(blocks, kind) for field, kind in zip(fields, kinds, strict=True)}
             chosen = recipe.changed(**same)
             plans[" and ".join(kinds)] = Compromise(chosen, *figures(chosen, found))

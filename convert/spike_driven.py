@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..calibration import Inherited, Moments, NormalEquations, Passage, Settling, reconstruct
+from ..calibration import Moments, NormalEquations, Passage, Settling, reconstruct
 from ..errors import UnsupportedModuleError
-from ..spiking import SpikingNorm, TokenBranch, analog, over_time
+from ..spiking import BlockSize, Inherited, NeuronFactory, SpikingNorm, TokenBranch, analog, over_time
+from ..spiking.branches.registry import for_tokens
 from ..tracing import catching
 from .blocks import BlockPlan, is_spiking
-from .branches import (
-    inherited_attention,
-    inherited_mlp,
-    neuron_of,
-    spiking_attention,
-    spiking_mlp,
-    spiking_norm,
-)
+from .branches import block_size, born_at, inherited, neuron_of, own_maps, spiking_norm
+from .precision import at_least_float32, full_precision, without_half
 from .recipe import Recipe
 
 HEAD_RIDGE = 0.02
@@ -33,22 +29,24 @@ def restructure(network: VisionTransformer, plans: Sequence[BlockPlan], recipe: 
     shortcut the embedding and the branches end in neurons instead.
     """
     neuron, channels, sew = neuron_of(recipe.membrane.neuron), network.embed_dim, recipe.membrane.shortcut == "sew"
+    like = network.patch_embed.proj.weight
     for plan, block in zip(plans, network.blocks, strict=True):
+        size = block_size(network, block)
         if is_spiking(plan.attention):
-            attention = spiking_attention(plan.attention, network, block, neuron)
-            block.attn = TokenBranch(attention, neuron() if sew else None)
-            block.norm1 = nn.Identity() if sew else spiking_norm(block.norm1, recipe.structure.norm, channels, neuron())
+            block.attn = born_at(like, partial(_branch, "attention", plan.attention, size, neuron, sew))
+            block.norm1 = nn.Identity() if sew else spiking_norm(block.norm1, recipe.structure.norm, channels, neuron, like)
             block.ls1 = nn.Identity()
         if is_spiking(plan.mlp):
-            block.mlp = TokenBranch(spiking_mlp(plan.mlp, network, block, neuron), neuron() if sew else None)
-            block.norm2 = nn.Identity() if sew else spiking_norm(block.norm2, recipe.structure.norm, channels, neuron())
+            block.mlp = born_at(like, partial(_branch, "mlp", plan.mlp, size, neuron, sew))
+            block.norm2 = nn.Identity() if sew else spiking_norm(block.norm2, recipe.structure.norm, channels, neuron, like)
             block.ls2 = nn.Identity()
     if sew:
-        network.norm_pre = nn.Sequential(network.norm_pre, SpikingNorm(nn.BatchNorm2d(channels), neuron()))
+        network.norm_pre = nn.Sequential(network.norm_pre, spiking_norm(nn.Identity(), "batchnorm", channels, neuron, like))
         network.norm = nn.Identity()
     else:
-        network.norm = spiking_norm(_final_norm(network), recipe.structure.norm, channels, neuron())
+        network.norm = spiking_norm(_final_norm(network), recipe.structure.norm, channels, neuron, like)
     network.fc_norm = nn.Identity()
+    network.head = _head(network)
     if recipe.structure.readout != "model":
         network.attn_pool = None
         network.global_pool = "avg" if recipe.structure.readout == "mean" else "token"
@@ -59,16 +57,53 @@ def restructure(network: VisionTransformer, plans: Sequence[BlockPlan], recipe: 
         )
 
 
+def _branch(place: str, kind: str, size: BlockSize, neuron: NeuronFactory, sew: bool) -> TokenBranch:
+    return TokenBranch(for_tokens(place, kind, size, neuron), neuron() if sew else None)
+
+
+def _head(network: VisionTransformer) -> nn.Linear:
+    """The head, with an offset; where the network ends in features, the map that gives them from spikes.
+
+    Raises:
+        UnsupportedModuleError: the model ends in something else.
+    """
+    head = network.head
+    if type(network).forward_head is not VisionTransformer.forward_head or not isinstance(head, (nn.Linear, nn.Identity)):
+        raise UnsupportedModuleError(
+            f"this {type(network).__name__} does not end in one linear layer, the head that is fitted behind spiking branches",
+            "give the model an nn.Linear (or nn.Identity) as its head, or choose a recipe that keeps attention and mlp",
+        )
+    if isinstance(head, nn.Linear) and head.bias is not None:
+        return head
+    own = _head_map(network)
+    new = born_at(own.weight, lambda: nn.Linear(own.weight.shape[1], own.weight.shape[0]))
+    new.weight.data.copy_(own.weight)
+    new.bias.data.copy_(own.bias)
+    return new
+
+
+def _head_map(model: VisionTransformer) -> Inherited:
+    """What the model's head computes."""
+    if isinstance(model.head, nn.Linear):
+        return inherited(model.head)
+    like = model.patch_embed.proj.weight
+    channels = model.num_features
+    return Inherited(torch.eye(channels, dtype=like.dtype, device=like.device), like.new_zeros(channels))
+
+
 def fit(
     network: VisionTransformer, ann: VisionTransformer, plans: Sequence[BlockPlan], recipe: Recipe,
     batches: Iterable[Tensor],
 ) -> None:  # fmt: skip
     """Let a restructured network inherit from its ANN, in order of execution, on images ``[B, C, H, W]``.
 
+    The ANN, in evaluation mode, is only looked at. Where there is half precision, all is computed in float32.
+
     At each block the streams of both networks are held in memory, ``(T + 1) * N * C`` floats for each image, and what the ANN's
     branch reads and gives; all sums stream.
     """
-    with analog(), torch.no_grad():
+    ann = full_precision(ann)
+    with analog(), torch.no_grad(), without_half(network):
         streams, logits = _embedded(network, ann, recipe, batches)
         for plan, block, original in zip(plans, network.blocks, ann.blocks, strict=True):
             before = streams
@@ -86,7 +121,7 @@ def _embedded(
 ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     """The streams of both networks in front of the first block, and the ANN's logits."""
     streams, logits = [], []
-    for images in batches:
+    for images in map(at_least_float32, batches):
         with catching(ann.blocks[0]) as caught:
             logits.append(ann(images))
         streams.append((caught[0].expand(recipe.timesteps, *caught[0].shape), caught[0]))
@@ -102,10 +137,10 @@ def _settling(
     recipe: Recipe,
     norm: nn.Module,
     branch: TokenBranch | None = None,
-    inherited: dict[str, Inherited] | None = None,
+    maps: dict[str, Inherited] | None = None,
 ) -> Settling:
     return Settling(
-        norm if isinstance(norm, SpikingNorm) else None, branch or TokenBranch(nn.Identity()), inherited or {},
+        norm if isinstance(norm, SpikingNorm) else None, branch or TokenBranch(nn.Identity()), maps or {},
         recipe.membrane.balance, recipe.membrane.rate, recipe.structure.refit != "none",
     )  # fmt: skip
 
@@ -128,10 +163,7 @@ def fit_branch(
         passages.append(Passage(stream, before, normed, caught[0], before + added))
     if not is_spiking(kind):
         return [(p.stream + over_time(lambda x: scale(branch(norm(x))), p.stream), p.after) for p in passages]
-    inherited = inherited_attention(kind, own) if part == "attention" else inherited_mlp(kind, own)
-    output_map = branch.branch.out if part == "attention" else branch.branch.reduce
-    output_map.conv.weight.data.copy_(output.weight[:, :, None, None])
-    settling = _settling(recipe, norm, branch, inherited)
+    settling = _settling(recipe, norm, branch, branch.branch.inherited(own_maps(own), original.attn.num_heads))
     settling.settle(passages)
     return [(p.stream + settling.run(p), p.after) for p in passages]
 
@@ -153,10 +185,11 @@ def _fit_head(
         for features, (_, before) in zip(read, streams, strict=True):
             given.update(features)
             wanted.update(ann.forward_head(ann.norm(before), pre_logits=True))
-        ratio = (wanted.variance / given.variance.clamp(min=1e-12)).sqrt().to(ann.head.weight)
+        head = _head_map(ann)
+        ratio = (wanted.variance / given.variance.clamp(min=1e-12)).sqrt().to(head.weight)
         offset = wanted.mean.to(ratio) - ratio * given.mean.to(ratio)
-        network.head.weight.data.copy_(ann.head.weight * ratio)
-        network.head.bias.data.copy_(ann.head.bias + ann.head.weight @ offset)
+        network.head.weight.data.copy_(head.weight * ratio)
+        network.head.bias.data.copy_(head.bias + head.weight @ offset)
         return
     equations = NormalEquations()
     for features, target in zip(read, logits, strict=True):

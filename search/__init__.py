@@ -1,6 +1,6 @@
 """The search for spiking transformers that need no training to be compared (AutoST)."""
 
-from .count import FIRING_RATE as FIRING_RATE, Counts as Counts, Figures as Figures, count as count, figures as figures
+from .count import FIRING_RATE as FIRING_RATE, Figures as Figures, count as count, figures as figures
 from .create import create as create
 from .evolution import Search as Search, Settings as Settings
 from .front import front as front, front_svg as front_svg

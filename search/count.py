@@ -6,42 +6,20 @@ themselves (`vit2snn.zoo.statistics`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import add
-from typing import NamedTuple
 
 from ..measure import FLOAT32, EnergyModel
+from ..spiking import BlockSize, Counts
+from ..spiking.branches import find
+from ..spiking.branches.count import convolution, neurons, together
 from ..zoo.frames import FRAMES
 from ..zoo.qkformer import STEMS
 from .space import Architecture, Space, Task
 
 FIRING_RATE = 0.2
 """Spikes of a neuron in a timestep that energies are estimated with, where weights that would tell the rate do not exist."""
-
-
-class Counts(NamedTuple):
-    """Of a part of a network, for one image and one timestep; parts add up.
-
-    Attributes:
-        parameters: learned numbers, leaks of neurons included.
-        layer_macs: multiply-accumulates of convolutions and linear layers.
-        product_macs: of products of spikes by spikes, in the cheaper of their orders, in which they are computed.
-        written_macs: the same in the order in which papers write them, (q kᵀ) v.
-        neurons: that may send a spike.
-        leaks: neurons with a parameter of their own, were they PLIF: one for each layer of them.
-    """
-
-    parameters: int = 0
-    layer_macs: int = 0
-    product_macs: int = 0
-    written_macs: int = 0
-    neurons: int = 0
-    leaks: int = 0
-
-    def __add__(self, other: Counts) -> Counts:  # type: ignore[override]
-        return Counts(*map(add, self, other))
 
 
 @dataclass(frozen=True)
@@ -101,57 +79,25 @@ def count(architecture: Architecture, space: Space, task: Task) -> tuple[Counts,
     for index, (dim, depth) in enumerate(zip(dims, architecture.depths, strict=True)):
         channels = dims[index - 1] if index else task.in_chans
         embedded, size = _embedding(space.frame, frame.stems[task.stem], index, channels, dim, size)
-        parts += [embedded, *(_block(*next(blocks), dim, size**2) for _ in range(depth))]
+        parts += [embedded, *(_block(*next(blocks), dim, size) for _ in range(depth))]
     head = Counts(parameters=(dims[-1] + 1) * task.num_classes, layer_macs=dims[-1] * task.num_classes)
-    neuron = _neuron(dims[-1]) if frame.head_neuron else Counts()
-    return sum([*parts, head, neuron], Counts()), _first(space.frame, frame.stems[task.stem], task, dims[0])
+    neuron = neurons(dims[-1]) if frame.head_neuron else Counts()
+    return together([*parts, head, neuron]), _first(space.frame, frame.stems[task.stem], task, dims[0])
 
 
 def _blocks(architecture: Architecture) -> Iterator[tuple[str, int, float]]:
     return iter(zip(architecture.attention, architecture.num_heads, architecture.mlp_ratios, strict=True))
 
 
-def _neuron(signal: int) -> Counts:
-    """A layer of neurons, one for each value of a signal."""
-    return Counts(neurons=signal, leaks=1)
-
-
-def _conv(inputs: int, outputs: int, positions: int, kernel: int = 1, bias: bool = False) -> Counts:
-    """A convolution and its batch normalisation."""
-    weights = inputs * outputs * kernel**2
-    return Counts(parameters=weights + (3 if bias else 2) * outputs, layer_macs=weights * positions)
+def _block(kind: str, heads: int, ratio: float, dim: int, size: int) -> Counts:
+    """Attention and perceptron, and the neuron of each one's shortcut."""
+    block, after = BlockSize(dim, heads, int(dim * ratio), (size, size)), neurons(dim * size**2)
+    return together([_branch(find("attention", kind).count, block), _branch(find("mlp", "spiking").count, block), after, after])
 
 
 @lru_cache(maxsize=4096)
-def _block(kind: str, heads: int, ratio: float, dim: int, tokens: int) -> Counts:
-    """Attention and perceptron, and the neuron of each one's shortcut."""
-    hidden = int(dim * ratio)
-    mlp = _conv(dim, hidden, tokens, bias=True) + _neuron(hidden * tokens) + _conv(hidden, dim, tokens, bias=True)
-    return _attention(kind, heads, dim, tokens) + mlp + _neuron(dim * tokens) + _neuron(dim * tokens)
-
-
-def _attention(kind: str, heads: int, dim: int, tokens: int) -> Counts:
-    projection = _conv(dim, dim, tokens, bias=True) + _neuron(dim * tokens)
-    width = dim // heads
-    if kind == "emsa":
-        key = _conv(dim, width, tokens, bias=True) + _neuron(width * tokens)
-        router = _conv(dim, heads, tokens, bias=True) + _neuron(heads * tokens)
-        written = heads * (width + dim) * tokens**2
-        linear = (1 + heads) * dim * width * tokens
-        query = _conv(dim, heads * width, tokens, bias=True) + _neuron(heads * width * tokens)
-        parts = [query, key, projection, router, _products(written, linear, tokens > width), _neuron(heads * dim * tokens)]
-    else:
-        masks = {"ssa": dim * tokens, "qk-token": heads * tokens, "qk-channel": dim, "sdsa": dim}
-        written = 2 * dim * tokens**2 if kind == "ssa" else 0
-        linear = 2 * dim * width * tokens if kind == "ssa" else 0
-        inputs = [projection] * (3 if kind in ("ssa", "sdsa") else 2)
-        parts = [*inputs, _products(written, linear, tokens > width), _neuron(masks[kind])]
-    return sum([*parts, _conv(dim, dim, tokens, bias=True)], Counts())
-
-
-def _products(written: int, linear: int, many: bool) -> Counts:
-    """In the order (q kᵀ) v, and as `vit2snn.spiking.attention.attend` computes them: q (kᵀ v) where there are many tokens."""
-    return Counts(product_macs=linear if many else written, written_macs=written)
+def _branch(count: Callable[[BlockSize], Counts], block: BlockSize) -> Counts:
+    return count(block)
 
 
 @lru_cache(maxsize=512)
@@ -164,14 +110,14 @@ def _splitting(frame: str, pools: str, inputs: int, dim: int, size: int) -> tupl
     """`vit2snn.spiking.SpikingPatchSplitting`: neurons before the pooling."""
     parts, widths = [], [inputs, dim // 8, dim // 4, dim // 2, dim]
     for i, pooled in enumerate(pools):
-        parts.append(_conv(widths[i], widths[i + 1], size**2, kernel=3))
+        parts.append(convolution(widths[i], widths[i + 1], size**2, kernel=3))
         if i < 3 or frame not in ("sdt", "autost"):
-            parts.append(_neuron(widths[i + 1] * size**2))
+            parts.append(neurons(widths[i + 1] * size**2))
         size = size // 2 if pooled == "1" else size
-    parts.append(_conv(dim, dim, size**2, kernel=3))
+    parts.append(convolution(dim, dim, size**2, kernel=3))
     if frame in ("spikformer", "sdt"):
-        parts.append(_neuron(dim * size**2))
-    return sum(parts, Counts()), size
+        parts.append(neurons(dim * size**2))
+    return together(parts), size
 
 
 def _speds(stem: str, stage: int, inputs: int, dim: int, size: int) -> tuple[Counts, int]:
@@ -181,11 +127,11 @@ def _speds(stem: str, stage: int, inputs: int, dim: int, size: int) -> tuple[Cou
     pools, before = (form.pools, form.before) if stage == 0 else (form.later, 0)
     parts = []
     for i, pooled in enumerate(pools):
-        parts.append(_conv(widths[i], widths[i + 1], size**2, kernel=3))
+        parts.append(convolution(widths[i], widths[i + 1], size**2, kernel=3))
         size = size // 2 if pooled == "1" else size
-        parts.append(_neuron(widths[i + 1] * size**2))
-    parts += [_conv(widths[before], dim, size**2), _neuron(dim * size**2)]
-    return sum(parts, Counts()), size
+        parts.append(neurons(widths[i + 1] * size**2))
+    parts += [convolution(widths[before], dim, size**2), neurons(dim * size**2)]
+    return together(parts), size
 
 
 def _first(frame: str, stem: str, task: Task, dim: int) -> int:

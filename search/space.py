@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from ..errors import ModelError
-from ..zoo.autost import ATTENTION
+from ..spiking.branches import find
 from ..zoo.frames import FRAMES
 
 
@@ -93,9 +93,12 @@ class Space:
         depths: the fewest and the most blocks of each stage.
         mlp_ratios: of each block.
         num_heads: of each block.
-        attention: kinds of each block, names in `vit2snn.zoo.autost.ATTENTION`.
+        attention: kinds of each block, names in `vit2snn.spiking.branches`.
         timesteps: T.
         neuron: of all models.
+
+    Raises:
+        ModelError: there is no such kind of attention.
     """
 
     frame: str
@@ -106,6 +109,10 @@ class Space:
     attention: tuple[str, ...] = ("ssa",)
     timesteps: tuple[int, ...] = (4,)
     neuron: str = "lif"
+
+    def __post_init__(self) -> None:
+        for kind in self.attention:
+            find("attention", kind)
 
     def draw(self, random: Random) -> Architecture:
         """Every gene evenly from its values."""
@@ -210,7 +217,7 @@ def _ours(frame: str, attention: Sequence[str], depths: tuple[tuple[int, int], .
     return Space(frame, (128, 192, 256, 320, 384, 448, 512), depths, ratios, (2, 4, 8), tuple(attention), steps)
 
 
-_FREE = [kind for kind in ATTENTION if kind != "sdsa"]
+_FREE = ("ssa", "qk-token", "qk-channel", "emsa")
 
 SPACES: dict[str, Space] = {
     "autost-tiny": Space("autost", (192, 256, 320, 384), ((1, 10),), (3, 4, 5), neuron="plif"),

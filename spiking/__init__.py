@@ -1,19 +1,26 @@
 """The vocabulary of spiking networks in pure torch: time, neurons, codings, and the modules that they drive."""
 
 from .alphabet import Alphabet as Alphabet, Ladder as Ladder
-from .attention import (
+from .branches import (
+    BlockSize as BlockSize,
+    Branch as Branch,
+    Counts as Counts,
+    ExpertMixtureAttention as ExpertMixtureAttention,
+    ExpertMixturePerceptron as ExpertMixturePerceptron,
+    Inherited as Inherited,
+    Own as Own,
+    Part as Part,
     QKChannelAttention as QKChannelAttention,
     QKMixedAttention as QKMixedAttention,
     QKTokenAttention as QKTokenAttention,
     SpikeDrivenSelfAttention as SpikeDrivenSelfAttention,
     SpikingAttention as SpikingAttention,
+    SpikingMLP as SpikingMLP,
     SpikingSelfAttention as SpikingSelfAttention,
+    Widths as Widths,
+    branch as branch,
 )
 from .coding import Coding as Coding
-from .experts import (
-    ExpertMixtureAttention as ExpertMixtureAttention,
-    ExpertMixturePerceptron as ExpertMixturePerceptron,
-)
 from .interaction import TemporalInteraction as TemporalInteraction
 from .layers import (
     InTurn as InTurn,
@@ -33,7 +40,6 @@ from .membrane import (
     TernaryLIF as TernaryLIF,
     binary_spikes as binary_spikes,
 )
-from .mlp import SpikingMLP as SpikingMLP
 from .native import eager as eager
 from .network import SpikingNetwork as SpikingNetwork, channels_last as channels_last, evaluating as evaluating
 from .neuron import CodedNeuron as CodedNeuron, Event as Event, analog as analog, probing as probing

@@ -24,13 +24,14 @@ class Hadamard(nn.Module):
 
     Args:
         channels: size of the last axis.
+        dtype: of the matrix.
     """
 
     matrix: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        matrix = torch.ones(1, 1)
+        matrix = torch.ones(1, 1, dtype=dtype)
         while channels % (2 * len(matrix)) == 0:
             matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
         self.register_buffer("matrix", matrix / math.sqrt(len(matrix)), persistent=False)
@@ -68,6 +69,7 @@ def rotate_inputs(network: nn.Module) -> None:
     for name, module in list(network.named_modules()):
         if type(module) is SpikingLinear:
             rotated = driven(RotatedLinear, module, module.neuron)
-            rotated.rotation = Hadamard(module.in_features).to(module.weight.device)
+            dtype = torch.promote_types(module.weight.dtype, torch.float32)
+            rotated.rotation = Hadamard(module.in_features, dtype).to(module.weight.device)
             rotated.weight = nn.Parameter(rotated.rotation(module.weight.detach()))
             network.set_submodule(name, rotated)

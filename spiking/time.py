@@ -134,15 +134,13 @@ class Neuron(nn.Module):
         return outputs.to(x.dtype) if x.dtype in HALF and not _is_autocast(x) else outputs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Neuron:
-        """As of every module (``to``, ``cuda``, ``half``, ...), but its own tensors do not get half precision."""
+        """As of every module (``to``, ``cuda``, ``half``, ...), but all tensors within it do not get half precision."""
 
         def kept(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype in HALF else moved
 
-        for child in self.children() if recurse else ():
-            child._apply(fn)
-        super()._apply(kept, recurse=False)  # type: ignore[no-untyped-call]
+        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
         return self
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, to_spiking
 from vit2snn.convert.auto import Candidate, candidates, choose
-from vit2snn.convert.blocks import SPIKING
 from vit2snn.errors import ModelError, RecipeError
+from vit2snn.spiking.branches import kinds
 
 KINDS = ("ssa", "qk-token", "sdsa")
 BLOCKS = 3
@@ -83,7 +83,7 @@ def test_a_budget_out_of_reach_is_told_with_the_best_figure(budget: dict[str, fl
 def test_candidates_are_measured_on_images(vit: nn.Module, images: Tensor) -> None:
     recipe = make_recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean", neuron="if")
     found = list(candidates(vit, recipe, images.split(5)))
-    assert len(found) == 2 * (len(SPIKING["attention"]) + len(SPIKING["mlp"]))
+    assert len(found) == 2 * (len(kinds("attention")) + len(kinds("mlp")))
     by_kind = {(c.block, c.kind): c for c in found}
     assert by_kind[0, "qk-token"].energy < by_kind[0, "ssa"].energy < by_kind[0, "emsa"].energy * 1.5
     assert by_kind[0, "spiking"].energy < by_kind[0, "emsp"].energy

@@ -44,7 +44,7 @@ def test_a_block_that_is_not_there_is_named(key: str) -> None:
 
 
 def test_a_plan_that_mixes_no_tokens_is_refused_with_the_reason(vit: nn.Module) -> None:
-    with pytest.raises(RecipeError, match="no block of this plan mixes tokens: Q-K token attention masks each token") as caught:
+    with pytest.raises(RecipeError, match="no block of this plan mixes tokens: in attention of the kind qk-token") as caught:
         plan(vit, make_recipe(attention="qk-token", mlp="spiking"), SIZE)
     assert '"second half": "ssa"' in caught.value.hint
     mixed = make_recipe(attention={"0": "qk-token", "1": "softmax"}, mlp="spiking")

@@ -36,11 +36,11 @@ from vit2snn.search import (
     front,
 )
 from vit2snn.search.front import by_front, is_on_front, objectives
+from vit2snn.spiking.branches import kinds
 from vit2snn.zoo import statistics
-from vit2snn.zoo.autost import ATTENTION
 
 CIFAR = TASKS["cifar100"]
-SMALL = Space("spikformer", (32, 64), ((1, 3),), (1, 2.5), (2, 4), tuple(ATTENTION), (1, 2))
+SMALL = Space("spikformer", (32, 64), ((1, 3),), (1, 2.5), (2, 4), kinds("attention"), (1, 2))
 
 
 def statistics_of(architecture: Architecture, space: Space, task: Any) -> Any:
@@ -69,8 +69,8 @@ def test_the_score_counts_products_as_papers_write_them(kind: str, monkeypatch: 
     def written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return v @ (k.transpose(-1, -2) @ q)
 
-    for module in ("attention", "experts"):
-        monkeypatch.setattr(f"vit2snn.spiking.{module}.attend", written)
+    for module in ("ssa", "emsa"):
+        monkeypatch.setattr(f"vit2snn.spiking.branches.{module}.attend", written)
     space = dataclasses.replace(SPACES["spikformer"], attention=(kind,))
     drawn = space.draw(Random(3))
     found = statistics_of(drawn, space, CIFAR)

@@ -20,6 +20,7 @@ from vit2snn.convert.auto import Candidate, opened
 from vit2snn.convert.plans import compromises, told, uniform
 from vit2snn.errors import RecipeError
 from vit2snn.search.front import is_on_front
+from vit2snn.spiking.branches import kinds
 from vit2snn.storage import load, save_model
 
 BLOCKS = range(3)
@@ -111,7 +112,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 def test_the_command_writes_plans_a_picture_and_recipes(planned: tuple[Path, dict[str, Any]]) -> None:
     out, document = planned
     assert json.loads((out / "front.json").read_text()) == document
-    assert len(document["candidates"]) == 4 * 5
+    assert len(document["candidates"]) == 4 * len(kinds("attention"))
     plans = document["plans"]
     assert len(plans) >= 2
     assert {path.name for path in out.iterdir()} == {"front.json", "front.svg", *(plan["file"] for plan in plans)}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import vit2snn
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, fold, to_spiking
-from vit2snn.convert.branches import shared_key
 from vit2snn.errors import ArtifactError
 from vit2snn.measure import diagnose, evaluate
+from vit2snn.spiking.branches.emsa import shared_key
 from vit2snn.tracing import record
 
 PRESETS = ("qkformer", "experts", "spike-driven")

@@ -26,7 +26,7 @@ from vit2snn.spiking import (
     TemporalInteraction,
     simulate,
 )
-from vit2snn.spiking.attention import attend
+from vit2snn.spiking.branches.attention import attend
 
 B, C, H, W, HEADS = 2, 16, 3, 4, 4
 

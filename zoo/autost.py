@@ -8,38 +8,15 @@ and other kinds of attention are not in the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from ..errors import ModelError
-from ..spiking import (
-    ExpertMixtureAttention,
-    NeuronFactory,
-    QKChannelAttention,
-    QKTokenAttention,
-    SpikeDrivenSelfAttention,
-    SpikingMLP,
-    SpikingSelfAttention,
-)
+from ..spiking import NeuronFactory, Widths
+from ..spiking.branches import find
 from .frames import Frame
 from .network import SpikingTransformer, Stage, block, neuron_factory
 from .registry import Variant, cifar, register
-
-
-def _experts(dim: int, num_heads: int, neuron: NeuronFactory, **common: Any) -> ExpertMixtureAttention:
-    """EMSA with as many experts as others have heads, and queries as wide as a head."""
-    return ExpertMixtureAttention(dim, neuron, num_heads, dim // num_heads, **common)
-
-
-ATTENTION: dict[str, Any] = {
-    "ssa": SpikingSelfAttention,
-    "qk-token": QKTokenAttention,
-    "qk-channel": QKChannelAttention,
-    "emsa": _experts,
-    "sdsa": SpikeDrivenSelfAttention,
-}
-"""Kinds of attention: each makes its module of width, heads and neuron."""
 
 
 class AutoST(SpikingTransformer):
@@ -51,7 +28,7 @@ class AutoST(SpikingTransformer):
         dim: channels; of a hierarchical frame those of the last stage, and every stage before has half of the next one's.
         num_heads: heads of each block; as many as there are blocks. Of EMSA, its experts.
         mlp_ratios: hidden channels to channels of each block's MLP.
-        attention: a name in `ATTENTION` for all blocks, or one for each.
+        attention: a kind in `vit2snn.spiking.branches` for all blocks, or one for each.
         frame: a name in `vit2snn.zoo.frames.FRAMES`.
         depths: blocks of each stage of a hierarchical frame.
         pools: which of the four convolutions pool; of a hierarchical frame its stem: ``imagenet``, ``cifar`` or ``dvs``.
@@ -98,11 +75,10 @@ class AutoST(SpikingTransformer):
 
 
 def _block(frame: Frame, dim: int, neuron: NeuronFactory, kind: str, num_heads: int, mlp_ratio: float) -> nn.Module:
-    if kind not in ATTENTION:
-        raise ModelError(f"there is no attention {kind!r}", f"choose one of {', '.join(ATTENTION)}")
+    widths = Widths(dim, num_heads, int(dim * mlp_ratio))
     return block(
-        frame.shortcut(ATTENTION[kind](dim, num_heads, neuron, bias=True), neuron),
-        frame.shortcut(SpikingMLP(dim, int(dim * mlp_ratio), neuron), neuron),
+        frame.shortcut(find("attention", kind).for_maps(widths, neuron, bias=True), neuron),
+        frame.shortcut(find("mlp", "spiking").for_maps(widths, neuron), neuron),
     )
 
 

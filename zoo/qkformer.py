@@ -17,23 +17,13 @@ from ..spiking import (
     LIF,
     SPEDS,
     NeuronFactory,
-    QKChannelAttention,
-    QKMixedAttention,
-    QKTokenAttention,
     Run,
     SEWShortcut,
-    SpikingMLP,
-    SpikingSelfAttention,
+    Widths,
 )
+from ..spiking.branches import find
 from .network import SpikingTransformer, Stage, block, neuron_factory
 from .registry import Published, Variant, cifar, dvs, imagenet, register
-
-ATTENTION = {
-    "qk-token": QKTokenAttention,
-    "qk-channel": QKChannelAttention,
-    "qk-mixed": QKMixedAttention,
-    "ssa": SpikingSelfAttention,
-}
 
 
 class Stem(NamedTuple):
@@ -79,7 +69,8 @@ class QKFormer(SpikingTransformer):
     Args:
         dims: channels of each stage.
         depths: blocks of each stage.
-        attention: of each stage: ``qk-token``, ``qk-channel``, ``qk-mixed`` or ``ssa``.
+        attention: of each stage: ``qk-token``, ``qk-channel``, ``qk-mixed`` or ``ssa``, or another kind in
+            `vit2snn.spiking.branches`.
         num_heads: of all stages.
         mlp_ratio: hidden channels of the MLP to channels.
         stem: form of the first patch embedding: ``imagenet`` (stride 4), ``cifar`` (1) or ``dvs`` (8).
@@ -137,12 +128,11 @@ def _later(stem: str, inputs: int, dim: int, neuron: NeuronFactory) -> SPEDS:
 
 
 def _block(kind: str, dim: int, num_heads: int, mlp_ratio: float, neuron: NeuronFactory, batch_leak: bool) -> nn.Module:
-    if kind not in ATTENTION:
-        raise ModelError(f"there is no attention {kind!r}", f"choose one of {', '.join(ATTENTION)}")
+    widths = Widths(dim, num_heads, int(dim * mlp_ratio))
     leaks = batch_leak and kind == "ssa"
     return block(
-        SEWShortcut(ATTENTION[kind](dim, num_heads, neuron), BatchLeakLIF if leaks else neuron),
-        SEWShortcut(SpikingMLP(dim, int(dim * mlp_ratio), neuron), neuron),
+        SEWShortcut(find("attention", kind).for_maps(widths, neuron), BatchLeakLIF if leaks else neuron),
+        SEWShortcut(find("mlp", "spiking").for_maps(widths, neuron), neuron),
     )
 
 

@@ -1,7 +1,7 @@
 """SEMM: expert mixtures in place of attention and perceptron, on the frame of Spikformer, SDT or Spikingformer.
 
 Zhou et al., "Spiking Transformer with Experts Mixture", NeurIPS 2024. The authors published no code: see
-`vit2snn.spiking.experts` for what follows the paper and what a third party's port.
+`vit2snn.spiking.branches.emsa` for what follows the paper and what a third party's port.
 """
 
 from __future__ import annotations

@@ -1,0 +1,149 @@
+"""Everything is made where the ANN is, and of its type."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_vit
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from vit2snn.convert import RECIPES, Recipe, candidates, structure, to_spiking
+from vit2snn.convert.spike_driven import fit
+from vit2snn.spiking import Neuron
+
+SIZE = (3, 16, 16)
+B: dict[str, Any] = {"norm": "batchnorm", "readout": "mean", "neuron": "if"}
+DRIVEN = {
+    **{name: RECIPES[name] for name in ("qkformer", "experts", "spike-driven")},
+    "interactions": Recipe(attention={"0": "emsa+tim", "1": "qk-mixed+tim"}, mlp="emsp", **B),
+    "spikes on the stream": Recipe(attention="sdsa", mlp="spiking", norm="batchnorm", neuron="plif", shortcut="sew"),
+    "by gradients": Recipe(attention="qk-channel", mlp="spiking", refit="blocks", **B),
+    "not re-fitted": Recipe(attention="ssa", mlp="mlp", refit="none", **(B | {"norm": "layernorm"})),
+}
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vit2snn.calibration.reconstruction.STEPS", 5)
+
+
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict(chain(network.named_parameters(), network.named_buffers()))
+
+
+class Accelerator(TorchFunctionMode):
+    """Refuses what a second device would refuse: operands that lie on both.
+
+    What is made without a device lies on the CPU, and what is computed from it; all else on the device. Scalars and indices may
+    come from the CPU. Coded neurons compute out of its sight.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cpu = WeakTensorKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        here = [x for x in inputs if x in self.on_cpu]
+        crosses = func in (torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+        moves = func is torch.Tensor.to and any(isinstance(x, (torch.device, Tensor)) for x in (*args[1:], *kwargs.values()))
+        if not (crosses or moves) and any(x.ndim for x in here) and len(here) < len(inputs):
+            raise RuntimeError(f"{getattr(func, '__name__', func)}: operands on the CPU and on the device")
+        output = func(*args, **kwargs)
+        if moves or func is torch.Tensor.cpu:  # in truth it is on the CPU already, and the same tensor
+            output = output.view_as(output)
+        made = func in _device_constructors() and kwargs.get("device") is None and not inputs
+        kept = bool(here) and len(here) == len(inputs) and not moves
+        for x in tree_leaves(output):
+            if isinstance(x, Tensor) and (made or kept or func is torch.Tensor.cpu):
+                self.on_cpu[x] = True
+        return output
+
+
+def test_the_accelerator_refuses_what_a_device_would() -> None:
+    there = torch.randn(3)
+    with Accelerator():
+        assert (there * torch.tensor(2.0) + there.new_ones(3)).shape == (3,)
+        assert there[torch.arange(2)].shape == (2,)
+        assert (torch.zeros(3).to(there.device) + there).shape == (3,)
+        for operation in (lambda: there + torch.zeros(3), lambda: there @ (2 * torch.ones(3)), lambda: there + there.cpu()):
+            with pytest.raises(RuntimeError, match="on the CPU and on the device"):
+                operation()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_nothing_is_made_elsewhere_than_where_the_ann_is(recipe: Recipe) -> None:
+    snn = structure(make_vit().to("meta"), recipe, SIZE)
+    assert {name: x.device.type for name, x in tensors(snn.network).items() if not x.is_meta} == {}
+
+
+@pytest.mark.parametrize("recipe", DRIVEN.values(), ids=DRIVEN)
+def test_no_operation_has_operands_on_two_devices(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
+    with Accelerator():
+        to_spiking(vit, recipe, images)(images)
+
+
+def test_branches_are_measured_on_one_device(vit: nn.Module, images: Tensor) -> None:
+    with Accelerator():
+        assert len(list(candidates(vit, Recipe(attention="auto", mlp="auto", **B), [images], count=4))) == 16  # type: ignore[arg-type]
+
+
+def test_new_branches_are_the_same_wherever_the_default_device_is(vit: nn.Module) -> None:
+    found = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(3)
+        with torch.device(device):
+            found.append(structure(vit, DRIVEN["interactions"], SIZE).network.state_dict())
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_network_in_double_precision_stays_in_it(recipe: Recipe, images: Tensor) -> None:
+    recipe = dataclasses.replace(recipe, timesteps=min(recipe.timesteps, 4))
+    vit = make_vit().double()
+    snn = to_spiking(vit, recipe, images.double())
+    assert {p.dtype for p in snn.network.parameters()} == {torch.float64}
+    assert all(x.dtype == torch.float64 for name, x in snn.network.named_buffers() if not name.endswith("num_batches_tracked"))
+    with torch.no_grad():
+        assert snn(images.double()).dtype == torch.float64
+        torch.testing.assert_close(snn.ann(images.double()), vit(images.double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("recipe", DRIVEN.values(), ids=DRIVEN)
+def test_half_precision_converts_and_neurons_keep_float32(recipe: Recipe, dtype: torch.dtype, images: Tensor) -> None:
+    snn = to_spiking(make_vit().to(dtype), recipe, images.to(dtype))
+    own = {x for module in snn.network.modules() if isinstance(module, Neuron) for x in tensors(module).values()}
+    kept = {x for x in own if x.is_floating_point() and x.dtype != dtype}
+    assert all(x.dtype == torch.float32 for x in kept)
+    assert all(x.dtype == dtype for x in tensors(snn.network).values() if x.is_floating_point() and x not in kept)
+    with torch.no_grad():
+        logits = snn(images.to(dtype))
+        error = (logits[-1].float() - snn.ann(images.to(dtype)).float()).norm() / snn.ann(images.to(dtype)).float().norm()
+    assert logits.dtype == dtype
+    assert error < 1
+
+
+def test_fitting_leaves_the_ann_as_it_is(vit: Any, images: Tensor) -> None:
+    vit.train()
+    before = copy.deepcopy(vit.state_dict())
+    list(candidates(vit, Recipe(mlp="auto", **B), [images], count=4))
+    assert vit.training and all(module.training for module in vit.modules())
+    ann = copy.deepcopy(vit).eval().requires_grad_(False)
+    for recipe in DRIVEN.values():
+        snn = structure(vit, recipe, SIZE)
+        fit(snn.network, ann, snn.plan.blocks, recipe, [images])
+        for model in (vit, ann):
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        assert not any(module.training for module in ann.modules())
