@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, SpikingModel, plan, to_spiking
-from vit2snn.convert.model import structure
+from vit2snn.convert.conversion import structure
 from vit2snn.errors import Vit2SnnError
 from vit2snn.measure import dispatched
 from vit2snn.tracing.calls import ELEMENTWISE

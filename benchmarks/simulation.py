@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from vit2snn import load, to_spiking
 from vit2snn.convert import RECIPES
-from vit2snn.convert.model import structure
+from vit2snn.convert.conversion import structure
 from vit2snn.spiking import eager, neurons
 
 MODELS = ("deit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 
 from vit2snn.convert import RECIPES, SpikingModel, Teacher, load_model, to_spiking
-from vit2snn.convert.model import structure
+from vit2snn.convert.conversion import structure
 from vit2snn.data import (
     Augmentation,
     ImageSource,

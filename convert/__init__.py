@@ -1,8 +1,9 @@
 """Conversion of a timm model into a spiking one: the recipe, the rules, and the result."""
 
 from .auto import candidates as candidates, opened as opened, provisional as provisional
+from .conversion import structure as structure, to_spiking as to_spiking
 from .folding import fold as fold
-from .model import SpikingModel as SpikingModel, structure as structure, to_spiking as to_spiking
+from .model import SpikingModel as SpikingModel
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .plans import Compromise as Compromise, compromises as compromises
 from .recipe import RECIPES as RECIPES, Recipe as Recipe

@@ -19,7 +19,7 @@ from .energy import (
     most_words as most_words,
 )
 from .evaluation import Advice as Advice, EarlyExit as EarlyExit, Evaluation as Evaluation, Point as Point
-from .exits import ExitTable as ExitTable, exit_table as exit_table
+from .exits import ExitTable as ExitTable, anytime as anytime, exit_table as exit_table
 from .kinds import Kind as Kind, observe as observe, spikes_in as spikes_in
 from .meter import Meter as Meter
 from .replay import Replay as Replay, replay as replay

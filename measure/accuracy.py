@@ -46,7 +46,7 @@ def evaluate(
         batches: images ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``, and labels ``[B]``: tuples, lists, or dictionaries (see
             `vit2snn.measure.batches.labelled`), such as a DataLoader gives. Images get the device and type of the weights.
         timesteps: T, to report every timestep up to it, or the timesteps to report; the network's T unless given.
-        exit_confidence: also score the network with early exits (see `vit2snn.SpikingModel.anytime`).
+        exit_confidence: also score the network with early exits (see `vit2snn.measure.anytime`).
         amp_dtype: bfloat16 or float16, in which the spiking network then computes what ``torch.autocast`` lets it: the analog
             parts between its neurons, whose state stays in float32. The ANN stays in float32, to compare with.
         shared: whether the processes of the group do this together. Otherwise this one scores what it is given by itself.

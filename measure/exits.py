@@ -95,6 +95,32 @@ def stops(readout: Tensor, limits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def anytime(network: SpikingNetwork, x: Tensor, wanted: float) -> tuple[Tensor, Tensor]:
+    """Show each image only until the readout is sure enough; the run ends when all images have stopped.
+
+    Args:
+        network: with a calibration of exits.
+        x: ``[B, C, H, W]``.
+        wanted: share of the images that are to keep, when stopped, the class they would get after all timesteps.
+
+    Returns:
+        Logits ``[B, classes]``, and how many timesteps each image took, ``[B]``.
+
+    Raises:
+        ModelError: the network has no calibration of exits.
+        ValueError: the share is not between 0 and 1.
+    """
+    limits = network.exit_limits(wanted).to(x.device)
+    logits, taken = x.new_zeros(0), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    for t, (readout,) in enumerate(network.stream(x, len(limits), chunk=1), start=1):
+        logits = readout if t == 1 else torch.where(taken[:, None] > 0, logits, readout)
+        taken = torch.where((taken == 0) & (confidence(readout) >= limits[t - 1]), t, taken)
+        if bool((taken > 0).all()):
+            break
+    return logits, taken
+
+
+@torch.no_grad()
 def exit_table(network: SpikingNetwork, batches: Iterable[Tensor]) -> ExitTable | None:
     """How sure the readout is of images ``[B, C, H, W]``, for `SpikingModel.exits`.
 

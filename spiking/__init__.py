@@ -41,7 +41,12 @@ from .membrane import (
     binary_spikes as binary_spikes,
 )
 from .native import eager as eager
-from .network import SpikingNetwork as SpikingNetwork, channels_last as channels_last, evaluating as evaluating
+from .network import (
+    SpikingNetwork as SpikingNetwork,
+    channels_last as channels_last,
+    evaluating as evaluating,
+    running_mean as running_mean,
+)
 from .neuron import CodedNeuron as CodedNeuron, Event as Event, analog as analog, probing as probing
 from .patches import SPEDS as SPEDS, DeformedShortcut as DeformedShortcut, SpikingPatchSplitting as SpikingPatchSplitting
 from .process import prepare_process as prepare_process

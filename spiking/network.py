@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -51,6 +51,9 @@ class SpikingNetwork(Protocol):
             chunk: timesteps computed at once.
         """
 
+    def stream(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Iterator[Tensor]:
+        """The same chunk by chunk, ``[chunk, B, classes]``; whoever has seen enough may stop."""
+
     def ann(self, x: Tensor) -> Tensor | None:
         """The ANN's logits ``[B, classes]``; None where there is no ANN."""
 
@@ -61,6 +64,17 @@ class SpikingNetwork(Protocol):
             ModelError: the network has no calibration of exits.
             ValueError: the confidence is not between 0 and 1.
         """
+
+
+def running_mean(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The mean of all timesteps so far, at each timestep: chunks ``[chunk, B, ...]`` to such chunks."""
+    total: Tensor | float = 0.0
+    done = 0
+    for chunk in chunks:
+        sums = total + chunk.cumsum(0)
+        count = torch.arange(done + 1, done + len(chunk) + 1, device=chunk.device).reshape(-1, *[1] * (chunk.ndim - 1))
+        yield sums / count
+        total, done = sums[-1], done + len(chunk)
 
 
 @contextmanager

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit2snn.convert import Recipe, candidates, plan, to_spiking
+from vit2snn.convert import candidates, plan, to_spiking
 from vit2snn.convert.auto import choose, tried
 from vit2snn.convert.branches import own_maps
 from vit2snn.errors import ModelError, RecipeError
-from vit2snn.evaluation import diagnose
+from vit2snn.measure import diagnose
 from vit2snn.search import TASKS, Space, arguments, count, create
 from vit2snn.spiking import LIF, Balanced, BlockSize, ConvBN, SpikingAttention, SpikingProjection, branch, neurons
 from vit2snn.spiking.branches import find, kinds, registry
@@ -53,7 +53,7 @@ def majority(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_new_kind_converts_and_comes_back_from_disk(majority: str, images: Tensor, tmp_path: Path) -> None:
-    snn = to_spiking(make_vit(), Recipe(attention={"0": majority, "1": "majority+tim"}, mlp="spiking", **FIELDS), images)
+    snn = to_spiking(make_vit(), make_recipe(attention={"0": majority, "1": "majority+tim"}, mlp="spiking", **FIELDS), images)
     assert [p.attention for p in snn.plan.blocks] == [majority, "majority+tim"]
     assert diagnose(snn, images)[-1].relative_error[-1] < 0.5  # re-fitted by ridge regression
     query = snn.network.get_parameter("blocks.0.attn.branch.query.project.conv.weight")
@@ -67,12 +67,12 @@ def test_a_new_kind_converts_and_comes_back_from_disk(majority: str, images: Ten
 
 def test_a_new_kind_is_listed_and_may_be_chosen(majority: str, vit: nn.Module, images: Tensor) -> None:
     with pytest.raises(RecipeError) as caught:
-        Recipe(attention="minority")
+        make_recipe(attention="minority")
     assert "majority" in caught.value.hint and "majority+tim" in caught.value.hint
-    recipe = Recipe(attention="auto", **FIELDS)
+    recipe = make_recipe(attention="auto", **FIELDS)
     found = [c for c in candidates(vit, recipe, [images], count=8) if c.kind == majority]
     assert [c.block for c in found] == [0, 1]
-    assert choose(recipe, found).attention == {"0": majority, "1": majority}
+    assert choose(recipe, found).structure.attention == {"0": majority, "1": majority}
 
 
 def test_a_new_kind_is_in_the_zoo_and_can_be_searched_for(majority: str) -> None:
@@ -152,12 +152,12 @@ def test_a_kind_says_whether_tokens_see_each_other() -> None:
 
 
 def test_interaction_mixes_tokens(vit: nn.Module) -> None:
-    assert plan(vit, Recipe(attention="qk-token+tim", mlp="spiking"), (3, 16, 16)).blocks
+    assert plan(vit, make_recipe(attention="qk-token+tim", mlp="spiking"), (3, 16, 16)).blocks
     assert spellings("mlp") == kinds("mlp")
 
 
 def test_kinds_that_a_block_is_too_small_for_are_not_tried() -> None:
-    recipe = Recipe(attention="auto", mlp="spiking", **FIELDS)
+    recipe = make_recipe(attention="auto", mlp="spiking", **FIELDS)
     assert "qk-mixed" in tried(make_vit(), recipe, "attention")  # type: ignore[arg-type]
     assert "qk-mixed" not in tried(make_vit(num_heads=1), recipe, "attention")  # type: ignore[arg-type]
     assert tried(make_vit(), recipe, "mlp") == []  # type: ignore[arg-type]
@@ -165,5 +165,8 @@ def test_kinds_that_a_block_is_too_small_for_are_not_tried() -> None:
 
 def test_the_documentation_lists_the_kinds() -> None:
     text = (Path(__file__).parents[1] / "docs" / "spike_driven.md").read_text()
-    rows = {place: next(row for row in text.splitlines() if row.startswith(f"| `{place}`")) for place in ("attention", "mlp")}
+    rows = {
+        place: next(row for row in text.splitlines() if row.startswith(f"| `structure.{place}`"))
+        for place in ("attention", "mlp")
+    }
     assert all(f"`{kind}`" in rows[place] for place, kind in ALL)

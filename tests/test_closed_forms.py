@@ -13,7 +13,7 @@ from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import SpikingModel, to_spiking
-from vit2snn.convert.model import structure
+from vit2snn.convert.conversion import structure
 from vit2snn.measure import FLOAT32, MODELS, Dense, EnergyModel, Meter, energy
 from vit2snn.measure.spending import dense
 

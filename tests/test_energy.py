@@ -8,7 +8,7 @@ from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
-from vit2snn.convert.model import structure
+from vit2snn.convert.conversion import structure
 from vit2snn.errors import RecipeError
 from vit2snn.measure import evaluate
 from vit2snn.measure.charges import FUNCTION_MACS

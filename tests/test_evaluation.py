@@ -12,7 +12,7 @@ from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, load_model, to_spiking
-from vit2snn.convert.model import structure
+from vit2snn.convert.conversion import structure
 from vit2snn.errors import DataError
 from vit2snn.measure import Evaluation, diagnose, evaluate
 from vit2snn.storage.evaluations import write_evaluation

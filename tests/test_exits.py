@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vit2snn import load
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
 from vit2snn.errors import ModelError
-from vit2snn.measure import ExitTable, evaluate, exit_table
+from vit2snn.measure import ExitTable, anytime, evaluate, exit_table
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_each_image_takes_the_steps_that_it_needs(snn: SpikingModel, images: Ten
     limits = snn.exit_limits(0.6)
     readout = snn(images)
     sure = readout.softmax(-1).amax(-1)
-    logits, taken = snn.anytime(images, 0.6)
+    logits, taken = anytime(snn, images, 0.6)
     for image in range(len(images)):
         first = next(t for t in range(4) if t == 3 or float(sure[t, image]) >= float(limits[t]))
         assert int(taken[image]) == first + 1
@@ -54,7 +54,7 @@ def test_the_run_ends_when_all_have_stopped(snn: SpikingModel, images: Tensor) -
     snn.exits.sure[:] = 0.01
     passes: list[Tensor] = []
     snn.network.register_forward_hook(lambda module, inputs, output: passes.append(output))
-    _, taken = snn.anytime(images, 0.9)
+    _, taken = anytime(snn, images, 0.9)
     assert taken.tolist() == [1] * len(images)
     assert len(passes) == 1
 
@@ -68,7 +68,7 @@ def test_scored_beside_the_curve(recipe: Recipe, vit: nn.Module, images: Tensor)
     result = evaluate(snn, list(zip(images.split(5), labels.split(5), strict=True)), exit_confidence=0.7)
     early = result.exit
     assert early is not None
-    logits, taken = snn.anytime(images, 0.7)
+    logits, taken = anytime(snn, images, 0.7)
     guess = logits.argmax(1)
     assert early.timesteps == pytest.approx(float(taken.float().mean()))
     assert early.top1 == pytest.approx(100 * float((guess == labels).float().mean()))
@@ -94,4 +94,4 @@ def test_networks_without_exits_say_so(snn: SpikingModel, images: Tensor) -> Non
         evaluate(synchronous, [(images, torch.zeros(len(images), dtype=torch.int64))], exit_confidence=0.9)
     snn.exits = None
     with pytest.raises(ModelError, match="no calibration of early exits"):
-        snn.anytime(images, 0.9)
+        anytime(snn, images, 0.9)

@@ -10,7 +10,7 @@ from conftest import make_recipe
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, load_model, to_spiking
-from vit2snn.convert.model import structure
+from vit2snn.convert.conversion import structure
 from vit2snn.measure import evaluate
 from vit2snn.measure.spending import dense
 from vit2snn.spiking import Hadamard, RotatedLinear

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from timm.layers import RmsNorm
 from torch import Tensor, nn
 
-from vit2snn.convert import RECIPES, Recipe, plan, to_spiking
+from vit2snn.convert import RECIPES, plan, to_spiking
 from vit2snn.errors import UnsupportedModuleError
 from vit2snn.storage import load
 
@@ -32,7 +31,7 @@ def error(snn: Any, ann: nn.Module, images: Tensor) -> float:
 def test_a_model_without_a_head_gives_features(preset: str, refit: Any, tmp_path: Path) -> None:
     images = torch.randn(48, 3, 16, 16)
     ann = make_vit(num_classes=0)
-    snn = to_spiking(ann, dataclasses.replace(RECIPES[preset], refit=refit), images)
+    snn = to_spiking(ann, RECIPES[preset].changed(refit=refit), images)
     logits = snn(images)
     assert logits.shape == (4, 48, 32)
     assert error(snn, ann, images) < {"none": 1.2, "ridge": 0.5}[refit]
@@ -59,18 +58,18 @@ def test_a_head_may_have_no_bias(images: Tensor) -> None:
 @pytest.mark.parametrize("norm", ["layernorm", "shift-layernorm"])
 def test_a_norm_without_an_offset_is_refused_where_it_would_be_kept(norm: Any, images: Tensor) -> None:
     ann = make_vit(norm_layer=RmsNorm)
-    recipe = Recipe(attention="ssa", mlp="spiking", norm=norm)
+    recipe = make_recipe(attention="ssa", mlp="spiking", norm=norm)
     with pytest.raises(UnsupportedModuleError, match="the model's RmsNorm has no gain and offset") as caught:
         plan(ann, recipe, SIZE)
     assert "batchnorm" in caught.value.hint
-    assert error(to_spiking(ann, dataclasses.replace(recipe, norm="batchnorm"), images), ann, images) < 0.3
+    assert error(to_spiking(ann, recipe.changed(norm="batchnorm"), images), ann, images) < 0.3
 
 
 def test_a_missing_norm_is_refused_where_it_would_be_kept() -> None:
     ann: Any = make_vit()
     ann.norm = nn.Identity()
     with pytest.raises(UnsupportedModuleError, match="the model's Identity has no gain and offset"):
-        plan(ann, Recipe(attention="ssa", mlp="spiking"), SIZE)
+        plan(ann, make_recipe(attention="ssa", mlp="spiking"), SIZE)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,7 +13,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import DataError, ModelError
-from ..spiking import NEURONS, Neuron, NeuronFactory, simulate
+from ..spiking import NEURONS, Neuron, NeuronFactory, running_mean, simulate, stream
 
 
 class Stage(nn.Module):
@@ -112,9 +112,12 @@ class SpikingTransformer(nn.Module):
         Raises:
             DataError: as for `forward`.
         """
-        logits = self._simulate(lambda frames: self._classify(self._stages(frames)), x, timesteps, chunk)
-        count = torch.arange(1, len(logits) + 1, device=logits.device).reshape(-1, 1, 1)
-        return logits.cumsum(0) / count
+        return torch.cat(list(self.stream(x, timesteps, chunk)))
+
+    def stream(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Iterator[Tensor]:
+        """The same chunk by chunk, ``[chunk, B, num_classes]``; whoever has seen enough may stop."""
+        steps = self._check_input(x, timesteps)
+        return running_mean(stream(lambda frames: self._classify(self._stages(frames)), x, steps, chunk, still=True))
 
     def ann(self, x: Tensor) -> Tensor | None:
         """None: there is no ANN that it came from."""
