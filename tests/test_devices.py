@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
@@ -24,10 +24,10 @@ SIZE = (3, 16, 16)
 B: dict[str, Any] = {"norm": "batchnorm", "readout": "mean", "neuron": "if"}
 DRIVEN = {
     **{name: RECIPES[name] for name in ("qkformer", "experts", "spike-driven")},
-    "interactions": Recipe(attention={"0": "emsa+tim", "1": "qk-mixed+tim"}, mlp="emsp", **B),
-    "spikes on the stream": Recipe(attention="sdsa", mlp="spiking", norm="batchnorm", neuron="plif", shortcut="sew"),
-    "by gradients": Recipe(attention="qk-channel", mlp="spiking", refit="blocks", **B),
-    "not re-fitted": Recipe(attention="ssa", mlp="mlp", refit="none", **(B | {"norm": "layernorm"})),
+    "interactions": make_recipe(attention={"0": "emsa+tim", "1": "qk-mixed+tim"}, mlp="emsp", **B),
+    "spikes on the stream": make_recipe(attention="sdsa", mlp="spiking", norm="batchnorm", neuron="plif", shortcut="sew"),
+    "by gradients": make_recipe(attention="qk-channel", mlp="spiking", refit="blocks", **B),
+    "not re-fitted": make_recipe(attention="ssa", mlp="mlp", refit="none", **(B | {"norm": "layernorm"})),
 }
 
 
@@ -95,7 +95,7 @@ def test_no_operation_has_operands_on_two_devices(recipe: Recipe, vit: nn.Module
 
 def test_branches_are_measured_on_one_device(vit: nn.Module, images: Tensor) -> None:
     with Accelerator():
-        assert len(list(candidates(vit, Recipe(attention="auto", mlp="auto", **B), [images], count=4))) == 16  # type: ignore[arg-type]
+        assert len(list(candidates(vit, make_recipe(attention="auto", mlp="auto", **B), [images], count=4))) == 16  # type: ignore[arg-type]
 
 
 def test_new_branches_are_the_same_wherever_the_default_device_is(vit: nn.Module) -> None:
@@ -137,7 +137,7 @@ def test_half_precision_converts_and_neurons_keep_float32(recipe: Recipe, dtype:
 def test_fitting_leaves_the_ann_as_it_is(vit: Any, images: Tensor) -> None:
     vit.train()
     before = copy.deepcopy(vit.state_dict())
-    list(candidates(vit, Recipe(mlp="auto", **B), [images], count=4))
+    list(candidates(vit, make_recipe(mlp="auto", **B), [images], count=4))
     assert vit.training and all(module.training for module in vit.modules())
     ann = copy.deepcopy(vit).eval().requires_grad_(False)
     for recipe in DRIVEN.values():
