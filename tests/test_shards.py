@@ -230,7 +230,7 @@ def test_processes_refit_blocks_and_choose_plans_alike(shared: list[dict[str, An
     same(shared[0]["block"], shared[1]["block"], atol=0, rtol=0)
     assert shared[0]["block"]["1.weight"].diagonal().mean() > 0.05  # on the way to the identity, from 0
     assert shared[0]["plan"] == shared[1]["plan"]
-    assert shared[0]["plan"]["mlp"] != "auto"
+    assert shared[0]["plan"]["structure"]["mlp"] != "auto"
 
 
 def test_the_commands_share_their_images(shared: list[dict[str, Any]], tmp_path: Path) -> None:
