@@ -18,6 +18,7 @@ from ..spiking import (
     CodedNeuron,
     InTurn,
     SpikingDotProductAttention,
+    neurons,
     prepare_process,
     rotate_inputs,
     shards,
@@ -147,9 +148,11 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
     replace_functions(network, planned.blocks, recipe)
     if recipe.spike_driven:
         restructure(network, planned.blocks, recipe)
-    with torch.device(next(network.parameters()).device):  # where neurons keep what is calibrated
-        _convert_children(network, "", planned, recipe)
-        network = _converted(network, "", planned, recipe)
+    _convert_children(network, "", planned, recipe)
+    network = _converted(network, "", planned, recipe)
+    weight = next(network.parameters())
+    for _, neuron in neurons(network):
+        neuron.to(weight.device, weight.dtype)
     replace_softmax(network, planned.blocks)
     absorb_functions(network, planned.absorbed)
     if recipe.coded.rotation:
