@@ -205,7 +205,7 @@ class Settling:
             equations.update(spikes, lacking.flatten(0, 2))
             wanted.update(added.flatten(0, 1))
         mean, spread = wanted.mean, wanted.variance.sqrt()
-        weight, bias = equations.solve(RIDGE) if self.ridge else (inherited.weight, None)
+        weight, bias = (x.to(conv.weight) for x in equations.solve(RIDGE)) if self.ridge else (inherited.weight, None)
         conv.weight.data.copy_(weight[:, :, None, None])
         moments = equations.through(conv.weight.flatten(1))
         set_statistics(bn, moments)

@@ -23,9 +23,9 @@ class Structure:
 
     Args:
         attention: of each block (see `vit2snn.convert.blocks`): ``softmax`` or ``shift-softmax`` on decoded values, or of
-            spikes: ``ssa``, ``qk-token``, ``qk-channel``, ``sdsa``, ``emsa``, each of these also with ``+tim``. ``auto``
-            measures them on the calibration images.
-        mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values, or of spikes: ``spiking``, ``emsp``.
+            spikes: a kind in `vit2snn.spiking.branches`, such as ``ssa`` or ``qk-token``, also with ``+tim``. ``auto`` measures
+            all of them on the calibration images.
+        mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values, or of spikes, such as ``spiking``.
         norm: in front of new branches: ``batchnorm``, calibrated, which folds; ``layernorm``; or ``shift-layernorm``, which
             takes the place of every LayerNorm.
         readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.

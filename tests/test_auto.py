@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_recipe
 from torch import Tensor, nn
 
@@ -103,8 +104,10 @@ def test_no_more_batches_are_read_than_have_the_images(vit: nn.Module, images: T
             yield batch
 
     recipe = auto(norm="batchnorm", refit="none")
+    torch.manual_seed(1)
     found = next(candidates(vit, recipe, batches(), count=7))
     assert read == [5, 5]
+    torch.manual_seed(1)
     assert found == next(candidates(vit, recipe, [images[:7]], count=7))
 
 
