@@ -310,7 +310,7 @@ def test_a_loss_that_is_not_finite_names_step_and_module_and_keeps_the_checkpoin
     snn.network.blocks[1].mlp.norm = Breaking(5)  # type: ignore[index, union-attr]
     workspace = Workspace(open_folder(tmp_path / "out"), every=1)
     with pytest.raises(
-        ModelError, match=r"the norm of the gradients is nan at step 1 of epoch 2: .*out of 'network.blocks.1.mlp.norm'"
+        ModelError, match=r"the loss is nan at step 1 of epoch 2: .*out of 'network.blocks.1.mlp.norm'"
     ) as caught:
         train(snn, TrainingLoader(item, 16, 4), Settings(epochs=4), workspace=workspace)
     assert "--lr" in caught.value.hint
