@@ -176,7 +176,6 @@ def _convert(
     from vit2snn.storage.versions import versions
 
     started = time.time()
-    torch.manual_seed(images["seed"])  # of what has no counterpart in the ANN, such as routers
     check_output(out, overwrite, is_artifact)
     check_data(name, images)
     ann = load_model(name, checkpoint, num_classes)
@@ -192,7 +191,8 @@ def _convert(
         shares = "all" if processes() == 1 else f"{len(samples)} in each of {processes()} processes"
         note(f"note: {used} images are used to calibrate ({shares}), not {images['samples']}")
     pixels = torch.stack([sample.image for sample in samples])
-    snn = to_spiking(ann.to(device), recipe, Pass(pixels.to(device).split(images["batch_size"]), "calibrating"))
+    passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
+    snn = to_spiking(ann.to(device), recipe, passes, images["seed"])
     result = evaluate(snn, bar(batches(samples[: -(-COMPARED // processes())], images["batch_size"]), "comparing"))
     run = {"command": sys.argv, "seed": images["seed"], "versions": versions(), "seconds": round(time.time() - started, 1)}
     by_name = {error.name: error.relative_error for error in result.modules}

@@ -51,6 +51,7 @@ def plan(
 
     from vit2snn.convert import candidates, load_model, opened, plan as planned, provisional
     from vit2snn.convert.auto import tried
+    from vit2snn.convert.inputs import seeded
     from vit2snn.convert.plans import compromises, told
     from vit2snn.data import prepared
     from vit2snn.measure.text import table
@@ -67,11 +68,11 @@ def plan(
     samples = list(bar(prepared(ann, source, count=images["samples"], seed=images["seed"]), "reading images"))
     if not samples:
         raise DataError("there are no images to measure on", "give a folder with images to --data")
-    torch.manual_seed(images["seed"])  # of what has no counterpart in the ANN, such as routers
     pixels = torch.stack([sample.image for sample in samples]).to(device)
     fields = chosen.structure.undecided
     total = len(ann.blocks) * sum(len(tried(ann, chosen, field)) for field in fields)
-    found = list(bar(candidates(ann.to(device).eval(), chosen, [pixels], len(pixels)), "fitting", total))
+    with seeded(images["seed"], device):
+        found = list(bar(candidates(ann.to(device), chosen, [pixels], len(pixels)), "fitting", total))
     front = compromises(chosen, found, count)
     document = plans.write_front(out, model, chosen, found, front)
     entries = {str(number): entry for number, entry in enumerate(document["plans"])} | document["uniform"]
