@@ -112,14 +112,13 @@ def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole:
         images: the options of the data.
         whole: whether a recording is cut into all timesteps of the model even where fewer are asked for.
     """
-    from vit2snn.convert import load_model
-    from vit2snn.storage import is_model_folder
+    from vit2snn.storage import is_model_folder, open_network
 
     if not is_model_folder(out):
         return _artifact(out, timesteps, images)
     if not images["data"] and not _trained_on_demo(out):  # only what was trained on the demo's images is scored on them
         raise click.UsageError("give the images or recordings with --data DATA")
-    model: Any = load_model(f"local-dir:{out}")
+    model: Any = open_network(out)
     cut = max(timesteps or 0, model.timesteps) if whole else timesteps or model.timesteps
     return model, scored_batches(model, cut, images, shared=True)
 

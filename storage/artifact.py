@@ -125,7 +125,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not is_artifact(folder):
         raise ArtifactError(
             f"{str(folder)!r} is not a converted model: its config.json is missing, unreadable or another program's",
-            "make one with: vit2snn convert MODEL -o OUT",
+            "make one with: vit2snn convert MODEL -o OUT (vit2snn.storage.open_network opens models of the zoo too)",
         )
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     section = config["vit2snn"]

@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from conftest import make_vit
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vit2snn
+import vit2snn.zoo
+from vit2snn.cli import cli
 from vit2snn.convert import RECIPES, Recipe, Teacher, to_spiking
 from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import ArtifactError, OutputExistsError
-from vit2snn.storage import artifact, trusting
+from vit2snn.storage import artifact, open_network, save_model, trusting
 from vit2snn.storage.files import check_output, write_whole
 
 
@@ -314,3 +317,24 @@ def test_an_older_artifact_is_refused_with_the_command_that_makes_it_anew(snn: v
     with pytest.raises(ArtifactError, match="has schema 3, this vit2snn reads schema 4") as caught:
         vit2snn.load(tmp_path / "out")
     assert caught.value.hint == f"make it anew: vit2snn convert demo -o {tmp_path / 'out'} --overwrite"
+
+
+def test_one_way_opens_all_kinds_of_networks(snn: vit2snn.SpikingModel, images: Tensor, tmp_path: Path) -> None:
+    snn.save(tmp_path / "converted")
+    model = timm.create_model("spikformer_4_384_cifar10", dim=48, num_heads=2, depth=1, timesteps=2).eval()
+    save_model(model, tmp_path / "zoo")
+    with torch.no_grad():
+        assert torch.equal(open_network(tmp_path / "converted").readout(images), snn(images))
+        assert torch.equal(open_network(tmp_path / "zoo").readout(images), model.readout(images))  # type: ignore[operator]
+    with pytest.raises(ArtifactError, match="is not a converted model") as error:
+        vit2snn.load(tmp_path / "zoo")
+    assert "open_network" in error.value.hint
+
+
+def test_a_builder_is_trusted_on_the_command_line(images: Tensor, tmp_path: Path) -> None:
+    builder = f"{__name__}:edited_vit"
+    to_spiking(edited_vit(), "faithful", images).save(tmp_path / "out", builder=builder)
+    refused = CliRunner().invoke(cli, ["inspect", str(tmp_path / "out")])
+    assert refused.exit_code == 1
+    assert f"--trust {builder}" in refused.stderr
+    assert CliRunner().invoke(cli, ["--trust", builder, "inspect", str(tmp_path / "out")]).exit_code == 0
