@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from vit2snn.spiking import Alphabet, Coding, shards
 
 pytestmark = pytest.mark.slow  # the processes of nearly all tests
 DRIVEN = RECIPES["spike-driven"].changed(timesteps=2)
+GROUPS = 3
+"""Of processes, one after another: the one of `together`, and those of two commands."""
 CASES = {
     "faithful": Recipe(timesteps=2),
     "static": make_recipe(timesteps=2, thresholds="static", observer="mse", prior="minimum", granularity="channel", bias=False),
@@ -137,8 +140,16 @@ def together(out: Path) -> None:
 
 def commands(out: Path) -> dict[str, Any]:
     """What converting and scoring the demo prints."""
+    next_port()
     conversion = run("convert", "demo", "-o", out / "snn", "--samples", 17, "--timesteps", 2)
+    next_port()
     return {"convert": conversion, "evaluate": run("evaluate", out / "snn", "--samples", 21)}
+
+
+def next_port() -> None:
+    """A port of its own for the next group: the store of the one before may still be closing."""
+    os.environ["MASTER_PORT"], *later = os.environ["LATER_PORTS"].split()
+    os.environ["LATER_PORTS"] = " ".join(later)
 
 
 def run(*arguments: object) -> tuple[str, str]:
@@ -149,10 +160,13 @@ def run(*arguments: object) -> tuple[str, str]:
 
 def launch(*command: object) -> list[tuple[str, str]]:
     """Run a command in two processes as a launcher does; what each printed, to stdout and stderr."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.socket()) for _ in range(GROUPS)]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        port, *later = (str(each.getsockname()[1]) for each in free)
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    world |= {"MASTER_PORT": port, "LATER_PORTS": " ".join(later)}
     running = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -161,7 +175,11 @@ def launch(*command: object) -> list[tuple[str, str]]:
         )
         for rank in range(2)
     ]  # fmt: skip
-    printed = [process.communicate(timeout=180) for process in running]
+    try:
+        printed = [process.communicate(timeout=180) for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0, 0], "\n".join(err for _, err in printed)
     return printed
 

@@ -167,9 +167,9 @@ def test_temporal_interaction_is_its_recursion_and_fires_after_the_first_timeste
 )
 def test_any_attention_takes_an_interaction_on_its_query(make: object) -> None:
     frames = torch.randint(0, 3, (4, B, C, H, W)).float()
-    module = make(TemporalInteraction(H * W))  # type: ignore[operator]
+    module = enliven(make(TemporalInteraction(H * W)), frames.flatten(0, 1))  # type: ignore[operator]
     seen: list[Tensor] = []
-    module.interaction.register_forward_hook(lambda *call: seen.append(call[2]))
+    module.interaction.register_forward_hook(lambda *call: seen.append(call[2]))  # type: ignore[operator, union-attr]
     with torch.no_grad():
         out = simulate(module, frames, 4)
     assert out.shape == frames.shape
