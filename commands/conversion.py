@@ -30,7 +30,10 @@ from vit2snn.commands.shared import (
 from vit2snn.errors import DataError, NothingConvertedError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vit2snn.convert import Recipe
+    from vit2snn.data import Sample
     from vit2snn.measure import Evaluation, Point
 
 DEMO_TIMESTEPS = 8
@@ -168,9 +171,9 @@ def _convert(
     from timm.data import resolve_model_data_config
 
     from vit2snn.convert import load_model, plan, provisional, to_spiking
-    from vit2snn.data import batches, prepared
+    from vit2snn.data import batches
     from vit2snn.measure import evaluate
-    from vit2snn.spiking.shards import processes, smallest
+    from vit2snn.spiking.shards import processes
     from vit2snn.storage.artifact import is_artifact
     from vit2snn.storage.files import check_output
     from vit2snn.storage.versions import versions
@@ -181,15 +184,7 @@ def _convert(
     ann = load_model(name, checkpoint, num_classes)
     # Refuses what it cannot convert before images are read.
     plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
-    source, count = own_images(image_source(ann, images), images["samples"], images["seed"])
-    samples = list(bar(prepared(ann, source, count=count, seed=images["seed"]), "reading images"))
-    samples = samples[: int(smallest(torch.tensor(len(samples))))]  # as many as the other processes have
-    if not samples:
-        raise DataError("there are no images to calibrate on", "give a folder with images to --data")
-    used = len(samples) * processes()
-    if used < images["samples"]:
-        shares = "all" if processes() == 1 else f"{len(samples)} in each of {processes()} processes"
-        note(f"note: {used} images are used to calibrate ({shares}), not {images['samples']}")
+    samples = _calibration_samples(ann, images)
     pixels = torch.stack([sample.image for sample in samples])
     passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
     snn = to_spiking(ann.to(device), recipe, passes, images["seed"])
@@ -205,12 +200,31 @@ def _convert(
     summary = {
         "out": str(out),
         "timesteps": recipe.timesteps,
-        "images": used,
+        "images": len(samples) * processes(),
         **{action: actions.count(action) for action in ("spiking", "analog", "ignored")},
         "parity": parity,
         "worst": [{"neuron": e.name, "relative_error": e.relative_error[-1]} for e in result.modules[:3]],
     }
     return summary, result
+
+
+def _calibration_samples(ann: nn.Module, images: dict[str, Any]) -> list[Sample]:
+    """This process's images, as many as the other processes have."""
+    import torch
+
+    from vit2snn.data import prepared
+    from vit2snn.spiking.shards import processes, smallest
+
+    source, count = own_images(image_source(ann, images), images["samples"], images["seed"])
+    samples = list(bar(prepared(ann, source, count=count, seed=images["seed"]), "reading images"))
+    samples = samples[: int(smallest(torch.tensor(len(samples))))]
+    if not samples:
+        raise DataError("there are no images to calibrate on", "give a folder with images to --data")
+    used = len(samples) * processes()
+    if used < images["samples"]:
+        shares = "all" if processes() == 1 else f"{len(samples)} in each of {processes()} processes"
+        note(f"note: {used} images are used to calibrate ({shares}), not {images['samples']}")
+    return samples
 
 
 def _parity(point: Point) -> dict[str, Any]:

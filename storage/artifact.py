@@ -66,19 +66,7 @@ def save(
     out = Path(out)
     check_output(out, overwrite, is_artifact)
     with whole_folder(out) as folder:
-        ann = snn.network if snn.teacher is None else snn.teacher.ann
-        config = timm_config(ann, folder / "config.json") if builder is None else plain_config(ann)
-        config["vit2snn"] = {
-            "schema": SCHEMA,
-            "source": source,
-            "builder": builder,
-            "recipe": snn.recipe.to_json(),
-            "input_size": list(snn.input_size),
-            "folded": snn.folded,
-            "teacher": _kind(snn.teacher),
-            **details(snn),
-            "versions": versions(),
-        }
+        config = _config(snn, source, builder, folder / "config.json")
         _write_weights(snn.network.state_dict(), folder / WEIGHTS)
         if snn.teacher is not None:
             _write_weights(snn.teacher.ann.state_dict(), folder / TEACHER)
@@ -90,6 +78,24 @@ def save(
             (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(config, rows), encoding="utf-8")
         check_same(snn, lambda: load(folder, trust=builder))
+
+
+def _config(snn: SpikingModel, source: str, builder: str | None, path: Path) -> dict[str, Any]:
+    """What ``config.json`` says; timm writes its part of it to ``path`` on the way."""
+    ann = snn.network if snn.teacher is None else snn.teacher.ann
+    config = timm_config(ann, path) if builder is None else plain_config(ann)
+    own = {
+        "schema": SCHEMA,
+        "source": source,
+        "builder": builder,
+        "recipe": snn.recipe.to_json(),
+        "input_size": list(snn.input_size),
+        "folded": snn.folded,
+        "teacher": _kind(snn.teacher),
+        **details(snn),
+        "versions": versions(),
+    }
+    return config | {"vit2snn": own}
 
 
 def _kind(teacher: Teacher | None) -> str | None:
