@@ -17,7 +17,7 @@ from ..spiking import CodedNeuron, SpikingNetwork, channels_last, evaluating
 from ..spiking.shards import alone, collected, processes, smallest
 from ..tracing import depth
 from .audit import Audit
-from .batches import Parts, apart, check_finite, check_labels, labelled, set_digest
+from .batches import Parts, apart, check_classes, check_finite, check_labels, labelled, set_digest
 from .comparison import Exits, Logits
 from .cost import Costs
 from .diagnosis import ModuleError, diagnose
@@ -117,6 +117,7 @@ class _Scoring:
         x, y = images.to(self.weight), labels.to(self.weight.device)
         ann = self.network.ann(x)
         if ann is not None:
+            check_classes(ann)
             check_finite(ann)
             self.reference = self.reference or dense(self.network, x)
             self.modules = self.modules or diagnose(self.network, x, self.timesteps)
@@ -124,6 +125,7 @@ class _Scoring:
         autocast = torch.autocast(y.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
         with self.meter.undone_on_error(), self.meter, autocast:
             readout = self.network.readout(self.meter.show(x), self.timesteps, self.chunk).float()
+        check_classes(readout[-1])
         check_labels(y, readout.shape[-1])
         check_finite(readout)
         self.logits.add(readout, ann, y)

@@ -124,6 +124,19 @@ def apart(batch: tuple[Tensor, Tensor], count: int) -> list[tuple[Tensor, Tensor
     return list(zip(images.split(sizes, axis), labels.split(sizes), strict=True))
 
 
+def check_classes(logits: Tensor) -> None:
+    """Refuse a network whose output is no logits ``[B, classes]``.
+
+    Raises:
+        DataError: it has another shape.
+    """
+    if logits.ndim != 2:
+        raise DataError(
+            f"the network gives {list(logits.shape[1:])} numbers for an image, expected one for each class",
+            "score a classifier: a model with a head, behind a pooling of its tokens",
+        )
+
+
 def check_labels(labels: Tensor, classes: int) -> None:
     """Refuse labels ``[B]`` that are not classes of the model.
 

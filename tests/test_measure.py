@@ -197,3 +197,9 @@ def test_frames_run_for_all_their_timesteps_and_are_reported_as_asked() -> None:
     assert evaluate(model, [(frames, labels)]).points == whole.points
     with pytest.raises(DataError, match="takes its timesteps from frames"):
         evaluate(model, [(x, labels)])
+
+
+def test_a_network_that_is_no_classifier_is_not_scored(images: Tensor) -> None:
+    snn = to_spiking(make_vit(num_classes=0, global_pool=""), Recipe(timesteps=2), images)
+    with pytest.raises(DataError, match=r"the network gives \[17, 32\] numbers for an image"):
+        evaluate(snn, [(images, torch.zeros(len(images), dtype=torch.int64))])
