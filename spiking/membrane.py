@@ -172,6 +172,9 @@ class _Round(torch.autograd.Function):
         return grads[0] * inside, None
 
 
+NO_SURROGATE = Surrogate()
+
+
 class IntegerLIF(Neuron):
     """Integer LIF (I-LIF): it sends a number of spikes, 0 to ``levels``, and is lowered by as many thresholds.
 
@@ -198,7 +201,8 @@ class IntegerLIF(Neuron):
 
     def dynamics(self) -> Dynamics:
         """What it does in a timestep."""
-        return Dynamics(self.threshold, 1 / self.tau, reset=None, sends="integer", levels=self.levels)
+        # Of the surrogate only the kernels' form of these constants makes use; dynamo wants to know where it is from.
+        return Dynamics(self.threshold, 1 / self.tau, reset=None, sends="integer", levels=self.levels, surrogate=NO_SURROGATE)
 
     def step(self, t: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One timestep: the state is v[t-1], the output s[t]. All ``[B, ...]``."""

@@ -42,8 +42,8 @@ def eager() -> Iterator[None]:
 
 
 def is_eager() -> bool:
-    """Whether the references are to be used."""
-    return _eager.get()
+    """Whether the references are to be used; not known while a graph is made, as dynamo sees no context variables."""
+    return not torch.compiler.is_compiling() and _eager.get()
 
 
 def compiling(x: Tensor) -> bool:
