@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..convert import SpikingModel
 from ..errors import ArtifactError
+from ..spiking import evaluating
 
 HINT = (
     "make the ANN with timm.create_model(NAME, **arguments) and do not change it afterwards, register your own variant with "
@@ -36,13 +37,9 @@ def check_same(snn: SpikingModel, read: Callable[[], SpikingModel]) -> None:
         raise ArtifactError(f"what would be rebuilt is not this model: {reason}", HINT) from error
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, *snn.input_size, generator=generator).to(weight)
-    was_training = snn.training
-    snn.eval()
-    try:
+    with evaluating(snn):
         if not (_close(snn(x), again(x)) and _close(snn.ann(x), again.ann(x))):
             raise ArtifactError(f"what would be rebuilt is not this model: {_first_difference(snn, again, x)}", HINT)
-    finally:
-        snn.train(was_training)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
