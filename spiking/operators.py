@@ -1,8 +1,8 @@
 """Kernels as operators of torch, which compilers and exports put into their graphs, and see the shapes of.
 
 Only graphs call them. The dispatcher adds more than half to the time of a small coded neuron's timestep, and an operator, which
-gets tables and numbers, makes what the kernel needs of them anew, where a `coding.CodedStep` keeps it. So neurons that run without
-a graph call the kernels directly; `native.compiling` says which way is taken.
+gets tables and numbers, makes what the kernel needs of them anew, where a `coding.CodedStep` keeps it. So neurons that run
+without a graph call the kernels directly; `native.compiling` says which way is taken.
 """
 
 from __future__ import annotations
