@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from vit2snn.commands.shared import (
     data_options,
     emit,
     find_recipe,
+    fit_bar,
     image_source,
     is_main,
     launched,
@@ -32,7 +35,7 @@ from vit2snn.errors import DataError, NothingConvertedError
 if TYPE_CHECKING:
     from torch import nn
 
-    from vit2snn.convert import Recipe
+    from vit2snn.convert import Fitting, Recipe
     from vit2snn.data import Sample
     from vit2snn.measure import Evaluation, Point
 
@@ -46,31 +49,42 @@ COMPARED = 16  # calibration images on which the network is compared with the AN
 @click.option("--recipe", default="faithful", show_default=True, metavar="NAME|FILE", help="A recipe, or its JSON file.")
 @click.option("--timesteps", type=click.IntRange(min=1), help="T to calibrate for, instead of the recipe's.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), help="Energy at T, relative to the ANN's, to keep to.")
-@click.option("--refit", type=click.Choice(["none", "ridge", "blocks"]), help="Of spiking branches, instead of the recipe's.")
+@click.option(
+    "--refit", type=click.Choice(["none", "ridge", "blocks", "network"]), help="Of new branches, instead of the recipe's."
+)
+@click.option("--passes", type=click.IntRange(min=1), help="Over the images, while substitutes are fitted as a network.")
+@click.option("--precision", default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]), help="Of fits.")
+@click.option("--resume", is_flag=True, help="Continue a fit that was interrupted.")
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration images.")
 @click.option("--split", default="train", show_default=True, help="Split of the data to calibrate on.")
 @ann_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
 @data_options
 def convert(
-    model: str, out: Path, recipe: str, timesteps: int | None, budget: float | None, refit: str | None, checkpoint: str | None,
-    num_classes: int | None, overwrite: bool, as_json: bool, **images: Any,
+    model: str, out: Path, recipe: str, timesteps: int | None, budget: float | None, refit: str | None, passes: int | None,
+    precision: str, resume: bool, checkpoint: str | None, num_classes: int | None, overwrite: bool, as_json: bool,
+    **images: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL and write the spiking network to OUT.
 
     MODEL is a timm name (with tag), hf-hub:NAME, local-dir:PATH, or demo. Several processes share the calibration images:
-    torchrun --nproc-per-node 2 -m vit2snn convert ...
+    torchrun --nproc-per-node 2 -m vit2snn convert ... Recipes such as qkformer fit substitutes to MODEL, on a thousand images
+    for an hour or so; an interrupted fit goes on with --resume.
 
     \b
     vit2snn convert demo -o demo-snn
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
     vit2snn convert demo --recipe qkformer -o demo-qk
     """
+    from vit2snn.finetune import check_folder, close_folder, folder_of
     from vit2snn.measure.text import parity_table
 
-    chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit)
-    with launched(images["device"]) as device:
-        summary, result = _convert(model, out, chosen, checkpoint, num_classes, overwrite, images, device)
+    chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit, passes=passes)
+    check_folder(out, resume, overwrite)
+    with launched(images["device"]) as device, _fitting(out, chosen, precision, resume) as fitting:
+        summary, result = _convert(model, out, chosen, checkpoint, num_classes, overwrite, images, device, fitting)
+    if is_main() and folder_of(out).exists():
+        close_folder(out)
     told = f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}"
     emit(as_json, summary, f"{told}\n{parity_table(result)}")
     data = "" if model == DEMO else " --data DATA"
@@ -129,8 +143,8 @@ def fold(model: Path, out: Path, overwrite: bool, as_json: bool) -> None:
 
     from vit2snn import load
     from vit2snn.convert import fold as folded
+    from vit2snn.files import check_output
     from vit2snn.storage.artifact import is_artifact, read_config
-    from vit2snn.storage.files import check_output
 
     check_output(out, overwrite, is_artifact)
     snn = load(model)
@@ -153,15 +167,32 @@ def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
     images = {"seed": 0, "batch_size": 32, "samples": 128, "split": "train"}
     recipe = find_recipe("faithful", timesteps=DEMO_TIMESTEPS)
     with launched("auto") as device:
-        _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, device)
+        _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, device, None)
         result = evaluate_folder(folder, None, images | {"samples": None, "split": "validation"}, device)
     emit(as_json, result.to_json(), curve_table(result))
     note(f"the converted model, the curve and its data are in {folder}")
 
 
+@contextmanager
+def _fitting(out: Path, recipe: Recipe, precision: str, resume: bool) -> Iterator[Fitting]:
+    """How substitutes are fitted, with a progress bar, and checkpoints beside ``out``."""
+    from vit2snn.convert import Fitting
+    from vit2snn.finetune import drop_folder, folder_of, open_folder
+
+    fits = recipe.substitutes and recipe.structure.refit in ("blocks", "network")
+    folder = (open_folder(out, resume) if is_main() else folder_of(out)) if fits else None
+    wait()
+    try:
+        with fit_bar() as report:
+            yield Fitting(precision, folder, resume, report)  # type: ignore[arg-type]
+    finally:
+        if folder and is_main():
+            drop_folder(out)
+
+
 def _convert(
     name: str, out: Path, recipe: Recipe, checkpoint: str | None, num_classes: int | None, overwrite: bool,
-    images: dict[str, Any], device: Any,
+    images: dict[str, Any], device: Any, fitting: Fitting | None,
 ) -> tuple[dict[str, Any], Evaluation]:  # fmt: skip
     """Calibrate, convert, compare with the ANN on calibration images, save; the summary of it, and the comparison.
 
@@ -172,10 +203,10 @@ def _convert(
 
     from vit2snn.convert import load_model, plan, provisional, to_spiking
     from vit2snn.data import batches
+    from vit2snn.files import check_output
     from vit2snn.measure import evaluate
     from vit2snn.spiking.shards import processes
     from vit2snn.storage.artifact import is_artifact
-    from vit2snn.storage.files import check_output
     from vit2snn.storage.versions import versions
 
     started = time.time()
@@ -187,7 +218,7 @@ def _convert(
     samples = _calibration_samples(ann, images)
     pixels = torch.stack([sample.image for sample in samples])
     passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
-    snn = to_spiking(ann.to(device), recipe, passes, images["seed"])
+    snn = to_spiking(ann.to(device), recipe, passes, images["seed"], fitting)
     result = evaluate(snn, bar(batches(samples[: -(-COMPARED // processes())], images["batch_size"]), "comparing"))
     run = {"command": sys.argv, "seed": images["seed"], "versions": versions(), "seconds": round(time.time() - started, 1)}
     by_name = {error.name: error.relative_error for error in result.modules}

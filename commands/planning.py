@@ -54,9 +54,9 @@ def plan(
     from vit2snn.convert.inputs import seeded
     from vit2snn.convert.plans import compromises, told
     from vit2snn.data import prepared
+    from vit2snn.files import check_output
     from vit2snn.measure.text import table
     from vit2snn.storage import plans
-    from vit2snn.storage.files import check_output
 
     check_output(out, overwrite, plans.is_front)
     check_data(model, images)

@@ -23,9 +23,9 @@ def report(models: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     vit2snn report demo-snn
     vit2snn report demo-snn demo-qk demo-shift -o recipes.html
     """
+    from vit2snn.files import write_whole
     from vit2snn.measure.report import report_page
     from vit2snn.storage.documents import read_artifacts
-    from vit2snn.storage.files import write_whole
 
     artifacts = read_artifacts(models)
     page = page or (models[0] / "report.html" if len(models) == 1 else Path("report.html"))

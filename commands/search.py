@@ -133,9 +133,9 @@ def create(file: Path, out: Path, member: int | None, seed: int, overwrite: bool
     import torch
 
     from vit2snn.errors import SearchError
+    from vit2snn.files import check_output
     from vit2snn.search import Task, create as create_model, read_outcome
     from vit2snn.storage import is_model_folder, save_model
-    from vit2snn.storage.files import check_output
 
     check_output(out, overwrite, is_model_folder)
     document = read_outcome(file)

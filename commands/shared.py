@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from vit2snn.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vit2snn.convert import Recipe
+    from vit2snn.convert import Progress, Recipe
     from vit2snn.data import EventSource, ImageSource
 
 DEMO = "demo"
@@ -207,14 +207,36 @@ def bar(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[A
     return iter(tqdm(items, desc=what, total=total, file=sys.stderr, disable=hidden, leave=False))
 
 
-class Pass:
+class Pass(Sequence[Any]):
     """Batches with a progress bar for each pass over them."""
 
-    def __init__(self, batches: Iterable[Tensor], what: str) -> None:
+    def __init__(self, batches: Sequence[Tensor], what: str) -> None:
         self.batches, self.what = batches, what
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.batches[index]
 
     def __iter__(self) -> Iterator[Tensor]:
         return bar(self.batches, self.what)
+
+
+@contextmanager
+def fit_bar() -> Iterator[Callable[[Progress], None]]:
+    """Within this context, a progress bar with the time left that can be handed to `vit2snn.convert.Fitting`."""
+    from tqdm import tqdm
+
+    hidden = None if is_main() else True
+    shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(total=100, bar_format=shape, file=sys.stderr, disable=hidden, leave=False) as shown:
+
+        def report(progress: Progress) -> None:
+            shown.set_description_str(f"fitting {progress.stage}", refresh=False)
+            shown.update(100 * progress.done - shown.n)
+
+        yield report
 
 
 def emit(as_json: bool, document: Any, text: str) -> None:

@@ -56,8 +56,8 @@ def training_options(epochs: int, lr: float) -> Callable[[Any], Any]:
 
 def check_training(out: Path, options: Mapping[str, Any], replaceable: Any) -> None:
     """Refuse outputs that must not be written, before anything is read. Processes beside the main one have no output."""
+    from vit2snn.files import check_output
     from vit2snn.finetune import check_folder
-    from vit2snn.storage.files import check_output
 
     if is_main():
         check_output(out, options["overwrite"], replaceable)

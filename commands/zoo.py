@@ -138,8 +138,8 @@ def import_(
     vit2snn zoo import 10_384.pth --layout qkformer_imagenet -o qkformer
     """
     from vit2snn.convert import read_checkpoint
+    from vit2snn.files import check_output
     from vit2snn.storage import is_model_folder, save_model
-    from vit2snn.storage.files import check_output
     from vit2snn.zoo import from_official
 
     check_output(out, overwrite, is_model_folder)

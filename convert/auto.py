@@ -18,7 +18,7 @@ from ..measure import FLOAT32, Meter, energy
 from ..spiking import over_time
 from ..spiking.branches.registry import admits, kinds
 from ..tracing import catching, record
-from .blocks import AUTO, KEPT, BlockPlan, any_spiking, mixes_tokens
+from .blocks import AUTO, KEPT, BlockPlan, any_new, mixes_tokens
 from .branches import block_size, neuron_of, transformer_blocks
 from .inputs import check_weights
 from .precision import at_least_float32, full_precision
@@ -160,7 +160,7 @@ def opened(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: it has no branches of spikes.
     """
-    fields = recipe.structure.undecided or [field for field in FIELDS if any_spiking(getattr(recipe.structure, field))]
+    fields = recipe.structure.undecided or [field for field in FIELDS if any_new(getattr(recipe.structure, field))]
     if not fields:
         raise RecipeError("the recipe has no branches of spikes, so none can be chosen", "take one such as qkformer")
     return recipe.changed(**dict.fromkeys(fields, AUTO), max_error=None, max_energy=None)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import RecipeError
-from ..spiking.branches import find, kinds
+from ..spiking.branches import find
 from ..spiking.branches.registry import has_interaction, spellings
+from ..spiking.substitutes import MLPS, is_sum, summands, terms
 
 Choice = str | Mapping[str, str]
 """One kind for all blocks, or kinds by block: ``{"0-7": "qk-token", "8-11": "ssa"}``. Later keys win; other blocks are kept."""
 
 KEPT = {"attention": ("softmax", "shift-softmax"), "mlp": ("mlp", "shift-mlp")}
 """Branches that compute what the ANN's do, on values that coded neurons decode; the first one leaves the function as it is. All
-others are of spikes: see `vit2snn.spiking.branches`."""
+others are new: substitutes (`vit2snn.spiking.substitutes`), or of spikes from the start (`vit2snn.spiking.branches`)."""
 AUTO = "auto"
 HALVES = ("first half", "second half")
 
@@ -37,30 +38,45 @@ def check_choice(field: str, choice: object) -> None:
         RecipeError: it is neither a kind nor a mapping of blocks to kinds.
     """
     values = list(choice.values()) if isinstance(choice, Mapping) else [choice]
-    allowed = KEPT[field] + spellings(field) + (() if isinstance(choice, Mapping) else (AUTO,))
     for value in values:
-        if value not in allowed:
-            hint = f"kinds: {', '.join((*KEPT[field], *kinds(field), AUTO))}"
-            suffixed = ", ".join(kind for kind in spellings(field) if kind not in kinds(field))
+        if value in KEPT[field] or (value == AUTO and not isinstance(choice, Mapping)):
+            continue
+        if not isinstance(value, str) or not (is_substitute(field, value) or value in spellings(field)):
+            new = f"sums such as qk-channel+conv of {', '.join(terms())}" if field == "attention" else ", ".join(MLPS)
             raise RecipeError(
                 f"recipe field 'structure.{field}' has the unknown kind {value!r}",
-                f"{hint}; with temporal interaction: {suffixed}" if suffixed else hint,
+                f"kinds: {', '.join((*KEPT[field], AUTO))}; with coded neurons: {new}; with membrane neurons: "
+                f"{', '.join(spellings(field))}",
             )
 
 
-def is_spiking(kind: str) -> bool:
-    """Whether a branch of this kind is one of spikes."""
+def is_new(kind: str) -> bool:
+    """Whether a branch of this kind takes the place of the ANN's own."""
     return kind not in KEPT["attention"] + KEPT["mlp"]
 
 
+def is_substitute(field: str, kind: str) -> bool:
+    """Whether there is a substitute of this kind, which is fitted before there are spikes."""
+    return is_sum(kind) if field == "attention" else kind in MLPS
+
+
+def is_branch(field: str, kind: str) -> bool:
+    """Whether there is a branch of membrane neurons of this kind."""
+    return kind in spellings(field)
+
+
 def mixes_tokens(kind: str) -> bool:
-    """Whether tokens see each other in attention of this kind, or in its temporal interaction."""
-    return not is_spiking(kind) or find("attention", kind).mixes_tokens or has_interaction("attention", kind)
+    """Whether each token sees all others in attention of this kind, or in its temporal interaction."""
+    if not is_new(kind):
+        return True
+    if is_sum(kind):
+        return any(found.mixes_tokens for found in summands(kind).values())
+    return find("attention", kind).mixes_tokens or has_interaction("attention", kind)
 
 
-def any_spiking(choice: Choice) -> bool:
-    """Whether a field asks for a branch of spikes in some block."""
-    return choice == AUTO or any(map(is_spiking, choice.values() if isinstance(choice, Mapping) else [choice]))
+def any_new(choice: Choice) -> bool:
+    """Whether a field asks for a new branch in some block."""
+    return choice == AUTO or any(map(is_new, choice.values() if isinstance(choice, Mapping) else [choice]))
 
 
 def kinds_by_block(field: str, choice: Choice, blocks: Sequence[str]) -> list[str]:
@@ -88,13 +104,14 @@ def check_mixing(plans: Sequence[BlockPlan]) -> None:
     """Refuse a network in which no token would ever see another.
 
     Raises:
-        RecipeError: every block has attention such as Q-K token attention, which masks each token by its own query.
+        RecipeError: every block has attention such as Q-K token attention, which masks each token by its own query, or a
+            convolution, which class tokens do not see.
     """
     if plans and not any(mixes_tokens(plan.attention) for plan in plans):
         without = ", ".join(sorted({plan.attention for plan in plans}))
         raise RecipeError(
-            f"no block of this plan mixes tokens: in attention of the kind {without} each token sees itself alone, so a class "
-            "token would never see a patch, nor one patch another",
+            f"no block of this plan mixes all tokens: attention of the kind {without} shows a token to itself alone, or to its "
+            "neighbours, so a class token would never see a patch",
             'give the last blocks another attention, such as {"first half": "qk-token", "second half": "ssa"}',
         )
 

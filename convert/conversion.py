@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -29,15 +29,21 @@ from .absorption import absorb_functions, absorb_norms
 from .auto import Candidate, candidates, choose
 from .batch_axis import check_images_apart
 from .budget import affordable
+from .fitting import Fitting, fit
 from .functions import replace_functions, replace_softmax
 from .inputs import Batches, checked, seeded
 from .model import SpikingModel
-from .planning import Plan, plan
+from .planning import Plan, block_plans, plan
 from .products import drive_operations
 from .recipe import Recipe
 from .registry import handler_for
-from .spike_driven import fit, restructure
+from .spike_driven import fit as fit_spiking, restructure
+from .structures import Structure
+from .substitution import substitute
 from .teacher import Teacher
+
+Fit = Callable[[Any, Any, Structure, Batches], None]
+"""Fits substitutes in a network to an ANN, as far as a structure asks for."""
 
 
 def to_spiking(
@@ -45,6 +51,7 @@ def to_spiking(
     recipe: Recipe | str = "faithful",
     images: Tensor | Iterable[Any] | None = None,
     seed: int = 0,
+    fitting: Fitting | None = None,
 ) -> SpikingModel:
     """Convert a pretrained timm model into a spiking network.
 
@@ -58,8 +65,10 @@ def to_spiking(
         model: the ANN, with its weights.
         recipe: a `Recipe`, or the name of one.
         images: calibration images, preprocessed: ``[N, C, H, W]``, or batches (see `vit2snn.convert.inputs.Batches`) that can
-            be iterated over several times, such as a DataLoader. A few dozen to a few hundred; labels are not used.
-        seed: of what has no counterpart in the ANN, such as the routers of experts.
+            be iterated over several times, such as a DataLoader. A few dozen to a few hundred, or a thousand where substitutes
+            are fitted; labels are not used.
+        seed: of what has no counterpart in the ANN, such as the routers of experts, and of the order of images in a fit.
+        fitting: how substitutes are fitted: precision, progress, checkpoints; see `Fitting`.
 
     Raises:
         UnsupportedModuleError: a module has no rule; nothing has been done.
@@ -76,32 +85,37 @@ def to_spiking(
     _check_in_step(batches)
     # Within inference mode no gradient could be taken, of which calibration needs some.
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, next(model.parameters()).device):
-        return _to_spiking(model, recipe, batches)
+        return _to_spiking(model, recipe, batches, partial(fit, seed=seed, fitting=fitting or Fitting()))
 
 
-def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches) -> SpikingModel:
+def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, fit: Fit) -> SpikingModel:
     first = batches.first()
     if recipe.structure.undecided:
         recipe = choose(recipe, _over_processes(list(candidates(Teacher(model).ann, recipe, batches))))
-    elif recipe.max_energy is not None:
-        recipe = affordable(lambda trial: _fitted(model, trial, [first]), recipe, first)
-    snn = _fitted(model, recipe, batches)
+    plan(model, recipe, tuple(first.shape[1:]))  # refuses what cannot be converted before anything is fitted
+    network = substituted(model, recipe)
+    if recipe.substitutes:
+        fit(network, Teacher(model).ann, recipe.structure, batches)
+    if recipe.max_energy is not None:
+        recipe = affordable(lambda trial: _spiking(model, copy.deepcopy(network), trial, [first]), recipe, first)
+    snn = _spiking(model, network, recipe, batches)
     snn.calibrated_on = shards.collected(batches.digests)
     own = exit_table(snn, batches)
     snn.exits = own and own.over_processes()
     return snn
 
 
-def _fitted(model: nn.Module, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:
-    """The converted network, calibrated and re-fitted; the recipe leaves nothing to be chosen."""
+def _spiking(model: nn.Module, network: Any, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:
+    """``network``, a copy of the model whose substitutes are fitted, with neurons that are calibrated."""
     first = next(iter(batches))
-    snn = structure(model, recipe, tuple(first.shape[1:]))
+    size = tuple(first.shape[1:])
+    snn = _driven(network, recipe, plan(model, recipe, size), size)
     if not recipe.structure.keeps_function:
         snn.teacher = Teacher(model)
     if not recipe.spike_driven:
         check_images_apart(snn.network, first[:1])
     elif snn.teacher is not None:
-        fit(snn.network, snn.teacher.ann, snn.plan.blocks, recipe, batches)
+        fit_spiking(snn.network, snn.teacher.ann, snn.plan.blocks, recipe, batches)
     coded = recipe.coded
     if snn.neurons() and coded.alphabet is not None:
         # Beside membrane neurons, one timestep is no ANN from which the worth of a spike could be learned.
@@ -142,8 +156,19 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
         NothingConvertedError: the model has no synaptic operation that the recipe converts.
         RecipeError: the recipe names blocks that the model does not have, or mixes no tokens.
     """
-    planned = plan(model, recipe, input_size)
-    network = untied(copy.deepcopy(model)).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
+    return _driven(substituted(model, recipe), recipe, plan(model, recipe, input_size), input_size)
+
+
+def substituted(model: nn.Module, recipe: Recipe) -> Any:
+    """A copy of ``model``, with the substitutes that the recipe names, which are not fitted yet."""
+    network: Any = untied(copy.deepcopy(model)).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
+    if recipe.substitutes:
+        substitute(network, block_plans(model, recipe), recipe.structure)
+    return network
+
+
+def _driven(network: Any, recipe: Recipe, planned: Plan, input_size: tuple[int, ...]) -> SpikingModel:
+    """``network`` with neurons that are not calibrated yet, as it was planned; it becomes part of the result."""
     absorb_norms(network, planned.absorbed)
     replace_functions(network, planned.blocks, recipe)
     if recipe.spike_driven:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import digest
+from ..data import TrainingLoader, digest
 from ..errors import DataError, ModelError
 from ..measure.batches import IMAGES
 
@@ -61,6 +61,7 @@ class Batches:
         size: of the batches into which a tensor is cut up.
 
     Attributes:
+        in_memory: whether all images are there at once: in a tensor, a list, or another sequence.
         digests: of all images, once they have been iterated over. They must be the same in every pass, in any order.
 
     Raises:
@@ -74,6 +75,7 @@ class Batches:
                 "pass a tensor, a list of batches or a DataLoader",
             )
         self.batches = images.split(size) if isinstance(images, Tensor) and images.ndim else images
+        self.in_memory = isinstance(images, (Tensor, Sequence))
         self.like = like
         self.digests: tuple[str, ...] = ()
 
@@ -106,6 +108,13 @@ class Batches:
                 "pass a loader without augmentation and drop_last, or a list: list(loader)",
             )
         self.digests = self.digests or tuple(seen)
+
+
+class OwnItems(TrainingLoader):
+    """Pairs that this process alone has, to be trained on: those of the other processes of a group are others, equally many."""
+
+    def share(self, process: int, processes: int) -> None:
+        """Keep them all."""
 
 
 def images_of(batch: Any) -> Tensor:

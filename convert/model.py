@@ -24,6 +24,7 @@ from ..spiking import (
 from .advice import advise
 from .planning import Plan
 from .recipe import Recipe
+from .substitution import is_new_parameter
 from .teacher import Teacher, analog_copy
 
 
@@ -121,7 +122,9 @@ class SpikingModel(nn.Module):
         return {name: neuron for name, neuron in neurons(self.network) if isinstance(neuron, CodedNeuron)}
 
     def is_new(self, parameter: str) -> bool:
-        """Whether a parameter of the network, given by name, has no counterpart in the ANN: routers, temporal interaction."""
+        """Whether a parameter of the network, given by name, has no counterpart in the ANN: routers, gates, static norms."""
+        if self.recipe.substitutes:
+            return is_new_parameter(self.network, parameter)
         branches = ((name, module) for name, module in self.network.named_modules() if isinstance(module, Branch))
         return any(parameter.startswith(f"{name}.{part}.") for name, branch in branches for part in branch.new_parts())
 

@@ -21,6 +21,7 @@ from .recipe import Recipe
 from .registry import handler_for, keep_analog
 from .spike_driven import restructure
 from .structures import FIELDS
+from .substitution import substitute
 
 Action = Literal["spiking", "analog", "ignored", "absorbed"]
 
@@ -45,7 +46,7 @@ class PlannedModule:
 
 @dataclass(frozen=True)
 class Plan:
-    """The modules in order of execution, and the blocks where the recipe gives them spiking branches.
+    """The modules in order of execution, and the blocks where the recipe gives them other branches than their own.
 
     ``absorbed`` has the modules that disappear, and the layers that they go into.
     """
@@ -85,12 +86,16 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
         raise ModelError(f"{type(model).__name__} is a spiking network already", "convert the ANN it came from, or train it")
     if recipe.spike_driven:
         return _spike_driven_plan(model, recipe, input_size)
+    blocks = () if recipe.structure.attention == "softmax" and recipe.structure.mlp == "mlp" else block_plans(model, recipe)
+    if recipe.substitutes:
+        network: Any = copy.deepcopy(model)
+        substitute(network, blocks, recipe.structure)
+        model = network
     operations = record(model, input_size)
     pairs = absorbed(model, operations, recipe)
     planned, missing = _planned(model, recipe, operations, pairs)
     if missing:
         raise _unsupported(model, missing)
-    blocks = () if recipe.structure.attention == "softmax" and recipe.structure.mlp == "mlp" else block_plans(model, recipe)
     if not any(module.action == "spiking" for module in planned):
         raise NothingConvertedError(
             f"nothing in {type(model).__name__} would be converted",

@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..errors import RecipeError
+from .blocks import is_branch, is_substitute
 from .fields import FieldError, check_bounds, check_types, from_fields, shown, to_fields
 from .spikes import KEPT_PATH, LONGEST, Coded, Membrane
-from .structures import Structure
+from .structures import FIELDS, Structure
 
 VERSION = 3
 KINDS: Mapping[str, type[Coded] | type[Membrane]] = MappingProxyType({kind.KIND: kind for kind in (Coded, Membrane)})
@@ -68,16 +69,36 @@ class Recipe:
                 "spikes", "kind", "is 'membrane', and every block keeps its own branches",
                 "choose other branches, such as structure.attention 'ssa' and structure.mlp 'spiking', or kind 'coded'",
             )  # fmt: skip
-        if isinstance(self.spikes, Coded) and self.structure.replaces:
-            raise FieldError(
-                "spikes", "kind", "is 'coded', and new branches need membrane neurons",
-                "choose spikes of kind 'membrane' (in Python: spikes=Membrane(...)), or keep structure.attention and "
-                "structure.mlp",
-            )  # fmt: skip
+        if self.structure.replaces:
+            self._check_new()
         if isinstance(self.spikes, Membrane) and self.spikes.shortcut == "sew" and self.structure.refit == "blocks":
             raise FieldError(
                 "spikes", "shortcut", "is 'sew', and a stream of spikes cannot be fitted to the ANN's block by block",
                 "choose structure.refit 'ridge'",
+            )  # fmt: skip
+
+    def _check_new(self) -> None:
+        """Refuse new branches that the kind of spikes does not have."""
+        coded, structure = isinstance(self.spikes, Coded), self.structure
+        has = is_substitute if coded else is_branch
+        for name in FIELDS:
+            for kind in sorted(structure.kinds(name)):
+                if not has(name, kind):
+                    raise FieldError(
+                        Structure.PATH, name, f"is {kind!r}, of which there is no form for {self.spikes.KIND} neurons",
+                        f"choose another kind, or spikes of kind {Membrane.KIND if coded else Coded.KIND!r}",
+                    )  # fmt: skip
+        only: dict[str, tuple[str, ...]] = {"norm": ("batchnorm",)} if coded else {"norm": ("static",), "refit": ("network",)}
+        for name, values in only.items():
+            if getattr(structure, name) in values:
+                raise FieldError(
+                    Structure.PATH, name, f"is {getattr(structure, name)!r}, and spikes are of kind {self.spikes.KIND!r}",
+                    f"choose another, or spikes of kind {Membrane.KIND if coded else Coded.KIND!r}",
+                )  # fmt: skip
+        if coded and structure.undecided:
+            raise FieldError(
+                Structure.PATH, structure.undecided[0], "is 'auto', and spikes are of kind 'coded'",
+                "choose spikes of kind 'membrane', or name the kinds block by block",
             )  # fmt: skip
 
     def _check_budget(self) -> None:
@@ -110,8 +131,13 @@ class Recipe:
 
     @property
     def spike_driven(self) -> bool:
-        """Whether some block gets a branch of spikes in place of its own."""
-        return self.structure.replaces
+        """Whether some block gets a branch of membrane neurons in place of its own, which lives in time."""
+        return isinstance(self.spikes, Membrane)
+
+    @property
+    def substitutes(self) -> bool:
+        """Whether some block gets a substitute, which is fitted before there are spikes."""
+        return self.structure.replaces and not self.spike_driven
 
     @property
     def synchronous(self) -> bool:
@@ -249,10 +275,20 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "exact": Recipe(timesteps=1, spikes=Coded(levels=0)),
         "qkformer": Recipe(
+            structure=Structure(
+                {"first half": "qk-channel+conv", "second half": "qk-channel+ssa+conv"}, "relu", norm="static", refit="network"
+            )
+        ),
+        "experts": Recipe(
+            structure=Structure(
+                {"first half": "experts+conv", "second half": "experts+emsa+conv"}, "emsp", norm="static", refit="network"
+            )
+        ),
+        "qkformer-binary": Recipe(
             structure=Structure({"first half": "qk-token", "second half": "ssa"}, "spiking", norm="batchnorm", readout="mean"),
             spikes=Membrane("if"),
         ),
-        "experts": Recipe(structure=Structure("emsa", "emsp", norm="batchnorm", readout="mean"), spikes=Membrane("if")),
+        "experts-binary": Recipe(structure=Structure("emsa", "emsp", norm="batchnorm", readout="mean"), spikes=Membrane("if")),
         "spike-driven": Recipe(structure=Structure("ssa", "spiking", norm="batchnorm", readout="mean"), spikes=Membrane("if")),
         "shift": Recipe(
             structure=Structure("shift-softmax", "shift-mlp", norm="shift-layernorm"),

@@ -14,7 +14,7 @@ from ..errors import UnsupportedModuleError
 from ..spiking import BlockSize, Inherited, NeuronFactory, SpikingNorm, TokenBranch, analog, over_time
 from ..spiking.branches.registry import for_tokens
 from ..tracing import catching
-from .blocks import BlockPlan, is_spiking
+from .blocks import BlockPlan, is_new
 from .branches import block_size, born_at, inherited, neuron_of, own_maps, spiking_norm
 from .precision import at_least_float32, full_precision, without_half
 from .recipe import Recipe
@@ -32,11 +32,11 @@ def restructure(network: VisionTransformer, plans: Sequence[BlockPlan], recipe: 
     like = network.patch_embed.proj.weight
     for plan, block in zip(plans, network.blocks, strict=True):
         size = block_size(network, block)
-        if is_spiking(plan.attention):
+        if is_new(plan.attention):
             block.attn = born_at(like, partial(_branch, "attention", plan.attention, size, neuron, sew))
             block.norm1 = nn.Identity() if sew else spiking_norm(block.norm1, recipe.structure.norm, channels, neuron, like)
             block.ls1 = nn.Identity()
-        if is_spiking(plan.mlp):
+        if is_new(plan.mlp):
             block.mlp = born_at(like, partial(_branch, "mlp", plan.mlp, size, neuron, sew))
             block.norm2 = nn.Identity() if sew else spiking_norm(block.norm2, recipe.structure.norm, channels, neuron, like)
             block.ls2 = nn.Identity()
@@ -109,7 +109,7 @@ def fit(
             before = streams
             for kind, part in ((plan.attention, "attention"), (plan.mlp, "mlp")):
                 streams = fit_branch(block, original, part, kind, recipe, streams)
-            if recipe.structure.refit == "blocks" and (is_spiking(plan.attention) or is_spiking(plan.mlp)):
+            if recipe.structure.refit == "blocks" and (is_new(plan.attention) or is_new(plan.mlp)):
                 with torch.enable_grad():
                     reconstruct(block, [stream for stream, _ in before], [after for _, after in streams])
                 streams = [(over_time(block, stream), after) for (stream, _), (_, after) in zip(before, streams, strict=True)]
@@ -161,7 +161,7 @@ def fit_branch(
         with catching(output) as caught:
             added = own_scale(own(normed))
         passages.append(Passage(stream, before, normed, caught[0], before + added))
-    if not is_spiking(kind):
+    if not is_new(kind):
         return [(p.stream + over_time(lambda x: scale(branch(norm(x))), p.stream), p.after) for p in passages]
     settling = _settling(recipe, norm, branch, branch.branch.inherited(own_maps(own), original.attn.num_heads))
     settling.settle(passages)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .blocks import AUTO, Choice, any_spiking, check_choice
+from .blocks import AUTO, Choice, any_new, check_choice, is_new
 from .choices import ByBlock
-from .fields import FieldError, check_types, shown
+from .fields import FieldError, check_bounds, check_types, shown
 
-Norm = Literal["layernorm", "shift-layernorm", "batchnorm"]
+Norm = Literal["layernorm", "shift-layernorm", "batchnorm", "static"]
 Readout = Literal["model", "class-token", "mean"]
-Refit = Literal["none", "ridge", "blocks"]
+Refit = Literal["none", "ridge", "blocks", "network"]
+LONGEST = 10**6  # passes
 FIELDS = ("attention", "mlp")
 """Those that name a kind for each block."""
 
@@ -22,15 +23,19 @@ class Structure:
     """What takes the place of what. With nothing given, the ANN's own parts stay.
 
     Args:
-        attention: of each block (see `vit2snn.convert.blocks`): ``softmax`` or ``shift-softmax`` on decoded values, or of
-            spikes: a kind in `vit2snn.spiking.branches`, such as ``ssa`` or ``qk-token``, also with ``+tim``. ``auto`` measures
-            all of them on the calibration images.
-        mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values, or of spikes, such as ``spiking``.
-        norm: in front of new branches: ``batchnorm``, calibrated, which folds; ``layernorm``; or ``shift-layernorm``, which
-            takes the place of every LayerNorm.
+        attention: of each block (see `vit2snn.convert.blocks`): ``softmax`` or ``shift-softmax`` on decoded values; for coded
+            neurons a sum of terms in `vit2snn.spiking.substitutes`, such as ``qk-channel+conv``; for membrane neurons a kind in
+            `vit2snn.spiking.branches`, such as ``ssa``, also with ``+tim``. ``auto`` measures all of them on the calibration
+            images.
+        mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values; ``relu`` or ``emsp`` for coded neurons; ``spiking`` or
+            ``emsp`` for membrane neurons.
+        norm: in front of new branches: ``static``, a map by channel, for coded neurons; ``batchnorm``, calibrated, which folds,
+            for membrane neurons; ``layernorm``; or ``shift-layernorm``, which takes the place of every LayerNorm.
         readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.
-        refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights (unless given), or
-            gradient descent on their ``blocks`` after that. None where no branch is new.
+        refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights (unless given),
+            gradient descent on their ``blocks`` after that, or on the whole ``network`` after that (substitutes only). None
+            where no branch is new.
+        passes: how often gradient descent goes through the images, in all.
 
     Raises:
         RecipeError: a field has a value that it cannot have, or is about new branches where there are none.
@@ -43,6 +48,7 @@ class Structure:
     norm: Norm = "layernorm"
     readout: Readout = "model"
     refit: Refit | None = None
+    passes: int = 40
 
     def __post_init__(self) -> None:
         for name in FIELDS:
@@ -52,15 +58,20 @@ class Structure:
                 self._check_keys(name, choice)
                 object.__setattr__(self, name, ByBlock(choice))
         check_types(self, self.PATH)
+        check_bounds(self, self.PATH, {"passes": (1 <= self.passes <= LONGEST, f"from 1 to {LONGEST}")})
         if self.replaces:
             object.__setattr__(self, "refit", self.refit or "ridge")
             return
-        given = {"norm": self.norm == "batchnorm", "readout": self.readout != "model", "refit": self.refit is not None}
+        given = {
+            "norm": self.norm in ("batchnorm", "static"),
+            "readout": self.readout != "model",
+            "refit": self.refit is not None,
+        }
         for name, is_given in given.items():
             if is_given:
                 raise FieldError(
                     self.PATH, name, f"is {getattr(self, name)!r}, and every block keeps its own branches",
-                    "leave it out, or choose other branches, such as structure.attention 'ssa' and structure.mlp 'spiking'",
+                    "leave it out, or choose other branches, such as structure.attention 'ssa+conv' and structure.mlp 'relu'",
                 )  # fmt: skip
 
     def _check_keys(self, name: str, choice: Mapping[str, str]) -> None:
@@ -71,12 +82,18 @@ class Structure:
     @property
     def replaces(self) -> bool:
         """Whether some block gets a new branch in place of its own."""
-        return any_spiking(self.attention) or any_spiking(self.mlp)
+        return any_new(self.attention) or any_new(self.mlp)
 
     @property
     def keeps_function(self) -> bool:
         """Whether the network with analog neurons computes what the ANN computes."""
         return self.attention == "softmax" and self.mlp == "mlp" and self.norm == "layernorm"
+
+    def kinds(self, field: str) -> set[str]:
+        """The kinds of new branches that one of `FIELDS` names; none where it says ``auto``."""
+        choice = getattr(self, field)
+        named = set(choice.values()) if isinstance(choice, Mapping) else {choice} - {AUTO}
+        return {kind for kind in named if is_new(kind)}
 
     @property
     def undecided(self) -> tuple[str, ...]:

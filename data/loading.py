@@ -22,7 +22,7 @@ from .events import EventSource
 from .sources import ImageSource
 from .subset import balanced_order
 
-Item = tuple[Tensor, int]
+Item = tuple[Tensor, Any]
 UNLABELLED = -1
 """The label of an image that has none."""
 Place = tuple[int, int]

@@ -13,4 +13,4 @@ from .loop import Summary as Summary, train as train
 from .metrics import Step as Step
 from .objectives import Distillation as Distillation, Objective as Objective, classification as classification
 from .optimisation import layer_scale as layer_scale
-from .settings import Settings as Settings
+from .settings import Precision as Precision, Settings as Settings

@@ -16,6 +16,8 @@ import torch
 from ..errors import ArtifactError, OutputExistsError
 
 CHECKPOINT = "checkpoint"
+BRANCHES = "branches"
+"""A folder for the checkpoint of a first stage, such as that in which `vit2snn.convert` fits branches one by one."""
 PARTIAL = "checkpoint.partial"
 METRICS = ("metrics.csv", "tensorboard")
 
@@ -55,7 +57,7 @@ def check_folder(out: Path, resume: bool = False, overwrite: bool = False) -> No
     folder = folder_of(out)
     if resume and not folder.is_dir():
         raise ArtifactError(f"there is no unfinished training {str(folder)!r} to resume", "begin one without --resume")
-    if (folder / CHECKPOINT).exists() and not (resume or overwrite):
+    if _is_unfinished(folder) and not (resume or overwrite):
         raise OutputExistsError(
             f"{str(folder)!r} exists already: it holds an unfinished training",
             "continue it with --resume, or start anew with --overwrite",
@@ -81,8 +83,13 @@ def open_folder(out: Path, resume: bool = False) -> Path:
 def drop_folder(out: Path) -> None:
     """Remove the folder of a training that failed, unless it has a checkpoint to go on from."""
     folder = folder_of(out)
-    if not (folder / CHECKPOINT).exists():
+    if not _is_unfinished(folder):
         _remove(folder)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether there is something to go on from."""
+    return (folder / CHECKPOINT).exists() or (folder / BRANCHES / CHECKPOINT).exists()
 
 
 def close_folder(out: Path) -> None:
@@ -105,7 +112,7 @@ def close_folder(out: Path) -> None:
 
 def _empty(folder: Path) -> None:
     """Remove what a training has written, and nothing else."""
-    for name in (CHECKPOINT, PARTIAL, *METRICS):
+    for name in (CHECKPOINT, PARTIAL, BRANCHES, *METRICS):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         else:

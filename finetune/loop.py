@@ -168,7 +168,7 @@ class Trainer:
             update = [(x.to(self.accelerator.device), y.to(self.accelerator.device)) for x, y in islice(batches, accumulate)]
             self.scheduler.step_update(self.update)
             terms = self._step(epoch, step, update)
-            images = sum(x.shape[-4] for x, _ in update) * self.accelerator.num_processes
+            images = sum(len(labels) for _, labels in update) * self.accelerator.num_processes
             losses.append(sum(terms.values()))
             record = Step(
                 epoch, step, self.steps, self.update, self.updates, losses[-1], self._lr(), terms,

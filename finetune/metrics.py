@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import ArtifactError, Vit2SnnError
-from ..storage.files import write_whole
+from ..files import write_whole
 from .checkpoint import Workspace
 
 if TYPE_CHECKING:

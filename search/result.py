@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputExistsError, SearchError
-from ..storage.files import write_whole
+from ..files import write_whole
 from ..storage.versions import versions
 from .count import Figures
 from .evolution import Search, Settings

@@ -27,6 +27,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
 
 
+def is_main() -> bool:
+    """Whether this process is the one that writes: the first of a group, or one by itself."""
+    return processes() == 1 or dist.get_rank() == 0
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Within this context, and this thread, a process of a group has data of its own that it shares with nobody."""

@@ -21,11 +21,11 @@ from torch import nn
 
 from ..convert import Recipe, SpikingModel, Teacher, analog_copy, fold, structure
 from ..errors import ArtifactError
+from ..files import check_output, whole_folder
 from ..measure import ExitTable
 from ..spiking import neurons, prepare_process
 from .building import built, check_handlers, details, plain_config, timm_config
 from .card import model_card
-from .files import check_output, whole_folder
 from .likeness import check_same
 from .versions import versions
 

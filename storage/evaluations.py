@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..files import write_whole
 from ..measure import Evaluation
 from ..measure.curve import curve_svg
-from .files import write_whole
 
 
 def write_evaluation(evaluation: Evaluation, folder: str | Path, title: str = "", command: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from .files import check_output, whole_folder
+from ..files import check_output, whole_folder
 from .versions import versions
 
 SECTION = "vit2snn_zoo"

@@ -15,7 +15,7 @@ from ..convert import Compromise, Recipe
 from ..convert.auto import Candidate
 from ..convert.plans import uniform
 from ..convert.structures import FIELDS
-from .files import whole_folder
+from ..files import whole_folder
 from .versions import versions
 
 KIND = "vit2snn plans"

@@ -20,8 +20,8 @@ from vit2snn.cli import cli
 from vit2snn.convert import RECIPES, Recipe, Teacher, to_spiking
 from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import ArtifactError, OutputExistsError
+from vit2snn.files import check_output, write_whole
 from vit2snn.storage import artifact, open_network, save_model, trusting
-from vit2snn.storage.files import check_output, write_whole
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..errors import ArtifactError, OutputExistsError
+from .errors import ArtifactError, OutputExistsError
 
 
 def check_output(out: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:

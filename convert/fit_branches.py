@@ -1,0 +1,181 @@
+"""Substitutes one by one, front to back: each is fitted to what the stream of its network still lacks to the ANN's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..calibration import NormalEquations
+from ..finetune import Precision, Settings, Step, train
+from ..spiking import shards
+from ..spiking.substitutes import StaticNorm, SubstituteAttention, SubstituteMlp
+from ..tracing import catching
+from .branches import own_maps
+from .inputs import OwnItems
+from .structures import Refit
+from .substitution import is_new_parameter, last_norm, scaled
+
+HELD = 1024
+"""Images whose streams are held in memory: about three times N C floats for each."""
+STARTED_ON = 64
+"""Images from whose statistics a branch starts."""
+CHUNK = 32  # images that are computed at once
+RIDGE = 1e-3
+STEPS, BATCH, RATE = 200, 16, 1e-2
+INHERITED = 0.06
+"""What starts from the ANN's weights learns at this fraction of the rate."""
+PREFIX = 0.25
+"""The weight of each token before the patches, such as the class token, over that of all patches."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A branch of a network, x + scale(branch(norm(x))), and the ANN's beside it.
+
+    Attributes:
+        name: such as ``blocks.3.attn``.
+        ours: norm, branch and scale of the network.
+        own: those of the ANN.
+        prefix: tokens before the patches.
+    """
+
+    name: str
+    ours: tuple[nn.Module, nn.Module, nn.Module]
+    own: tuple[nn.Module, nn.Module, nn.Module]
+    prefix: int
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is a substitute."""
+        return isinstance(self.ours[1], (SubstituteAttention, SubstituteMlp))
+
+
+def places(network: VisionTransformer, ann: VisionTransformer) -> list[Place]:
+    """All branches, front to back."""
+    found, prefix = [], network.num_prefix_tokens
+    for index, (block, own) in enumerate(zip(network.blocks, ann.blocks, strict=True)):
+        name, attention, mlp = f"blocks.{index}", (own.norm1, own.attn, own.ls1), (own.norm2, own.mlp, own.ls2)
+        found.append(Place(f"{name}.attn", (block.norm1, block.attn, block.ls1), attention, prefix))
+        found.append(Place(f"{name}.mlp", (block.norm2, block.mlp, block.ls2), mlp, prefix))
+    return found
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is done for each branch.
+
+    Attributes:
+        refit: ``none`` leaves it with the statistics that it starts from, ``ridge`` regresses its last map, all else trains it.
+        seed: of the order of images.
+        precision: of the forward pass.
+        done: branches that have been fitted before, and are only passed.
+        report: called after each update, with the branch.
+        fitted: called after each branch, with the number of those that have been fitted.
+    """
+
+    refit: Refit
+    seed: int
+    precision: Precision
+    done: int
+    report: Callable[[str, Step], None]
+    fitted: Callable[[int], None]
+
+
+@torch.no_grad()
+def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Tensor, effort: Effort) -> None:
+    """Fit the substitutes in ``network``, front to back, and its last norm, in place.
+
+    Args:
+        network: with substitutes, in evaluation mode.
+        ann: what it was made of, in evaluation mode.
+        images: ``[B, C, H, W]``; of `HELD` or fewer.
+        effort: see `Effort`.
+    """
+    with catching(ann.blocks[0]) as caught:
+        for part in images.split(CHUNK):
+            ann.forward_intermediates(part, indices=[0], stop_early=True, intermediates_only=True)
+    theirs = torch.cat(caught)
+    ours = theirs.clone()
+    count = 0
+    for place in places(network, ann):
+        norm, branch, scale = place.own
+        after = theirs + _through(nn.Sequential(norm, branch, scale), theirs)
+        if place.is_new:
+            count += 1
+            if count > effort.done:
+                _fit(place, ours, theirs, after, effort)
+                effort.fitted(count)
+        ours = ours + _through(nn.Sequential(*place.ours), ours)
+        theirs = after
+    last = network.get_submodule(last_norm(network))
+    if isinstance(last, StaticNorm):
+        pooled = last_norm(network) == "fc_norm"
+        read = [network.pool(x) if pooled else x for x in (ours, theirs)]
+        last.start(read[0], ann.get_submodule(last_norm(ann))(read[1]))
+        _agree(last)
+
+
+def _fit(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort: Effort) -> None:
+    """One branch, which reads ``ours``, and shall give ``after - ours``; all ``[B, N, C]``."""
+    norm, branch, _ = place.ours
+    own_norm, own, own_scale = place.own
+    assert isinstance(branch, (SubstituteAttention, SubstituteMlp))
+    if isinstance(norm, StaticNorm):
+        norm.start(ours, _through(own_norm, theirs))
+    if isinstance(branch, SubstituteAttention):
+        few = ours[:STARTED_ON]
+        with catching(own.get_submodule("proj")) as caught:
+            own(own_norm(theirs[:STARTED_ON]))
+        branch.start(norm(few), scaled(own_maps(own), "out", own_scale), caught[0])
+    lacking = after - ours
+    if effort.refit != "none":
+        equations = NormalEquations()
+        for x, y in zip(ours.split(CHUNK), lacking.split(CHUNK), strict=True):
+            equations.update(branch.mixed(norm(x)).flatten(0, 1), y.flatten(0, 1))
+        weight, bias = equations.solve(RIDGE)
+        branch.last.weight.copy_(weight)
+        branch.last.bias.copy_(bias)
+    _agree(nn.ModuleList([norm, branch]))
+    if effort.refit not in ("none", "ridge"):
+        _train(place, ours, lacking, effort)
+
+
+@torch.enable_grad()
+def _train(place: Place, given: Tensor, lacking: Tensor, effort: Effort) -> None:
+    """Gradient descent on the squared error, relative to the variance of what is lacking."""
+    norm, branch, _ = place.ours
+    pair = nn.Sequential(norm, branch)
+    batches = OwnItems(lambda index: (given[index], lacking[index]), len(given), BATCH, effort.seed)
+    weight = torch.ones_like(given[0, :, :1])
+    weight[: place.prefix] = PREFIX * (given.shape[1] - place.prefix)
+    variance = shards.total(lacking.var()) / shards.processes()
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"lacking": ((model(x) - y).square() * weight).mean() / variance}
+
+    train(
+        pair, batches, settings(RATE, STEPS, len(batches), effort.seed, effort.precision), objective=objective,
+        lr_scale=lambda name: 1.0 if is_new_parameter(pair, name) else INHERITED,
+        report=lambda step: effort.report(place.name, step),
+    )  # fmt: skip
+
+
+def settings(rate: float, updates: int, steps: int, seed: int, precision: Precision) -> Settings:
+    """One cycle: a rise over the first tenth of the updates, and a cosine to zero; ``steps`` updates make an epoch."""
+    return Settings(
+        max_steps=updates, lr=rate, warmup_epochs=0.1 * updates / steps, weight_decay=0.0, precision=precision, seed=seed
+    )
+
+
+def _through(module: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([module(part) for part in x.split(CHUNK)])
+
+
+def _agree(module: nn.Module) -> None:
+    """Let all processes of a group go on from the same values."""
+    for value in module.state_dict().values() if shards.processes() > 1 else ():
+        value.copy_(shards.first(value))

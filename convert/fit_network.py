@@ -1,0 +1,119 @@
+"""The whole of a network with substitutes, fitted to its ANN: logits, features and streams, on random views of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..finetune import Precision, Step, Workspace, train
+from ..tracing import outputs_of
+from .fit_branches import BATCH, settings
+from .inputs import Batches, OwnItems
+from .precision import at_least_float32
+from .substitution import is_new_parameter, last_norm
+from .views import random_views
+
+RATE, INHERITED = 5e-4, 0.2
+"""Of new parameters, and the fraction of it at which all others learn."""
+TEMPERATURE = 2.0
+FEATURES, STREAMS = 2.0, 0.2
+"""Weights of the last features and of each block's stream beside that of the logits."""
+
+
+def fit_network(
+    network: VisionTransformer, ann: VisionTransformer, images: Tensor | Batches, passes: int, seed: int, precision: Precision,
+    workspace: Workspace | None, report: Callable[[Step], None],
+) -> None:  # fmt: skip
+    """Fit all parameters of ``network``, in place.
+
+    Args:
+        network: with substitutes that are fitted one by one.
+        ann: what it was made of, in evaluation mode.
+        images: ``[B, C, H, W]``, which are shuffled; or batches, in which they stay.
+        passes: over the images.
+        seed: of their order and their views.
+        precision: of the forward passes.
+        workspace: where checkpoints go; None for none.
+        report: called after each update, in the main process.
+    """
+    batches = (
+        OwnItems(lambda index: (images[index], 0), len(images), BATCH, seed)
+        if isinstance(images, Tensor)
+        else _Unlabelled(images)
+    )
+    updates = passes * len(batches)
+    train(
+        network, batches, settings(RATE, updates, len(batches), seed, precision), objective=Likeness(ann),
+        lr_scale=lambda name: 1.0 if is_new_parameter(network, name) else INHERITED, workspace=workspace, report=report,
+    )  # fmt: skip
+
+
+class Likeness:
+    """How far a network is from its ANN on the same random view of an image; terms of a loss.
+
+    * ``logits``: KL divergence of the class probabilities at a temperature τ = 2, times τ² (Hinton et al., 2015); where the
+      network ends in features, their squared error over their variance.
+    * ``features``: the squared error of the last norm's output over its variance, tokens before the patches weighted as in
+      `vit2snn.convert.fit_branches`.
+    * ``streams``: the same of each block's output, for the patches and for the tokens before them, each over its own variance;
+      the sum over blocks.
+
+    Args:
+        ann: the teacher, in evaluation mode.
+    """
+
+    def __init__(self, ann: VisionTransformer) -> None:
+        self.ann, self.last = ann, last_norm(ann)
+        self.blocks = [f"blocks.{index}" for index in range(len(ann.blocks))]
+        self.prefix = ann.num_prefix_tokens
+
+    def __call__(self, model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms, of images ``[B, C, H, W]``; labels are not looked at."""
+        views = random_views(x)
+        names = [*self.blocks, self.last]
+        with torch.no_grad(), outputs_of(self.ann, names) as wanted:
+            target = self.ann(views)
+        model.eval()  # drop nothing out: the ANN does not either
+        with outputs_of(model, names) as found:
+            logits = model(views)
+        return {
+            "logits": _soft(logits, target) if isinstance(self.ann.head, nn.Linear) else _relative(logits, target),
+            "features": FEATURES * self._error(found[self.last], wanted[self.last]),
+            "streams": STREAMS * torch.stack([self._error(found[name], wanted[name]) for name in self.blocks]).sum(),
+        }
+
+    def _error(self, found: Tensor, wanted: Tensor) -> Tensor:
+        if found.ndim < 3 or not self.prefix:
+            return _relative(found, wanted)
+        before = _relative(found[:, : self.prefix], wanted[:, : self.prefix])
+        return before + _relative(found[:, self.prefix :], wanted[:, self.prefix :])
+
+
+def _soft(logits: Tensor, target: Tensor) -> Tensor:
+    student, teacher = (F.log_softmax(z.float() / TEMPERATURE, -1) for z in (logits, target))
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
+
+
+def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+    wanted = wanted.float()
+    variance = wanted.var() if wanted.numel() > 1 else wanted.new_ones(())
+    return (found.float() - wanted).square().mean() / variance.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class _Unlabelled:
+    """Batches of images with labels that nobody looks at."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.count = sum(1 for _ in batches)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images in map(at_least_float32, self.batches):
+            yield images, torch.zeros(len(images), dtype=torch.int64)

@@ -1,0 +1,85 @@
+"""Substitutes in place of a ViT's own attention, perceptrons and norms: structure as a stage before there are spikes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from timm.layers import LayerScale
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModuleError
+from ..spiking import Inherited, Own
+from ..spiking.substitutes import StaticNorm, SubstituteAttention, SubstituteMlp, substitute_mlp
+from .blocks import BlockPlan, is_new
+from .branches import block_size, born_at, own_maps
+from .structures import Structure
+
+
+def substitute(network: VisionTransformer, plans: Sequence[BlockPlan], structure: Structure) -> None:
+    """Put substitutes in place of the parts that ``plans`` name, in place. They have the ANN's maps, and are not fitted yet.
+
+    timm's blocks stay, x + attn(norm(x)), under their names; a LayerScale goes into the map that it scales. With static norms
+    the last norm is one too, if the last block's perceptron is a substitute.
+
+    Raises:
+        UnsupportedModuleError: the model reads its tokens by attention pooling, and the recipe another way.
+    """
+    like, static, prefix = network.patch_embed.proj.weight, structure.norm == "static", network.num_prefix_tokens
+    new_norm = partial(StaticNorm, network.embed_dim)
+    for plan, block in zip(plans, network.blocks, strict=True):
+        size = block_size(network, block)
+        if is_new(plan.attention):
+            maps = scaled(own_maps(block.attn), "out", block.ls1)
+            block.attn = born_at(like, partial(SubstituteAttention, plan.attention, size))
+            block.attn.inherit(maps)
+            block.ls1 = nn.Identity()
+            block.norm1 = born_at(like, partial(new_norm, prefix)) if static else block.norm1
+        if is_new(plan.mlp):
+            maps = scaled(own_maps(block.mlp), "reduce", block.ls2)
+            block.mlp = born_at(like, partial(substitute_mlp, plan.mlp, size))
+            block.mlp.inherit(maps)
+            block.ls2 = nn.Identity()
+            block.norm2 = born_at(like, partial(new_norm, prefix)) if static else block.norm2
+    if static and is_new(plans[-1].mlp):
+        name = last_norm(network)
+        setattr(network, name, born_at(like, partial(new_norm, 0 if name == "fc_norm" else prefix)))
+    if structure.readout != "model":
+        if network.attn_pool is not None:
+            raise UnsupportedModuleError(
+                "the model reads its tokens by attention pooling, whose readout is not replaced", "leave structure.readout out"
+            )
+        network.global_pool = "avg" if structure.readout == "mean" else "token"
+
+
+def scaled(maps: Own, name: str, scale: nn.Module) -> dict[str, Inherited]:
+    """The maps of a branch, one of them with the LayerScale behind it."""
+    if not isinstance(scale, LayerScale):
+        return dict(maps)
+    gain: Tensor = scale.gamma.detach()
+    own = maps[name]
+    return {**maps, name: Inherited(own.weight * gain[:, None], own.bias * gain, own.reads)}
+
+
+def last_norm(model: VisionTransformer) -> str:
+    """The name of the norm behind the last block: in front of the pooling, or behind it."""
+    return "fc_norm" if isinstance(model.norm, nn.Identity) else "norm"
+
+
+def is_new_parameter(network: nn.Module, name: str) -> bool:
+    """Whether a parameter, given by its name in ``network``, starts from nothing of the ANN's, and so learns fast."""
+    parts = name.split(".")
+    owners = [network.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+    if isinstance(owners[-1], StaticNorm):
+        return True
+    for depth, owner in enumerate(owners):
+        if isinstance(owner, SubstituteAttention):
+            if parts[depth] != "terms":
+                return False
+            inherited: Any = owner.terms[parts[depth + 1]].inherited
+            return parts[depth + 2] not in inherited
+        if isinstance(owner, SubstituteMlp):
+            return parts[depth] not in ("fc1", "fc2")
+    return False

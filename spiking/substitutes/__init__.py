@@ -1,0 +1,10 @@
+"""Spike-friendly parts in place of attention, perceptron and LayerNorm of a pretrained ViT, from which they inherit."""
+
+from .attention import SubstituteAttention as SubstituteAttention
+from .base import Term as Term, is_sum as is_sum, summands as summands, term as term, terms as terms
+from .convolution import ValueConvolution as ValueConvolution
+from .experts import ExpertHeads as ExpertHeads, RoutedMixers as RoutedMixers
+from .gates import QKChannelGate as QKChannelGate, QKMixedGate as QKMixedGate, QKTokenGate as QKTokenGate
+from .linear import LinearAttention as LinearAttention
+from .mlp import MLPS as MLPS, ExpertMlp as ExpertMlp, SubstituteMlp as SubstituteMlp, substitute_mlp as substitute_mlp
+from .norm import StaticNorm as StaticNorm
