@@ -38,18 +38,20 @@ class Moments:
 class NormalEquations:
     """Ridge regression of outputs on inputs, in closed form, from streamed sums.
 
-    W, b minimise the mean over samples of ‖W x + b - y‖² + λ v ‖W‖², where v is the mean variance of an input.
+    W, b minimise the (weighted) mean over samples of ‖W x + b - y‖² + λ v ‖W‖², where v is the mean variance of an input.
     """
 
     def __init__(self) -> None:
         self.count = self.x = self.y = self.xx = self.xy = torch.zeros((), dtype=torch.float64)
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """See inputs ``[samples, in]`` and outputs ``[samples, out]``."""
-        self.count = self.count + len(x)
+    def update(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+        """See inputs ``[samples, in]`` and outputs ``[samples, out]``, and the weights of the samples, ``[samples]``."""
+        weighted = x if weight is None else x * weight[:, None]
+        self.count = self.count + (len(x) if weight is None else weight.sum(dtype=torch.float64))
         # The products are summed in float32 within a batch, where a double product would cost ten times as much.
-        self.x, self.y = self.x + x.sum(0, dtype=torch.float64), self.y + y.sum(0, dtype=torch.float64)
-        self.xx, self.xy = self.xx + (x.T @ x).double(), self.xy + (x.T @ y).double()
+        self.x = self.x + weighted.sum(0, dtype=torch.float64)
+        self.y = self.y + (y if weight is None else y * weight[:, None]).sum(0, dtype=torch.float64)
+        self.xx, self.xy = self.xx + (weighted.T @ x).double(), self.xy + (weighted.T @ y).double()
 
     def through(self, weight: Tensor) -> Moments:
         """The moments of W x, for W ``[out, in]``."""

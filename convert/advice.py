@@ -28,7 +28,10 @@ def advise(points: Sequence[Point], ann_top1: float, modules: Sequence[ModuleErr
     if last.agreement < GOOD:
         lost = 100 - last.agreement
         found += _of_time(points, recipe, lost)
-        found += _of_branches(last, ann_top1, recipe, lost) if recipe.spike_driven else _of_neurons(modules, recipe.coded, lost)
+        if recipe.structure.replaces:
+            found += _of_branches(last, ann_top1, recipe, lost)
+        if not recipe.spike_driven:
+            found += _of_neurons(modules, recipe.coded, lost)
     if last.energy > 1:
         saving = "vit2snn convert --recipe frugal, or --budget 0.5" if recipe.takes_budget else "fewer --timesteps"
         finding = f"it needs {100 * last.energy:.0f} % of the ANN's energy at T = {last.timestep}"
@@ -49,7 +52,7 @@ def _of_time(points: Sequence[Point], recipe: Recipe, lost: float) -> list[tuple
     if fall < 0.9:
         finding = f"the error still falls by {100 * (1 - fall):.0f} % from T = {before.timestep} to {last.timestep}"
         return [(lost * (1 - fall), Advice(finding, f"vit2snn convert --timesteps {2 * last.timestep}"))]
-    if recipe.spike_driven:
+    if recipe.structure.replaces:
         return []
     finding = f"the error does not fall any more at T = {last.timestep} ({last.relative_error:.2g}): it is not time that lacks"
     return [(lost / 2, Advice(finding, "more levels (recipe field spikes.levels), or more calibration images (--samples)"))]
@@ -85,9 +88,14 @@ def _of_neurons(modules: Sequence[ModuleError], coded: Coded, lost: float) -> li
 
 
 def _of_branches(last: Point, ann_top1: float, recipe: Recipe, lost: float) -> list[tuple[float, Advice]]:
-    """What spiking branches lack."""
-    finding = f"spiking branches compute something else than the ANN's: top-1 is {ann_top1 - last.top1:.1f} points below it"
+    """What new branches lack."""
+    finding = f"new branches compute something else than the ANN's: top-1 is {ann_top1 - last.top1:.1f} points below it"
     found = [(3 * lost, Advice(finding, "vit2snn finetune OUT --data DATA -o OUT2"))]
-    if recipe.structure.refit != "blocks" and recipe.membrane.shortcut != "sew":
+    if recipe.substitutes and recipe.structure.refit == "network":
+        more = f"more images (--samples), more passes (--passes {2 * recipe.structure.passes})"
+        found.append((2 * lost, Advice("what its substitutes have learned depends on images and passes", more)))
+    elif recipe.substitutes:
+        found.append((lost, Advice("its substitutes were not fitted as a network", "vit2snn convert --refit network")))
+    elif recipe.structure.refit != "blocks" and recipe.membrane.shortcut != "sew":
         found.append((lost, Advice("its branches were not fitted block by block", "vit2snn convert --refit blocks")))
     return found

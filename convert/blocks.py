@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from fractions import Fraction
 
 from ..errors import RecipeError
 from ..spiking.branches import find
@@ -19,7 +20,13 @@ KEPT = {"attention": ("softmax", "shift-softmax"), "mlp": ("mlp", "shift-mlp")}
 """Branches that compute what the ANN's do, on values that coded neurons decode; the first one leaves the function as it is. All
 others are new: substitutes (`vit2snn.spiking.substitutes`), or of spikes from the start (`vit2snn.spiking.branches`)."""
 AUTO = "auto"
-HALVES = ("first half", "second half")
+PARTS = {
+    "first half": (Fraction(0), Fraction(1, 2)),
+    "second half": (Fraction(1, 2), Fraction(1)),
+    "first two thirds": (Fraction(0), Fraction(2, 3)),
+    "last third": (Fraction(2, 3), Fraction(1)),
+}
+"""Keys for the same part of a model of any depth: from and to which share of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def kinds_by_block(field: str, choice: Choice, blocks: Sequence[str]) -> list[st
         if not chosen:
             raise RecipeError(
                 f"recipe field 'structure.{field}' names block {key!r}, and the model has the blocks 0-{len(blocks) - 1}",
-                f"keys are numbers (3), ranges (0-7), {' or '.join(map(repr, HALVES))}, or patterns of names ({blocks[0]})",
+                f"keys are numbers (3), ranges (0-7), {', '.join(map(repr, PARTS))}, or patterns of names ({blocks[0]})",
             )
         for index in chosen:
             found[index] = kind
@@ -118,8 +125,9 @@ def check_mixing(plans: Sequence[BlockPlan]) -> None:
 
 def _blocks_of(key: str, blocks: Sequence[str]) -> Sequence[int]:
     count = len(blocks)
-    if key in HALVES:
-        return range(count // 2) if key == HALVES[0] else range(count // 2, count)
+    if key in PARTS:
+        start, end = PARTS[key]
+        return range(int(count * start), int(count * end))
     if re.fullmatch(r"\d+(-\d+)?", key):
         first, _, last = key.partition("-")
         chosen = range(int(first), int(last or first) + 1)

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..calibration import NormalEquations
+from ..data import seed_of
 from ..finetune import Precision, Settings, Step, train
 from ..spiking import shards
 from ..spiking.substitutes import StaticNorm, SubstituteAttention, SubstituteMlp
@@ -17,14 +18,15 @@ from ..tracing import catching
 from .branches import own_maps
 from .inputs import OwnItems
 from .structures import Refit
-from .substitution import is_new_parameter, last_norm, scaled
+from .substitution import is_new_parameter, last_norm
 
 HELD = 1024
 """Images whose streams are held in memory: about three times N C floats for each."""
 STARTED_ON = 64
 """Images from whose statistics a branch starts."""
 CHUNK = 32  # images that are computed at once
-RIDGE = 1e-3
+RIDGE = 1e-1
+"""Of the change of a branch's last map, whose inputs are as many as there are images: the ANN's map is the better guess."""
 STEPS, BATCH, RATE = 200, 16, 1e-2
 INHERITED = 0.06
 """What starts from the ANN's weights learns at this fraction of the rate."""
@@ -53,6 +55,12 @@ class Place:
         """Whether it is a substitute."""
         return isinstance(self.ours[1], (SubstituteAttention, SubstituteMlp))
 
+    def weights(self, x: Tensor) -> Tensor:
+        """Of the tokens of ``x`` ``[B, N, C]`` in what a branch is fitted to, ``[N, 1]``."""
+        weights = torch.ones_like(x[0, :, :1])
+        weights[: self.prefix] = PREFIX * (x.shape[1] - self.prefix)
+        return weights
+
 
 def places(network: VisionTransformer, ann: VisionTransformer) -> list[Place]:
     """All branches, front to back."""
@@ -69,7 +77,8 @@ class Effort:
     """What is done for each branch.
 
     Attributes:
-        refit: ``none`` leaves it with the statistics that it starts from, ``ridge`` regresses its last map, all else trains it.
+        refit: ``none`` leaves it with the statistics that it starts from, ``ridge`` regresses its last map, all else trains it
+            (from those statistics: regression first fits a thousand class tokens too closely).
         seed: of the order of images.
         precision: of the forward pass.
         done: branches that have been fitted before, and are only passed.
@@ -107,6 +116,7 @@ def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Ten
         if place.is_new:
             count += 1
             if count > effort.done:
+                torch.manual_seed(seed_of("branch", effort.seed, count))  # the same if a fit is resumed here
                 _fit(place, ours, theirs, after, effort)
                 effort.fitted(count)
         ours = ours + _through(nn.Sequential(*place.ours), ours)
@@ -122,7 +132,7 @@ def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Ten
 def _fit(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort: Effort) -> None:
     """One branch, which reads ``ours``, and shall give ``after - ours``; all ``[B, N, C]``."""
     norm, branch, _ = place.ours
-    own_norm, own, own_scale = place.own
+    own_norm, own, _ = place.own
     assert isinstance(branch, (SubstituteAttention, SubstituteMlp))
     if isinstance(norm, StaticNorm):
         norm.start(ours, _through(own_norm, theirs))
@@ -130,15 +140,17 @@ def _fit(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort: Effo
         few = ours[:STARTED_ON]
         with catching(own.get_submodule("proj")) as caught:
             own(own_norm(theirs[:STARTED_ON]))
-        branch.start(norm(few), scaled(own_maps(own), "out", own_scale), caught[0])
+        branch.start(norm(few), own_maps(own), caught[0])
     lacking = after - ours
-    if effort.refit != "none":
+    if effort.refit == "ridge":
         equations = NormalEquations()
         for x, y in zip(ours.split(CHUNK), lacking.split(CHUNK), strict=True):
-            equations.update(branch.mixed(norm(x)).flatten(0, 1), y.flatten(0, 1))
-        weight, bias = equations.solve(RIDGE)
-        branch.last.weight.copy_(weight)
-        branch.last.bias.copy_(bias)
+            mixed = branch.mixed(norm(x))
+            weight = place.weights(x).expand(len(x), -1, -1).flatten()
+            equations.update(mixed.flatten(0, 1), (y - branch.last(mixed)).flatten(0, 1), weight)
+        change, shift = equations.solve(RIDGE)
+        branch.last.weight.add_(change.to(ours))
+        branch.last.bias.add_(shift.to(ours))
     _agree(nn.ModuleList([norm, branch]))
     if effort.refit not in ("none", "ridge"):
         _train(place, ours, lacking, effort)
@@ -150,8 +162,7 @@ def _train(place: Place, given: Tensor, lacking: Tensor, effort: Effort) -> None
     norm, branch, _ = place.ours
     pair = nn.Sequential(norm, branch)
     batches = OwnItems(lambda index: (given[index], lacking[index]), len(given), BATCH, effort.seed)
-    weight = torch.ones_like(given[0, :, :1])
-    weight[: place.prefix] = PREFIX * (given.shape[1] - place.prefix)
+    weight = place.weights(given)
     variance = shards.total(lacking.var()) / shards.processes()
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:

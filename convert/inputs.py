@@ -111,7 +111,9 @@ class Batches:
 
 
 class OwnItems(TrainingLoader):
-    """Pairs that this process alone has, to be trained on: those of the other processes of a group are others, equally many."""
+    """Pairs that this process alone has, to be trained on, wherever they are; other processes have others, equally many."""
+
+    pins = False
 
     def share(self, process: int, processes: int) -> None:
         """Keep them all."""

@@ -61,6 +61,9 @@ class Recipe:
         check_bounds(self, self.PATH, bounds)
         self._check_together()
         self._check_budget()
+        if self.structure.replaces and self.structure.refit is None:
+            usual = dataclasses.replace(self.structure, refit="ridge" if self.spike_driven else "network")
+            object.__setattr__(self, "structure", usual)
 
     def _check_together(self) -> None:
         """Refuse structures and spikes that do not go together; this is the only place that ties one to the other."""
@@ -275,14 +278,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "exact": Recipe(timesteps=1, spikes=Coded(levels=0)),
         "qkformer": Recipe(
-            structure=Structure(
-                {"first half": "qk-channel+conv", "second half": "qk-channel+ssa+conv"}, "relu", norm="static", refit="network"
-            )
+            structure=Structure({"first half": "qk-channel+conv", "second half": "qk-channel+ssa+conv"}, "relu", norm="static")
         ),
         "experts": Recipe(
-            structure=Structure(
-                {"first half": "experts+conv", "second half": "experts+emsa+conv"}, "emsp", norm="static", refit="network"
-            )
+            structure=Structure({"first half": "experts+conv", "second half": "experts+emsa+conv"}, "emsp", norm="static")
+        ),
+        "hybrid": Recipe(
+            structure=Structure({"first two thirds": "qk-channel+conv"}, {"first two thirds": "relu"}, norm="static")
         ),
         "qkformer-binary": Recipe(
             structure=Structure({"first half": "qk-token", "second half": "ssa"}, "spiking", norm="batchnorm", readout="mean"),

@@ -32,9 +32,9 @@ class Structure:
         norm: in front of new branches: ``static``, a map by channel, for coded neurons; ``batchnorm``, calibrated, which folds,
             for membrane neurons; ``layernorm``; or ``shift-layernorm``, which takes the place of every LayerNorm.
         readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.
-        refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights (unless given),
-            gradient descent on their ``blocks`` after that, or on the whole ``network`` after that (substitutes only). None
-            where no branch is new.
+        refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights, gradient descent on
+            their ``blocks``, or on the whole ``network`` after that (substitutes only). Unless it is given, a recipe
+            has ``network`` for substitutes and ``ridge`` for branches of membrane neurons; None where no branch is new.
         passes: how often gradient descent goes through the images, in all.
 
     Raises:
@@ -60,7 +60,6 @@ class Structure:
         check_types(self, self.PATH)
         check_bounds(self, self.PATH, {"passes": (1 <= self.passes <= LONGEST, f"from 1 to {LONGEST}")})
         if self.replaces:
-            object.__setattr__(self, "refit", self.refit or "ridge")
             return
         given = {
             "norm": self.norm in ("batchnorm", "static"),

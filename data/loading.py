@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -164,7 +164,12 @@ class TrainingLoader:
         collate: items to a batch; torch's unless given.
         workers: processes that read ahead.
         mix: turns a batch and its labels into another one; may draw from the global generators. It sees this process's part.
+
+    Attributes:
+        pins: whether batches go to pinned memory where there is a GPU, which items on a device cannot.
     """
+
+    pins: ClassVar[bool] = True
 
     def __init__(
         self, read: Callable[[int], Item], count: int, batch_size: int, seed: int = 0, collate: Any = None, workers: int = 0,
@@ -176,7 +181,7 @@ class TrainingLoader:
         context = "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
         self._loader: DataLoader[Any] = DataLoader(
             _Items(read, seed), batch_sampler=self.places, collate_fn=collate, num_workers=workers,
-            multiprocessing_context=context, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=context, persistent_workers=workers > 0, pin_memory=self.pins and torch.cuda.is_available(),
             generator=torch.Generator(),
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vit2snn.convert import Coded, Membrane, Recipe, Structure
+from vit2snn.convert import RECIPES, Coded, Membrane, Recipe, Structure
 from vit2snn.data import array_source, prepared
 from vit2snn.spiking import prepare_process
 from vit2snn.spiking.process import flush_denormals
@@ -43,6 +43,12 @@ def make_recipe(**fields: object) -> Recipe:
     names = {field.name for field in dataclasses.fields(Structure)}
     structure = Structure(**{name: fields.pop(name) for name in names & set(fields)})  # type: ignore[arg-type]
     return Recipe(structure=structure, spikes=Membrane() if structure.replaces else Coded()).changed(**fields)
+
+
+def brief(recipe: Recipe | str) -> Recipe:
+    """A recipe that takes a moment on a few images: substitutes are regressed, and not trained."""
+    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    return recipe.changed(refit="ridge") if recipe.substitutes else recipe
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
-from conftest import make_vit
+from conftest import brief, make_vit
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_round_trip_gives_the_same_logits_bit_for_bit(name: str, vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    snn = to_spiking(vit, name, images)
+    snn = to_spiking(vit, brief(name), images)
     snn.save(tmp_path / "out", source="test")
     again = vit2snn.load(tmp_path / "out")
     assert again.recipe == snn.recipe
@@ -206,7 +206,7 @@ def test_damage_is_told(damage: object, message: str, snn: vit2snn.SpikingModel,
         vit2snn.load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "shift", "qkformer"])
+@pytest.mark.parametrize("recipe", ["faithful", "shift", "qkformer-binary"])
 def test_a_model_that_was_changed_after_timm_made_it_is_not_saved(recipe: str, images: Tensor, tmp_path: Path) -> None:
     model = make_vit()
     for block in model.blocks:  # type: ignore[union-attr]
@@ -227,7 +227,7 @@ def edited_vit() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "qkformer"])
+@pytest.mark.parametrize("recipe", ["faithful", "qkformer-binary"])
 def test_a_changed_model_is_carried_by_the_name_of_its_builder(recipe: str, images: Tensor, tmp_path: Path) -> None:
     builder = f"{__name__}:edited_vit"
     snn = to_spiking(edited_vit(), recipe, images)

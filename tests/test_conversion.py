@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_recipe, make_vit
+from conftest import brief, make_recipe, make_vit
 from torch import Tensor, nn
 
 import vit2snn
@@ -147,7 +147,7 @@ def test_the_model_handed_in_is_untouched(recipe: Recipe, vit: nn.Module, images
     assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "qkformer"])
+@pytest.mark.parametrize("recipe", ["faithful", "qkformer-binary"])
 def test_of_a_frozen_model_all_parameters_can_be_trained(recipe: str, vit: nn.Module, images: Tensor) -> None:
     snn = to_spiking(vit.requires_grad_(False), recipe, images)
     assert all(parameter.requires_grad for parameter in snn.network.parameters())
@@ -406,7 +406,7 @@ def test_a_burst_that_is_changed_after_a_run_is_followed(vit: nn.Module, images:
 def test_what_is_not_a_number_comes_out_as_none_and_of_its_own_image_alone(
     preset: str, wrong: float, vit: nn.Module, images: Tensor
 ) -> None:
-    snn = to_spiking(vit, preset, images)
+    snn = to_spiking(vit, brief(preset), images)
     expected = snn(images[:3], 2)
     given = images[:3].clone()
     given[1, 0, 5, 5] = wrong

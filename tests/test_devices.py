@@ -9,24 +9,28 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_recipe, make_vit
+from conftest import brief, make_recipe, make_vit
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vit2snn.convert import RECIPES, Recipe, candidates, structure, to_spiking
-from vit2snn.convert.spike_driven import fit
+from vit2snn.convert import RECIPES, Recipe, Structure, candidates, structure, to_spiking
 from vit2snn.spiking import Neuron
 
 SIZE = (3, 16, 16)
 B: dict[str, Any] = {"norm": "batchnorm", "readout": "mean", "neuron": "if"}
 DRIVEN = {
-    **{name: RECIPES[name] for name in ("qkformer", "experts", "spike-driven")},
+    **{name: RECIPES[name] for name in ("qkformer-binary", "experts-binary", "spike-driven")},
     "interactions": make_recipe(attention={"0": "emsa+tim", "1": "qk-mixed+tim"}, mlp="emsp", **B),
     "spikes on the stream": make_recipe(attention="sdsa", mlp="spiking", norm="batchnorm", neuron="plif", shortcut="sew"),
     "by gradients": make_recipe(attention="qk-channel", mlp="spiking", refit="blocks", **B),
+    "substitutes": Recipe(
+        structure=Structure(
+            {"0": "qk-mixed+conv", "1": "experts+emsa+ssa"}, {"0": "relu", "1": "emsp"}, norm="static", passes=1
+        )
+    ),
     "not re-fitted": make_recipe(attention="ssa", mlp="mlp", refit="none", **(B | {"norm": "layernorm"})),
 }
 
@@ -34,6 +38,9 @@ DRIVEN = {
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vit2snn.calibration.reconstruction.STEPS", 5)
+    for module in ("fit_branches", "fitting"):
+        monkeypatch.setattr(f"vit2snn.convert.{module}.STEPS", 2)
+        monkeypatch.setattr(f"vit2snn.convert.{module}.BATCH", 4)
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -109,7 +116,7 @@ def test_new_branches_are_the_same_wherever_the_default_device_is(vit: nn.Module
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_network_in_double_precision_stays_in_it(recipe: Recipe, images: Tensor) -> None:
-    recipe = dataclasses.replace(recipe, timesteps=min(recipe.timesteps, 4))
+    recipe = dataclasses.replace(brief(recipe), timesteps=min(recipe.timesteps, 4))
     vit = make_vit().double()
     snn = to_spiking(vit, recipe, images.double())
     assert {p.dtype for p in snn.network.parameters()} == {torch.float64}
@@ -134,15 +141,15 @@ def test_half_precision_converts_and_neurons_keep_float32(recipe: Recipe, dtype:
     assert error < 1
 
 
-def test_fitting_leaves_the_ann_as_it_is(vit: Any, images: Tensor) -> None:
-    vit.train()
+def test_fitting_leaves_the_ann_as_it_is(images: Tensor) -> None:
+    vit = make_vit().train()
     before = copy.deepcopy(vit.state_dict())
     list(candidates(vit, make_recipe(mlp="auto", **B), [images], count=4))
     assert vit.training and all(module.training for module in vit.modules())
     ann = copy.deepcopy(vit).eval().requires_grad_(False)
     for recipe in DRIVEN.values():
-        snn = structure(vit, recipe, SIZE)
-        fit(snn.network, ann, snn.plan.blocks, recipe, [images])
+        to_spiking(ann, recipe, images)
+        to_spiking(vit, recipe, images)
         for model in (vit, ann):
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
             assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

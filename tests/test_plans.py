@@ -44,21 +44,25 @@ def test_a_block_that_is_not_there_is_named(key: str) -> None:
 
 
 def test_a_plan_that_mixes_no_tokens_is_refused_with_the_reason(vit: nn.Module) -> None:
-    with pytest.raises(RecipeError, match="no block of this plan mixes tokens: in attention of the kind qk-token") as caught:
+    with pytest.raises(RecipeError, match="no block of this plan mixes all tokens: attention of the kind qk-token") as caught:
         plan(vit, make_recipe(attention="qk-token", mlp="spiking"), SIZE)
     assert '"second half": "ssa"' in caught.value.hint
     mixed = make_recipe(attention={"0": "qk-token", "1": "softmax"}, mlp="spiking")
     assert plan(vit, mixed, SIZE).blocks[1].attention == "softmax"
 
 
-@pytest.mark.parametrize("preset", ["qkformer", "experts", "spike-driven"])
+@pytest.mark.parametrize("preset", ["qkformer-binary", "experts-binary", "spike-driven"])
 def test_the_plan_has_a_row_for_each_branch_and_its_cost(preset: str, vit: nn.Module) -> None:
     planned = plan(vit, RECIPES[preset], SIZE)
     rows = {module.name: module for module in planned.modules}
     assert rows["patch_embed.proj"].action == "analog"
     assert rows["blocks.0.norm1"].becomes == "BatchNorm2d + IF"
     assert rows["blocks.1.attn"].type == "Attention"
-    expected = {"qkformer": "SpikingSelfAttention", "experts": "ExpertMixtureAttention", "spike-driven": "SpikingSelfAttention"}
+    expected = {
+        "qkformer-binary": "SpikingSelfAttention",
+        "experts-binary": "ExpertMixtureAttention",
+        "spike-driven": "SpikingSelfAttention",
+    }
     assert rows["blocks.1.attn"].becomes == expected[preset]
     tokens, width, hidden = 17, 32, 128
     if preset == "spike-driven":  # q, k, v and output; k v and q (k v), heads of 16 channels
@@ -100,7 +104,7 @@ def test_a_spiking_network_is_not_converted_again() -> None:
 
 
 def test_the_command_shows_the_plan_and_what_it_costs(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "qkformer"])
+    shown = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "qkformer-binary"])
     assert shown.exit_code == 0, shown.output
     assert "QKTokenAttention" in shown.stdout
     assert "BatchNorm2d + IF" in shown.stdout
@@ -111,7 +115,7 @@ def test_the_command_shows_the_plan_and_what_it_costs(tmp_path: Path) -> None:
     refused = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", str(recipe)])
     assert refused.exit_code == 2
     assert "names block '0-7', and the model has the blocks 0-3" in refused.stderr
-    document = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "experts", "--json"])
+    document = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "experts-binary", "--json"])
     assert [block["attention"] for block in json.loads(document.stdout)["blocks"]] == ["emsa"] * 4
 
 

@@ -36,7 +36,7 @@ def test_json_gives_the_recipe_back(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_json_is_nested_and_fields_left_out_have_their_defaults() -> None:
-    fields = RECIPES["qkformer"].to_json()
+    fields = RECIPES["qkformer-binary"].to_json()
     assert list(fields) == ["version", "timesteps", "structure", "spikes", "max_error", "max_energy", "ignore"]
     assert fields["version"] == 3
     assert fields["structure"]["attention"] == {"first half": "qk-token", "second half": "ssa"}
@@ -58,24 +58,27 @@ def test_the_complete_example_has_every_field() -> None:
             {name: names(value) for name, value in fields.items() if name != "attention"} if isinstance(fields, dict) else None
         )
 
-    assert names(example("docs/recipes.md")) == names(RECIPES["qkformer"].to_json())
+    assert names(example("docs/recipes.md")) == names(RECIPES["qkformer-binary"].to_json())
 
 
 def test_new_branches_are_fitted_unless_it_is_said_how() -> None:
-    assert (Structure().refit, Structure("ssa").refit, Structure("ssa", refit="none").refit) == (None, "ridge", "none")
-    assert Structure("ssa") == Structure("ssa", refit="ridge")
+    static = Structure("ssa", norm="static")
+    recipes = [Recipe(), Recipe(structure=static), Recipe(structure=Structure("ssa"), spikes=Membrane())]
+    assert [recipe.structure.refit for recipe in recipes] == [None, "network", "ridge"]
+    assert Recipe(structure=dataclasses.replace(static, refit="none")).structure.refit == "none"
+    assert Recipe(structure=static) == Recipe(structure=dataclasses.replace(static, refit="network"))
 
 
 def test_fields_are_changed_by_their_names_in_whatever_part() -> None:
-    changed = RECIPES["qkformer"].changed(timesteps=2, refit="none", neuron="lif", levels=2)
+    changed = RECIPES["qkformer-binary"].changed(timesteps=2, refit="none", neuron="lif", levels=2)
     assert (changed.timesteps, changed.structure.refit, changed.membrane.neuron, changed.coded.levels) == (2, "none", "lif", 2)
-    assert changed.structure.attention == RECIPES["qkformer"].structure.attention
+    assert changed.structure.attention == RECIPES["qkformer-binary"].structure.attention
     assert Recipe().changed(structure=Structure("ssa"), spikes=Membrane(), shortcut="sew").membrane.shortcut == "sew"
     with pytest.raises(RecipeError, match="recipe field 'neuron' is unknown") as caught:
         Recipe().changed(neuron="if")
     assert caught.value.hint == "it is written as spikes.neuron, with spikes of kind 'membrane'"
     with pytest.raises(RecipeError, match=r"'spikes\.kept\.levels' must be from 0 to 256, got -1"):
-        RECIPES["qkformer"].changed(levels=-1)
+        RECIPES["qkformer-binary"].changed(levels=-1)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda recipe: pickle.loads(pickle.dumps(recipe))])
@@ -88,7 +91,7 @@ def test_recipes_are_values(recipe: Recipe, copied: Callable[[Recipe], Recipe]) 
 
 
 def test_nothing_of_a_recipe_can_be_changed() -> None:
-    qkformer, given = RECIPES["qkformer"], {"0": "ssa"}
+    qkformer, given = RECIPES["qkformer-binary"], {"0": "ssa"}
     attention: Any = qkformer.structure.attention
     with pytest.raises(TypeError):
         attention["first half"] = "ssa"
@@ -99,11 +102,11 @@ def test_nothing_of_a_recipe_can_be_changed() -> None:
         with pytest.raises(AttributeError, match="cannot be changed"):
             change()
     with pytest.raises(TypeError):
-        RECIPES["qkformer"] = Recipe()  # type: ignore[index]
+        RECIPES["qkformer-binary"] = Recipe()  # type: ignore[index]
     mine = make_recipe(attention=given)
     given["0"] = "emsa"
     assert mine.structure.attention == {"0": "ssa"}
-    assert qkformer is vit2snn.Recipe.find("qkformer")
+    assert qkformer is vit2snn.Recipe.find("qkformer-binary")
 
 
 def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
@@ -145,7 +148,10 @@ def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
         ({"spikes": {"kind": {}}}, r"'spikes\.kind' must be 'coded' or 'membrane', got \{\}"),
         ({"structure": 3}, "'structure' must be a JSON object, got 3"),
         ({"structure": {"norm": {"kind": "batchnorm"}}}, r"'structure\.norm' must be 'layernorm' or .*, got \{"),
-        ({"structure": {"refit": "all"}}, r"'structure\.refit' must be 'none' or 'ridge' or 'blocks' or null, got 'all'"),
+        (
+            {"structure": {"refit": "all"}},
+            r"'structure\.refit' must be 'none' or .* or 'network' or null, got 'all'",
+        ),
         ({"ignore": "head"}, "'ignore' must be a list of strings, got 'head'"),
         ({"ignore": [1]}, "'ignore' must be a list of strings"),
         ({"max_energy": "low"}, "'max_energy' must be a finite number or null, got 'low'"),
@@ -162,6 +168,8 @@ def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
         ({"structure": {"attention": ["ssa"]}}, r"'structure\.attention' has the unknown kind \['ssa'\]"),
         ({"structure": {"attention": {"0": ["ssa"]}}}, r"'structure\.attention' has the unknown kind \['ssa'\]"),
         ({"structure": {"attention": None}}, r"'structure\.attention' has the unknown kind None"),
+        ({"structure": {"attention": "ssa+ssa"}}, r"'structure\.attention' has the unknown kind 'ssa\+ssa'"),
+        ({"structure": {"mlp": "relu", "passes": 0}}, r"'structure\.passes' must be from 1 to 1000000, got 0"),
         ({"structure": {"attention": "softmax+tim"}}, r"'structure\.attention' has the unknown kind"),
         ({"structure": {"mlp": 3}}, r"'structure\.mlp' has the unknown kind 3"),
         ({"structure": {"mlp": "emsp+tim"}}, r"'structure\.mlp' has the unknown kind"),
@@ -186,9 +194,22 @@ def test_values_that_a_field_cannot_have_are_named_by_path(fields: object, messa
         ),
         ({"spikes": MEMBRANE}, r"'spikes\.kind' is 'membrane', and every block keeps its own branches"),
         ({"structure": {"mlp": "shift-mlp"}, "spikes": MEMBRANE}, r"'spikes\.kind' is 'membrane', and every block keeps"),
-        ({"structure": SPIKING}, r"'spikes\.kind' is 'coded', and new branches need membrane neurons"),
-        ({"structure": {"attention": {"3": "qk-token"}}}, r"'spikes\.kind' is 'coded', and new branches"),
-        ({"structure": {"mlp": "auto"}}, r"'spikes\.kind' is 'coded', and new branches"),
+        ({"structure": {"mlp": "spiking"}}, r"'structure\.mlp' is 'spiking', of which there is no form for coded neurons"),
+        (
+            {"structure": {"attention": {"3": "ssa+tim"}}},
+            r"'structure\.attention' is 'ssa\+tim', of which .* for coded",
+        ),
+        ({"structure": {"mlp": "auto"}}, r"'structure\.mlp' is 'auto', and spikes are of kind 'coded'"),
+        (
+            {"structure": {"mlp": "relu", "norm": "batchnorm"}},
+            r"'structure\.norm' is 'batchnorm', and spikes are of kind 'coded'",
+        ),
+        (
+            {"structure": SPIKING | {"attention": "ssa+conv"}, "spikes": MEMBRANE},
+            r"'structure\.attention' is 'ssa\+conv', of which there is no form for membrane neurons",
+        ),
+        ({"structure": SPIKING | {"norm": "static"}, "spikes": MEMBRANE}, r"'structure\.norm' is 'static', and spikes are"),
+        ({"structure": SPIKING | {"refit": "network"}, "spikes": MEMBRANE}, r"'structure\.refit' is 'network', and spikes are"),
         (
             {"structure": SPIKING, "spikes": MEMBRANE | {"kept": {"schedule": "layer-synchronous"}}},
             r"'spikes\.kept\.schedule' is 'layer-synchronous', and beside membrane neurons it can only be 'stepwise'",
@@ -224,7 +245,7 @@ def test_what_does_not_go_together_is_refused_with_what_to_do(fields: object, me
         ({"levels": 4}, "levels", "it is written as spikes.levels, with spikes of kind 'coded'"),
         ({"attention": "ssa"}, "attention", "it is written as structure.attention"),
         ({"structure": {"neuron": "if"}}, "structure.neuron", "it is written as spikes.neuron, with spikes of kind 'membrane'"),
-        ({"structure": {"heads": 3}}, "structure.heads", "the fields are: attention, mlp, norm, readout, refit"),
+        ({"structure": {"heads": 3}}, "structure.heads", "the fields are: attention, mlp, norm, readout, refit, passes"),
         ({"spikes": {"neuron": "plif"}}, "spikes.neuron", "with spikes of kind 'membrane'"),
         ({"spikes": {"shortcut": "sew"}}, "spikes.shortcut", "with spikes of kind 'membrane'"),
         ({"structure": SPIKING, "spikes": MEMBRANE | {"levels": 2}}, "spikes.levels", "with spikes of kind 'coded'"),
@@ -247,7 +268,7 @@ def paths(fields: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield from ((name, *rest) for rest in paths(value)) if isinstance(value, dict) else ()
 
 
-@pytest.mark.parametrize("name", ["faithful", "qkformer"])
+@pytest.mark.parametrize("name", ["faithful", "qkformer-binary"])
 def test_whatever_a_field_holds_it_is_a_recipe_or_refused(name: str) -> None:
     refused = 0
     for path, value in itertools.product(paths(RECIPES[name].to_json()), NASTY):

@@ -41,8 +41,10 @@ class SubstituteAttention(nn.Module):
     def inherit(self, own: Own) -> None:
         """Take the maps of the ANN's attention."""
         maps = [READS[name](own, self.heads) for name in self.widths]
-        self.qkv.weight.copy_(torch.cat([found.weight for found in maps]))
-        self.qkv.bias.copy_(torch.cat([found.bias for found in maps]))
+        for part, found in zip(self.qkv.weight.split(list(self.widths.values())), maps, strict=True):
+            part.copy_(found.weight)
+        for part, found in zip(self.qkv.bias.split(list(self.widths.values())), maps, strict=True):
+            part.copy_(found.bias)
         self.proj.weight.copy_(own["out"].weight)
         self.proj.bias.copy_(own["out"].bias)
 

@@ -108,7 +108,7 @@ def _itself(name: str) -> Callable[[Own, int], Inherited]:
 
 def _expert(index: int) -> Callable[[Own, int], Inherited]:
     def inherit(own: Own, heads: int) -> Inherited:
-        weight = shared_key(own["query"].weight, own["key"].weight, heads)[index]
+        weight = shared_key(own["query"].weight.double(), own["key"].weight.double(), heads)[index]
         return Inherited(weight, weight.new_zeros(len(weight)))
 
     return inherit

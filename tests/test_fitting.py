@@ -1,0 +1,202 @@
+"""Substitutes fitted to their ANN: each stage does better, and a seed gives the same, also if the fit was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_vit
+from timm.layers import LayerScale
+from torch import Tensor, nn
+
+from vit2snn import load, to_spiking
+from vit2snn.convert import Coded, Fitting, Progress, Recipe, SpikingModel, Structure, load_model
+from vit2snn.convert.views import random_views
+from vit2snn.errors import ArtifactError, DataError, RecipeError, UnsupportedModuleError
+from vit2snn.finetune import open_folder
+from vit2snn.spiking import analog, simulate
+from vit2snn.spiking.substitutes import StaticNorm, SubstituteAttention
+
+PLAN: dict[str, Any] = {"attention": {"0": "qk-channel+conv", "1": "experts+ssa"}, "mlp": "relu", "norm": "static"}
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("fit_branches", "fitting"):
+        monkeypatch.setattr(f"vit2snn.convert.{module}.STEPS", 30)
+
+
+@pytest.fixture
+def many() -> Tensor:
+    return torch.randn(64, 3, 16, 16)
+
+
+def convert(model: nn.Module, images: Any, seed: int = 0, fitting: Fitting | None = None, **fields: Any) -> SpikingModel:
+    recipe = Recipe(structure=Structure(**(PLAN | {"passes": 4} | fields)), spikes=Coded(levels=0), timesteps=1)
+    return to_spiking(model, recipe, images, seed, fitting)
+
+
+def lost(snn: SpikingModel, images: Tensor) -> float:
+    """Of the ANN's logits, relative."""
+    ann = snn.ann(images)
+    with torch.no_grad():
+        return float((snn(images)[-1] - ann).norm() / (ann - ann.mean(0)).norm())
+
+
+def weights(snn: SpikingModel) -> list[Tensor]:
+    return list(snn.network.state_dict().values())
+
+
+def test_each_stage_does_better_than_the_one_before(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
+    given, unseen, _ = demo_sample
+    demo, plan = load_model("demo"), {"0-1": "qk-channel+conv", "2-3": "ssa+conv"}
+    stages = ("none", "ridge", "blocks", "network")
+    none, ridge, blocks, network = (
+        lost(convert(demo, given, attention=plan, refit=refit, passes=25), unseen) for refit in stages
+    )
+    assert none > max(ridge, blocks) and min(ridge, blocks) > network and network < 0.7 * none
+
+
+def test_nothing_of_the_ann_that_was_replaced_is_left_and_the_ann_is_the_teacher(vit: nn.Module, many: Tensor) -> None:
+    snn = convert(vit, many, refit="ridge")
+    kinds = {type(module) for module in snn.network.modules()}
+    assert not kinds & {nn.LayerNorm, nn.GELU} and StaticNorm in kinds
+    assert not any("softmax" in row.operations or "scaled_dot_product_attention" in row.operations for row in snn.plan.modules)
+    torch.testing.assert_close(snn.ann(many), vit(many))
+    assert snn.teacher is not None and "LayerNorm" in str(snn.original())
+    assert [block.attention for block in snn.plan.blocks] == ["qk-channel+conv", "experts+ssa"]
+
+
+def test_spikes_approach_the_substitute(vit: nn.Module, many: Tensor) -> None:
+    recipe = Recipe(structure=Structure(**PLAN, refit="ridge"), spikes=Coded(), timesteps=6)
+    snn = to_spiking(vit, recipe, many)
+    with torch.no_grad(), analog():
+        exact = simulate(snn.network, many, 1)[0]
+    with torch.no_grad():
+        errors = [float((logits - exact).norm() / exact.norm()) for logits in snn(many)]
+    assert errors[5] < 0.01 < errors[0]
+
+
+def test_blocks_that_are_kept_stay_as_they_are_until_the_whole_is_fitted(vit: Any, many: Tensor) -> None:
+    snn = convert(vit, many, attention={"0": "ssa"}, mlp={"0": "relu"}, refit="blocks")
+    kept = snn.network.blocks[1]
+    assert isinstance(kept.norm1, nn.LayerNorm) and isinstance(snn.network.norm, nn.LayerNorm)
+    torch.testing.assert_close(kept.mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight)
+
+
+def test_the_same_seed_gives_the_same_and_another_one_another(vit: nn.Module, many: Tensor) -> None:
+    one, same, other = (convert(vit, many, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(same), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+@pytest.mark.parametrize("stage", ["blocks.1.attn", "network"])
+def test_an_interrupted_fit_ends_as_one_that_was_not(
+    stage: str, vit: nn.Module, many: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit2snn.convert.fitting.EVERY", 3)
+    seen: list[str] = []
+
+    def interrupt(progress: Progress) -> None:
+        seen.append(progress.stage)
+        if seen.count(stage) == 5:
+            raise KeyboardInterrupt
+
+    folder = open_folder(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        convert(vit, many, fitting=Fitting(folder=folder, report=interrupt))
+    later: list[str] = []
+    resumed = convert(
+        vit, many, fitting=Fitting(folder=folder, resume=True, report=lambda progress: later.append(progress.stage))
+    )
+    assert later[0] == stage and len(later) < 4 * 30 + 16
+    whole = convert(vit, many)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_a_fit_is_not_resumed_with_other_images_or_another_plan(vit: nn.Module, many: Tensor, tmp_path: Path) -> None:
+    folder = open_folder(tmp_path / "out")
+    convert(vit, many, refit="blocks", fitting=Fitting(folder=folder))
+    with pytest.raises(ArtifactError, match="was begun with images"):
+        convert(vit, many + 1, refit="blocks", fitting=Fitting(folder=folder, resume=True))
+    with pytest.raises(ArtifactError, match="was begun with structure"):
+        convert(vit, many, refit="blocks", mlp="emsp", fitting=Fitting(folder=folder, resume=True))
+
+
+def test_progress_rises_to_one(vit: nn.Module, many: Tensor) -> None:
+    found: list[Progress] = []
+    convert(vit, many, fitting=Fitting(report=found.append))
+    shares = [progress.done for progress in found]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    assert list(dict.fromkeys(progress.stage for progress in found)) == [
+        "blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp", "network",
+    ]  # fmt: skip
+
+
+def test_too_few_images_are_refused_with_what_to_expect(vit: nn.Module, images: Tensor) -> None:
+    with pytest.raises(DataError, match="12 images are too few to fit substitutes"):
+        convert(vit, images)
+    assert convert(vit, images[:1], refit="ridge")(images).isfinite().all()
+
+
+def test_a_loader_that_shuffles_and_half_precision_and_a_plan_of_averages(many: Tensor) -> None:
+    model = make_vit(global_pool="avg").half()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(many, torch.zeros(64)), 16, shuffle=True)
+    snn = convert(model, loader, passes=1)
+    assert {parameter.dtype for parameter in snn.network.parameters()} == {torch.float16}
+    assert lost(snn.float(), many) < 1.5 and isinstance(snn.network.fc_norm, StaticNorm)
+
+
+def test_more_images_than_are_held_are_seen_by_the_whole_network(
+    vit: nn.Module, many: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit2snn.convert.fitting.HELD", 32)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(many), 16)
+    found: list[Progress] = []
+    snn = convert(vit, loader, passes=2, fitting=Fitting(report=found.append))
+    assert [progress.stage for progress in found].count("network") == 8
+    assert len(snn.calibrated_on) == 64
+
+
+def test_a_layer_scale_goes_into_the_map_that_it_scales(many: Tensor) -> None:
+    model = make_vit(init_values=0.1)
+    for module in model.modules():
+        if isinstance(module, LayerScale):
+            module.gamma.data.uniform_(0.5, 1.5)
+    snn = convert(model, many, refit="ridge")
+    assert not any(isinstance(module, LayerScale) for module in snn.network.modules())
+    assert lost(snn, many) < 1
+
+
+def test_it_is_saved_and_loaded_and_tuned(vit: nn.Module, many: Tensor, tmp_path: Path) -> None:
+    from vit2snn.finetune import Distillation, Settings, train
+
+    snn = convert(make_vit(), many, mlp="emsp", refit="ridge")
+    snn.save(tmp_path / "out")
+    again = load(tmp_path / "out")
+    assert torch.equal(again(many), snn(many)) and torch.equal(again.ann(many), snn.ann(many))
+    before, batches = lost(again, many), [(many, torch.zeros(64, dtype=torch.int64))]
+    assert again.is_new("blocks.0.norm1.weight") and again.is_new("blocks.1.attn.terms.experts.router.weight")
+    assert not again.is_new("blocks.1.attn.terms.experts.maps") and not again.is_new("blocks.0.attn.qkv.weight")
+    train(again, batches, Settings(max_steps=20, lr=1e-3), objective=Distillation({"soft": 1.0}, again.original()))
+    assert lost(again, many) < before
+
+
+def test_plans_that_leave_the_class_token_blind_are_refused(vit: nn.Module, many: Tensor) -> None:
+    with pytest.raises(RecipeError, match="no block of this plan mixes all tokens: attention of the kind conv"):
+        convert(vit, many, attention="conv")
+    with pytest.raises(UnsupportedModuleError, match="VisionTransformer"):
+        convert(nn.Sequential(nn.Flatten(), nn.Linear(768, 7)), many)
+
+
+def test_views_are_parts_of_their_image_and_sometimes_mirrored() -> None:
+    across = torch.linspace(0, 1, 32).expand(400, 1, 32, 32)
+    views = random_views(across)
+    assert views.shape == across.shape and float(views.min()) >= 0 and float(views.max()) <= 1
+    slopes = views[:, 0, :, -1] - views[:, 0, :, 0]
+    mirrored = (slopes.mean(1) < 0).float().mean()
+    assert 0.4 < float(mirrored) < 0.6
+    assert 0.4 < float(slopes.abs().mean(1).min()) < 0.6  # the narrowest part
+    assert SubstituteAttention is not None
