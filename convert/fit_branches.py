@@ -43,12 +43,14 @@ class Place:
         ours: norm, branch and scale of the network.
         own: those of the ANN.
         prefix: tokens before the patches.
+        read: of a branch in the last block, the tokens that the head reads; None for all.
     """
 
     name: str
     ours: tuple[nn.Module, nn.Module, nn.Module]
     own: tuple[nn.Module, nn.Module, nn.Module]
     prefix: int
+    read: slice | None = None
 
     @property
     def is_new(self) -> bool:
@@ -59,16 +61,22 @@ class Place:
         """Of the tokens of ``x`` ``[B, N, C]`` in what a branch is fitted to, ``[N, 1]``."""
         weights = torch.ones_like(x[0, :, :1])
         weights[: self.prefix] = PREFIX * (x.shape[1] - self.prefix)
-        return weights
+        if self.read is None:
+            return weights
+        matter = torch.zeros_like(weights)
+        matter[self.read] = weights[self.read]
+        return matter * (weights.sum() / matter.sum())
 
 
 def places(network: VisionTransformer, ann: VisionTransformer) -> list[Place]:
     """All branches, front to back."""
     found, prefix = [], network.num_prefix_tokens
+    last = {"token": slice(0, prefix), "avg": slice(prefix, None)}.get(network.global_pool)
     for index, (block, own) in enumerate(zip(network.blocks, ann.blocks, strict=True)):
-        name, attention, mlp = f"blocks.{index}", (own.norm1, own.attn, own.ls1), (own.norm2, own.mlp, own.ls2)
-        found.append(Place(f"{name}.attn", (block.norm1, block.attn, block.ls1), attention, prefix))
-        found.append(Place(f"{name}.mlp", (block.norm2, block.mlp, block.ls2), mlp, prefix))
+        name, read = f"blocks.{index}", last if index == len(network.blocks) - 1 else None
+        attention, mlp = (own.norm1, own.attn, own.ls1), (own.norm2, own.mlp, own.ls2)
+        found.append(Place(f"{name}.attn", (block.norm1, block.attn, block.ls1), attention, prefix, read))
+        found.append(Place(f"{name}.mlp", (block.norm2, block.mlp, block.ls2), mlp, prefix, read))
     return found
 
 

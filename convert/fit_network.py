@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..finetune import Precision, Step, Workspace, train
-from ..tracing import outputs_of
+from ..tracing import catching, outputs_of
 from .fit_branches import BATCH, settings
 from .inputs import Batches, OwnItems
 from .precision import at_least_float32
-from .substitution import is_new_parameter, last_norm
+from .substitution import is_new_parameter
 from .views import random_views
 
 RATE, INHERITED = 5e-4, 0.2
@@ -57,40 +58,46 @@ class Likeness:
 
     * ``logits``: KL divergence of the class probabilities at a temperature τ = 2, times τ² (Hinton et al., 2015); where the
       network ends in features, their squared error over their variance.
-    * ``features``: the squared error of the last norm's output over its variance, tokens before the patches weighted as in
-      `vit2snn.convert.fit_branches`.
-    * ``streams``: the same of each block's output, for the patches and for the tokens before them, each over its own variance;
-      the sum over blocks.
+    * ``features``: the squared error of what the head reads, over its variance.
+    * ``streams``: the same of the output of each block but the last, for the patches and for the tokens before them, each over
+      its own variance; the sum over blocks.
 
     Args:
         ann: the teacher, in evaluation mode.
     """
 
     def __init__(self, ann: VisionTransformer) -> None:
-        self.ann, self.last = ann, last_norm(ann)
-        self.blocks = [f"blocks.{index}" for index in range(len(ann.blocks))]
+        self.ann = ann
+        self.blocks = [f"blocks.{index}" for index in range(len(ann.blocks) - 1)]
         self.prefix = ann.num_prefix_tokens
 
     def __call__(self, model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The terms, of images ``[B, C, H, W]``; labels are not looked at."""
         views = random_views(x)
-        names = [*self.blocks, self.last]
-        with torch.no_grad(), outputs_of(self.ann, names) as wanted:
-            target = self.ann(views)
+        with torch.no_grad(), outputs_of(self.ann, self.blocks) as wanted:
+            target_features, target = _read(self.ann, views)
         model.eval()  # drop nothing out: the ANN does not either
-        with outputs_of(model, names) as found:
-            logits = model(views)
+        with outputs_of(model, self.blocks) as found:
+            features, logits = _read(model, views)
         return {
             "logits": _soft(logits, target) if isinstance(self.ann.head, nn.Linear) else _relative(logits, target),
-            "features": FEATURES * self._error(found[self.last], wanted[self.last]),
-            "streams": STREAMS * torch.stack([self._error(found[name], wanted[name]) for name in self.blocks]).sum(),
+            "features": FEATURES * _relative(features, target_features),
+            "streams": STREAMS
+            * torch.stack([self._error(found[name], wanted[name]) for name in self.blocks] or [logits.new_zeros(())]).sum(),
         }
 
     def _error(self, found: Tensor, wanted: Tensor) -> Tensor:
-        if found.ndim < 3 or not self.prefix:
+        if not self.prefix:
             return _relative(found, wanted)
         before = _relative(found[:, : self.prefix], wanted[:, : self.prefix])
         return before + _relative(found[:, self.prefix :], wanted[:, self.prefix :])
+
+
+def _read(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the head reads, and what comes out."""
+    with catching(model.head) as caught:
+        logits = model(images)
+    return caught[0], logits
 
 
 def _soft(logits: Tensor, target: Tensor) -> Tensor:

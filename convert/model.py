@@ -111,6 +111,14 @@ class SpikingModel(nn.Module):
         with analog():
             return simulate(self.network, x, 1)[0]
 
+    @torch.no_grad()
+    def exact(self, x: Tensor) -> Tensor | None:
+        """The logits ``[B, classes]`` of the substitute that spikes approach; None where they approach the ANN itself."""
+        if not self.recipe.substitutes:
+            return None
+        with analog():
+            return simulate(self.network, x, 1)[0]
+
     def original(self) -> nn.Module:
         """The ANN that was converted, frozen, with the module names of timm; it shares nothing with the network."""
         if self.teacher is None:

@@ -22,7 +22,7 @@ from .comparison import Exits, Logits
 from .cost import Costs
 from .diagnosis import ModuleError, diagnose
 from .energy import Dense, energy
-from .evaluation import Advising, Evaluation
+from .evaluation import Advising, Evaluation, Substituting
 from .meter import Meter
 from .spending import dense
 
@@ -121,6 +121,7 @@ class _Scoring:
             check_finite(ann)
             self.reference = self.reference or dense(self.network, x)
             self.modules = self.modules or diagnose(self.network, x, self.timesteps)
+        exact = self.network.exact(x) if isinstance(self.network, Substituting) else None
         self.meter.observing = not self.logits.images
         autocast = torch.autocast(y.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
         with self.meter.undone_on_error(), self.meter, autocast:
@@ -128,7 +129,7 @@ class _Scoring:
         check_classes(readout[-1])
         check_labels(y, readout.shape[-1])
         check_finite(readout)
-        self.logits.add(readout, ann, y)
+        self.logits.add(readout, ann, exact, y)
         if self.exits:
             self.exits.add(readout, ann, y, energy(self.meter.spent()))
         self.digests += map(digest, images.transpose(0, 1) if images.ndim == 5 else images)
@@ -148,6 +149,7 @@ class _Scoring:
             digest=set_digest(scored),
             calibration={"images": len(network.calibrated_on), "scored": len(set(scored) & known)},
             ann_top1=self.logits.ann_top1,
+            substitute_top1=self.logits.substitute_top1,
             points=self.logits.points(reported, costs, latency),
             modules=self.modules,
             costs=costs,

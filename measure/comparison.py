@@ -18,14 +18,18 @@ class Logits:
 
     def __init__(self, timesteps: int) -> None:
         self.images, self.compared, self.ann_right = 0, 0, 0
+        self.between, self.exact_right = 0, 0
         self.right, self.agreed = torch.zeros(timesteps), torch.zeros(timesteps)
         self.difference, self.size = torch.zeros(timesteps, dtype=torch.float64), 0.0
 
-    def add(self, readout: Tensor, ann: Tensor | None, labels: Tensor) -> None:
-        """A batch: ``[T, B, classes]``, ``[B, classes]`` and ``[B]``."""
+    def add(self, readout: Tensor, ann: Tensor | None, exact: Tensor | None, labels: Tensor) -> None:
+        """A batch: ``[T, B, classes]``, ``[B, classes]`` twice, and ``[B]``."""
         guess = readout.argmax(-1)
         self.images += len(labels)
         self.right += (guess == labels).sum(1).cpu()
+        if exact is not None:
+            self.between += len(labels)
+            self.exact_right += int((exact.argmax(-1) == labels).sum())
         if ann is not None:
             prediction = ann.argmax(-1)
             self.compared += len(labels)
@@ -36,8 +40,8 @@ class Logits:
 
     def join(self) -> None:
         """Take in what the other processes of the group compared."""
-        counts = torch.tensor([self.images, self.compared, self.ann_right])
-        self.images, self.compared, self.ann_right = total(counts).tolist()
+        counts = torch.tensor([self.images, self.compared, self.ann_right, self.between, self.exact_right])
+        self.images, self.compared, self.ann_right, self.between, self.exact_right = total(counts).tolist()
         self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
         self.size = float(total(torch.tensor(self.size, dtype=torch.float64)))
 
@@ -45,6 +49,11 @@ class Logits:
     def ann_top1(self) -> float | None:
         """Accuracy of the ANN in per cent."""
         return 100 * self.ann_right / self.images if self.compared else None
+
+    @property
+    def substitute_top1(self) -> float | None:
+        """Accuracy of the substitute in per cent."""
+        return 100 * self.exact_right / self.images if self.between else None
 
     def points(self, timesteps: Iterable[int], costs: Costs, latency: int) -> tuple[Point, ...]:
         """The figures after so many timesteps, if ``latency`` timesteps are between the image and a readout."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from .audit import Audit
 from .cost import Costs
 from .diagnosis import ModuleError
@@ -78,6 +80,7 @@ class Evaluation:
         digest: of the set of scored images: the same for the same images, in whatever order.
         calibration: how many images the network was calibrated on, and how many of them were scored.
         ann_top1: accuracy of the ANN in per cent; None where there is no ANN.
+        substitute_top1: accuracy of the substitute that spikes approach, in per cent; None where they approach the ANN itself.
         points: the curve.
         modules: which neuron or block errs (see `diagnose`), worst first; empty where there is no ANN.
         costs: every operation.
@@ -90,6 +93,7 @@ class Evaluation:
     digest: str
     calibration: dict[str, int]
     ann_top1: float | None
+    substitute_top1: float | None
     points: tuple[Point, ...]
     modules: list[ModuleError]
     costs: Costs
@@ -122,6 +126,7 @@ class Evaluation:
             "digest": self.digest,
             "calibration": self.calibration,
             "ann": None if self.ann_top1 is None else {"top1": self.ann_top1},
+            "substitute": None if self.substitute_top1 is None else {"top1": self.substitute_top1},
             "snn": [asdict(point) for point in self.points],
             "exit": asdict(self.exit) if self.exit else None,
             "advice": [asdict(advice) for advice in self.advice],
@@ -129,6 +134,14 @@ class Evaluation:
             "audit": self.audit.to_json(),
             "costs": self.costs.to_json(),
         }
+
+
+@runtime_checkable
+class Substituting(Protocol):
+    """A network whose spikes may approach a substitute of its ANN."""
+
+    def exact(self, x: Tensor) -> Tensor | None:
+        """The substitute's logits ``[B, classes]`` for images ``[B, C, H, W]``; None where spikes approach the ANN itself."""
 
 
 @runtime_checkable

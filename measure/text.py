@@ -55,9 +55,10 @@ def points_table(points: Sequence[Point], accuracy: bool = True) -> str:
 
 def curve_table(result: Evaluation) -> str:
     """An evaluation for the terminal: a row for each timestep, early exits, what to do about it."""
-    seen, of_ann = result.calibration["scored"], result.ann_top1
+    seen, of_ann, between = result.calibration["scored"], result.ann_top1, result.substitute_top1
     lines = [
         f"{result.images} images" if of_ann is None else f"ANN top-1: {of_ann:.1f} % on {result.images} images",
+        "" if between is None else f"its substitute, which the spikes approach: {between:.1f} %",
         points_table(result.points),
         exit_line(result.exit) if result.exit else "",
         *(f"largest error at the last step: {row.name} ({row.relative_error[-1]:.2g})" for row in result.modules[:1]),
