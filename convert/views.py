@@ -9,14 +9,16 @@ from torch import Tensor
 
 SMALLEST = 0.25
 """Least share of an image's area that a view shows."""
+BLENDED = 0.5
+"""Share of the views that are blended with another one."""
 SQUEEZED = 4 / 3
 """Largest ratio by which a view is wider or higher than the image."""
 
 
 def random_views(images: Tensor) -> Tensor:
-    """A random part of each image, resized to the size of all of it, half of them mirrored.
+    """A random part of each image, resized to the size of all of it, half of them mirrored, and half blended with another view.
 
-    There are no labels that a view could belie: the ANN says of it what it is.
+    There are no labels that a view could belie: the ANN says of it what it is. A thousand images have a million blends.
 
     Args:
         images: ``[B, C, H, W]``.
@@ -33,4 +35,6 @@ def random_views(images: Tensor) -> Tensor:
     zero = torch.zeros(count)
     maps = torch.stack([width * mirrored, zero, across, zero, height, down], 1).unflatten(1, (2, 3)).to(images)
     grid = torch.nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    views = torch.nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    share = torch.where(torch.rand(count) < BLENDED, torch.rand(count), 1.0).to(images).reshape(-1, 1, 1, 1)
+    return torch.lerp(views.roll(1, 0), views, share)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import brief, make_vit
 from test_threads import in_threads
 from test_zoo import small
 from torch import Tensor, nn
@@ -20,8 +20,10 @@ from vit2snn.errors import DataError, ModelError
 from vit2snn.measure import audit, diagnose, dispatched, exit_table, replay, spent
 from vit2snn.measure.text import curve_table
 from vit2snn.spiking import SpikingNetwork
+from vit2snn.spiking.substitutes import StaticNorm
 
 Batches = list[tuple[Tensor, Tensor]]
+NORMS = nn.BatchNorm2d, nn.LayerNorm, StaticNorm
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,14 @@ def networks() -> dict[str, tuple[SpikingNetwork, Batches]]:
     torch.manual_seed(0)
     images, labels = torch.randn(9, 3, 16, 16), torch.arange(9) % 7
     found: dict[str, tuple[SpikingNetwork, Batches]] = {
-        recipe: (to_spiking(make_vit(), Recipe.find(recipe), images), list(zip(images.split(4), labels.split(4), strict=True)))
-        for recipe in ("faithful", "qkformer-binary")
+        recipe: (to_spiking(make_vit(), brief(recipe), images), list(zip(images.split(4), labels.split(4), strict=True)))
+        for recipe in ("faithful", "qkformer", "qkformer-binary")
     }
     model, x = small("qkformer_4_384_cifar10")
     return found | {"zoo": (model, [(x, torch.arange(len(x)) % 7), (x[:1], torch.tensor([3]))])}
 
 
-KINDS = pytest.mark.parametrize("kind", ["faithful", "qkformer-binary", "zoo"])
+KINDS = pytest.mark.parametrize("kind", ["faithful", "qkformer", "qkformer-binary", "zoo"])
 
 
 @KINDS
@@ -47,12 +49,13 @@ def test_all_kinds_answer_the_same_questions(kind: str, networks: dict[str, Any]
     result = evaluate(network, batches)
     ann, images = kind != "zoo", sum(len(labels) for _, labels in batches)
     document = json.loads(json.dumps(result.to_json()))
-    expected = {"images", "digest", "calibration", "ann", "snn", "exit", "advice", "modules", "audit", "costs"}
+    expected = {"images", "digest", "calibration", "ann", "substitute", "snn", "exit", "advice", "modules", "audit", "costs"}
     assert set(document) == expected and document["images"] == images
     assert [point["timestep"] for point in document["snn"]] == list(range(1, network.timesteps + 1))
     assert [point["latency"] for point in document["snn"]] == list(range(1, network.timesteps + 1))
     for value in (document["ann"], *(p[f] for p in document["snn"] for f in ("agreement", "relative_error"))):
         assert (value is not None) == ann
+    assert (document["substitute"] is not None) == (kind == "qkformer")
     assert bool(document["modules"]) == ann == bool(document["calibration"]["images"])
     told = curve_table(result)
     assert ("agreement" in told, "ANN" in told, "one pass on numbers" in told) == (ann, ann, not ann)
@@ -96,7 +99,7 @@ def test_a_network_in_training_is_scored_as_one_in_evaluation_mode_and_left_as_i
     calls += [lambda: dispatched(network, images[0])] if kind == "faithful" else []
     wanted, before = [call() for call in calls], state(network)
     network.network.train()
-    frozen = next(module for module in network.network.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)))
+    frozen = next(module for module in network.network.modules() if isinstance(module, NORMS))
     frozen.eval()
     modes = [module.training for module in network.network.modules()]
     try:
