@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vit2snn.measure import Evaluation, Point
 
 DEMO_TIMESTEPS = 8
+PLENTY = 500  # images, on which a fit of substitutes is not worth a word
 COMPARED = 16  # calibration images on which the network is compared with the ANN at the end
 
 
@@ -217,6 +218,8 @@ def _convert(
     plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
     samples = _calibration_samples(ann, images)
     pixels = torch.stack([sample.image for sample in samples])
+    if recipe.substitutes and len(samples) * processes() < PLENTY:
+        note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on a thousand: --samples 1000")
     passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
     snn = to_spiking(ann.to(device), recipe, passes, images["seed"], fitting)
     result = evaluate(snn, bar(batches(samples[: -(-COMPARED // processes())], images["batch_size"]), "comparing"))
