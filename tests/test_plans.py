@@ -124,3 +124,32 @@ def test_plans_need_neither_weights_nor_their_memory() -> None:
         model = timm.create_model("vit_base_patch16_224")
     planned = plan(model, RECIPES["spike-driven"], (3, 224, 224))
     assert len(planned.blocks) == 12
+
+
+def test_parts_of_a_model_are_those_of_its_depth() -> None:
+    names = [f"blocks.{index}" for index in range(7)]
+    choice = {"first two thirds": "ssa", "last third": "conv", "first half": "experts"}
+    assert kinds_by_block("attention", choice, names) == ["experts"] * 3 + ["ssa"] + ["conv"] * 3
+    assert kinds_by_block("mlp", {"second half": "relu"}, names) == ["mlp"] * 3 + ["relu"] * 4
+
+
+def test_hybrid_keeps_the_last_third_of_the_blocks(many_blocks: nn.Module) -> None:
+    planned = plan(many_blocks, RECIPES["hybrid"], SIZE)
+    assert [(block.attention, block.mlp) for block in planned.blocks] == [("qk-channel+conv", "relu")] * 4 + [
+        ("softmax", "mlp")
+    ] * 2
+    rows = {row.name: row.type for row in planned.modules}
+    assert rows["blocks.3.norm1"] == "StaticNorm" and rows["blocks.4.norm1"] == rows["norm"] == "LayerNorm"
+
+
+@pytest.mark.parametrize("preset", ["qkformer", "experts"])
+def test_nothing_of_softmax_layernorm_and_gelu_is_left(preset: str, many_blocks: nn.Module) -> None:
+    planned = plan(many_blocks, RECIPES[preset], SIZE)
+    assert not {"LayerNorm", "GELU", "Attention"} & {row.type for row in planned.modules}
+    functions = {function for row in planned.modules for function in row.operations}
+    assert not functions & {"softmax", "gelu", "layer_norm", "scaled_dot_product_attention"}
+
+
+@pytest.fixture
+def many_blocks() -> nn.Module:
+    return make_vit(depth=6)
