@@ -59,7 +59,8 @@ def to_spiking(
     parameters can be trained. Random numbers that others draw are not touched.
 
     The processes of a ``torch.distributed`` group convert together: each calls this with its share of the images, and all get
-    the network that one process gets with all images (a batch of each process counts as one large batch).
+    the network that one process gets with all images (a batch of each process counts as one large batch). Where substitutes
+    are trained all get the same network, which is that of larger batches.
 
     Args:
         model: the ANN, with its weights.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 from conftest import make_recipe, make_vit
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from vit2snn.calibration import OBSERVERS, Moments, NormalEquations, reconstruct
 from vit2snn.calibration.code import Code
 from vit2snn.cli import cli
-from vit2snn.convert import RECIPES, Recipe, SpikingModel, to_spiking
+from vit2snn.convert import RECIPES, Coded, Recipe, SpikingModel, Structure, fit_branches, fitting, to_spiking
 from vit2snn.errors import DataError
 from vit2snn.measure import evaluate
 from vit2snn.spiking import Alphabet, Coding, shards
@@ -128,6 +129,12 @@ def together(out: Path) -> None:
         to_spiking(make_vit(), Recipe(), list(images.split(16 // (rank + 1))))
     with pytest.raises(DataError, match="no images to score"):
         evaluate(zoo_model(), [(images, labels)] if rank else [])
+    for module in (fit_branches, fitting):
+        module.STEPS, module.BATCH = 3, 4
+    fit = Recipe(structure=Structure("experts+ssa", "relu", norm="static", passes=2), spikes=Coded(levels=0))
+    fitted = to_spiking(make_vit(), fit, [own(images)]).network.state_dict()
+    assert all(torch.equal(value, shards.first(value)) for value in fitted.values())
+    AcceleratorState._reset_state(reset_partial_state=True)  # which keeps the group that is about to end
     found = figures(own(images), own(images[:15]), own(labels[:15]))
     by_itself = evaluate(zoo_model(), [(images[rank:], labels[rank:])], shared=False)
     assert by_itself.images == 16 - rank
