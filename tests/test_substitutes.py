@@ -50,6 +50,12 @@ def wanted(made: SubstituteAttention, x: Tensor) -> Tensor:
         q = relu(m["query"] * term.query_gain + term.query_offset)
         k = relu((m["key"] - m["key"].mean(2, keepdim=True)) * term.key_gain + term.key_offset)
         return (q @ k.mT) @ v * term.gain / N
+    if kind == "qk-relu":
+        scores = m["query"] @ (m["key"] - m["key"].mean(2, keepdim=True)).mT / WIDTH**0.5
+        a = sum(relu(g * scores + b) for g, b in zip(term.gains, term.offsets, strict=True))
+        rows = [0] + [1] * (N - 1)
+        share = torch.maximum(a.mean(-1, keepdim=True) * term.slope[:, rows] + term.level[:, rows], term.least[:, rows])
+        return share * (a @ v) / N
     if kind == "conv":
         grid = v.transpose(-1, -2).reshape(len(x), 12, N)
         patches = conv2d(grid[..., 1:].reshape(-1, 12, 2, 3), term.conv.weight, term.conv.bias, padding=1, groups=12).flatten(2)
@@ -125,6 +131,8 @@ def test_a_term_starts_within_the_slopes_of_its_functions_and_near_the_ann(kind:
         assert float(((gate > 0) & (gate < 1)).float().mean()) > 0.99
     if kind in ("ssa", "experts"):
         assert error < 1.0  # no worse than nothing
+    if kind == "qk-relu":
+        assert error < 0.5
 
 
 def test_the_static_norm_is_the_least_squares_map_of_patches_and_of_each_token_before_them() -> None:

@@ -8,3 +8,4 @@ from .gates import QKChannelGate as QKChannelGate, QKMixedGate as QKMixedGate, Q
 from .linear import LinearAttention as LinearAttention
 from .mlp import MLPS as MLPS, ExpertMlp as ExpertMlp, SubstituteMlp as SubstituteMlp, substitute_mlp as substitute_mlp
 from .norm import StaticNorm as StaticNorm
+from .rectified import RectifiedAttention as RectifiedAttention
