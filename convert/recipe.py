@@ -278,7 +278,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "exact": Recipe(timesteps=1, spikes=Coded(levels=0)),
         "qkformer": Recipe(
-            structure=Structure({"first half": "qk-channel+conv", "second half": "qk-channel+ssa+conv"}, "relu", norm="static")
+            structure=Structure({"first half": "qk-channel+conv", "second half": "qk-relu+conv"}, "relu", norm="static")
         ),
         "experts": Recipe(
             structure=Structure({"first half": "experts+conv", "second half": "experts+emsa+conv"}, "emsp", norm="static")

@@ -54,7 +54,8 @@ def wanted(made: SubstituteAttention, x: Tensor) -> Tensor:
         scores = m["query"] @ (m["key"] - m["key"].mean(2, keepdim=True)).mT / WIDTH**0.5
         a = sum(relu(g * scores + b) for g, b in zip(term.gains, term.offsets, strict=True))
         rows = [0] + [1] * (N - 1)
-        share = torch.maximum(a.mean(-1, keepdim=True) * term.slope[:, rows] + term.level[:, rows], term.least[:, rows])
+        lines = zip(term.slopes, term.levels, strict=True)
+        share = term.least[:, rows] + sum(relu(a.mean(-1, keepdim=True) * d[:, rows] + c[:, rows]) for d, c in lines)
         return share * (a @ v) / N
     if kind == "conv":
         grid = v.transpose(-1, -2).reshape(len(x), 12, N)

@@ -12,18 +12,18 @@ KNOTS = (-2.0, -0.5, 1.0, 2.5, 4.0)
 """Where the exponential is cut into lines, in scores."""
 BEYOND = 1.3
 """Slope above the last knot, over the exponential there."""
-LEAST = 0.2
-"""What the line of a reciprocal is clipped at, over its mean."""
+MEANS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
+"""Where the reciprocal is cut into lines, in multiples of what is usual; beyond the last it is constant."""
 
 
 @term("qk-relu")
 class RectifiedAttention(Term):
-    """r ⊙ (A v) / N,  A = Σ_m relu(g_m ⊙ q (k - mean_tokens k)ᵀ + b_m),  r = max(c + d ⊙ mean_keys A, e).
+    """r ⊙ (A v) / N,  A = Σ_m relu(g_m ⊙ q (k - mean_tokens k)ᵀ + b_m),  r = e + Σ_i relu(c_i + d_i ⊙ mean_keys A).
 
-    This is ours: a softmax of lines. The exponential is a sum of ReLUs, and the reciprocal of its mean over keys a line of that
-    mean, so a neuron computes all but the products. The lines start where they follow the softmax best: those of each head's
-    exponential at `KNOTS`, and those of the reciprocal by least squares, for the patches and for each token before them.
-    Without the reciprocal an image with many likely keys would drown all others.
+    This is ours: a softmax of lines. The exponential is a sum of ReLUs that agrees with it at `KNOTS`, and so is the reciprocal
+    of its mean over keys, at multiples `MEANS` of the mean that is usual for the patches and for each token before them; so
+    a neuron computes all but the products. Without the reciprocal an image with many likely keys would drown all others, and a
+    single line of it lets some images grow without bound from block to block.
     """
 
     reads = ("query", "key", "value")
@@ -37,32 +37,34 @@ class RectifiedAttention(Term):
         gains = slopes.diff(prepend=slopes.new_zeros(1))
         self.gains = nn.Parameter(gains[:, None, None, None].repeat(1, size.heads, 1, 1))
         self.offsets = nn.Parameter((-gains * knots)[:, None, None, None].repeat(1, size.heads, 1, 1))
-        self.slope = nn.Parameter(torch.zeros(size.heads, size.prefix + 1, 1))
-        self.level = nn.Parameter(torch.ones(size.heads, size.prefix + 1, 1))
-        self.least = nn.Parameter(torch.zeros(size.heads, size.prefix + 1, 1))
+        rows = size.heads, size.prefix + 1, 1
+        self.slopes = nn.Parameter(torch.zeros(len(MEANS) - 1, *rows))
+        self.levels = nn.Parameter(torch.zeros(len(MEANS) - 1, *rows))
+        self.least = nn.Parameter(torch.ones(rows))
         self.rectify, self.saturate = nn.ReLU(), nn.ReLU()
 
     @torch.no_grad()
     def start(self, attention: Tensor, read: Read, wanted: Tensor) -> None:
-        """The line of least squares for the reciprocal of each row's mean."""
-        means = self._map(read).mean(-1, keepdim=True)  # [B, heads, N, 1]
-        last = self.level.shape[1] - 1
-        for index in range(last + 1):
-            own = means[:, :, index : index + 1 if index < last else None].transpose(0, 1).flatten(1)
-            wished = 1 / own.clamp(min=1e-3 * own.mean())
-            middle, mean = own.mean(1), wished.mean(1)
-            spread = (own - middle[:, None]).square().mean(1).clamp(min=torch.finfo(own.dtype).tiny)
-            slope = ((own - middle[:, None]) * (wished - mean[:, None])).mean(1) / spread
-            self.slope[:, index, 0] = slope
-            self.level[:, index, 0] = mean - slope * middle
-            self.least[:, index, 0] = LEAST * mean
+        """Lines of the reciprocal around the usual mean of a row."""
+        means = self._map(read).mean(-1, keepdim=True).mean(0)  # [heads, N, 1]
+        prefix = self.least.shape[1] - 1
+        usual = torch.cat([means[:, :prefix], means[:, prefix:].mean(1, keepdim=True)], 1)
+        knots = torch.tensor(MEANS).to(usual)
+        falls = -(1 / knots).diff() / knots.diff()  # of 1 / x between two knots, positive and falling
+        steps = falls - torch.cat([falls[1:], falls.new_zeros(1)])
+        for step, knot, slope, level in zip(steps, knots[1:], self.slopes, self.levels, strict=True):
+            slope.copy_(-step / usual.square())
+            level.copy_(step * knot / usual)
+        self.least.copy_(1 / (knots[-1] * usual))
 
     def forward(self, normed: Tensor, read: Read) -> Tensor:
         """Attend by the rectified scores."""
         attention = self._map(read)
         means = attention.mean(-1, keepdim=True)
-        slope, level, least = (self._by_token(rows, means) for rows in (self.slope, self.level, self.least))
-        share = self.saturate(means * slope + (level - least)) + least
+        by_token = self._by_token
+        share = by_token(self.least, means)
+        for slope, level in zip(self.slopes, self.levels, strict=True):
+            share = share + self.saturate(means * by_token(slope, means) + by_token(level, means))
         attended: Tensor = share / attention.shape[-1] * (attention @ read["value"])
         return attended
 
