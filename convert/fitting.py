@@ -47,8 +47,8 @@ class Fitting:
     """How a fit is carried out; what it gives does not depend on it, but for rounding.
 
     Args:
-        precision: of the forward passes: float32 (``no``) or mixed with ``bf16`` or ``fp16`` (CUDA only), which takes about
-            half the time where a processor has it.
+        precision: of the forward passes: float32 (``no``) or mixed with ``bf16`` or ``fp16`` (CUDA only), which saves time
+            where a processor has it.
         folder: where checkpoints and metrics go while the fit is unfinished (see `vit2snn.finetune.open_folder`); None for
             none.
         resume: go on from the checkpoints in ``folder``, if there are any.

@@ -35,7 +35,7 @@ class Structure:
         refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights, gradient descent on
             their ``blocks``, or on the whole ``network`` after that (substitutes only). Unless it is given, a recipe
             has ``network`` for substitutes and ``ridge`` for branches of membrane neurons; None where no branch is new.
-        passes: how often gradient descent goes through the images, in all.
+        passes: how often the fit of the whole network goes through the images.
 
     Raises:
         RecipeError: a field has a value that it cannot have, or is about new branches where there are none.

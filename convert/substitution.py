@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from timm.layers import LayerScale
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
@@ -29,20 +29,13 @@ def substitute(network: VisionTransformer, plans: Sequence[BlockPlan], structure
     """
     like, static, prefix = network.patch_embed.proj.weight, structure.norm == "static", network.num_prefix_tokens
     new_norm = partial(StaticNorm, network.embed_dim)
+    norm = partial(new_norm, prefix) if static else None
     for plan, block in zip(plans, network.blocks, strict=True):
         size = block_size(network, block)
         if is_new(plan.attention):
-            maps = scaled(own_maps(block.attn), "out", block.ls1)
-            block.attn = born_at(like, partial(SubstituteAttention, plan.attention, size))
-            block.attn.inherit(maps)
-            block.ls1 = nn.Identity()
-            block.norm1 = born_at(like, partial(new_norm, prefix)) if static else block.norm1
+            _replace(block, ("attn", "norm1", "ls1"), "out", like, partial(SubstituteAttention, plan.attention, size), norm)
         if is_new(plan.mlp):
-            maps = scaled(own_maps(block.mlp), "reduce", block.ls2)
-            block.mlp = born_at(like, partial(substitute_mlp, plan.mlp, size))
-            block.mlp.inherit(maps)
-            block.ls2 = nn.Identity()
-            block.norm2 = born_at(like, partial(new_norm, prefix)) if static else block.norm2
+            _replace(block, ("mlp", "norm2", "ls2"), "reduce", like, partial(substitute_mlp, plan.mlp, size), norm)
     if static and is_new(plans[-1].mlp):
         name = last_norm(network)
         setattr(network, name, born_at(like, partial(new_norm, 0 if name == "fc_norm" else prefix)))
@@ -52,6 +45,21 @@ def substitute(network: VisionTransformer, plans: Sequence[BlockPlan], structure
                 "the model reads its tokens by attention pooling, whose readout is not replaced", "leave structure.readout out"
             )
         network.global_pool = "avg" if structure.readout == "mean" else "token"
+
+
+def _replace(
+    block: Block, names: tuple[str, str, str], last: str, like: Tensor,
+    make: Callable[[], SubstituteAttention | SubstituteMlp], norm: Callable[[], StaticNorm] | None,
+) -> None:  # fmt: skip
+    """Put a substitute in place of a branch, and a norm in place of that in front of it; ``last`` is the map that is scaled."""
+    part, in_front, scale = names
+    maps = scaled(own_maps(getattr(block, part)), last, getattr(block, scale))
+    made = born_at(like, make)
+    made.inherit(maps)
+    setattr(block, part, made)
+    setattr(block, scale, nn.Identity())
+    if norm is not None:
+        setattr(block, in_front, born_at(like, norm))
 
 
 def scaled(maps: Own, name: str, scale: nn.Module) -> dict[str, Inherited]:
