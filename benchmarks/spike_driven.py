@@ -48,7 +48,7 @@ from vit2snn.measure import evaluate
 from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"
-PRESETS = ("qkformer-binary", "experts-binary", "spike-driven", "shift")
+PRESETS = ("qkformer-membrane", "experts-membrane", "spike-driven", "shift")
 STAGES = ("statistics", "ridge", "blocks", "converted", "scratch")
 REFIT = {"statistics": "none", "ridge": "ridge", "blocks": "blocks"}
 LOSS = {"labels": 0.5, "soft": 1.0}

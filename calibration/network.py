@@ -31,7 +31,7 @@ Prior = Literal["none", "mean", "minimum"]
 
 # Images and random directions of logits from which the worth of a spike is estimated, or only whether it has any.
 PRICED_ON, PRICED_BY = 32, 4
-SENSED_ON, SENSED_BY = 8, 1
+SENSED_ON, SENSED_BY = 32, 1
 
 
 def calibrate(

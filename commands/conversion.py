@@ -70,7 +70,7 @@ def convert(
 
     MODEL is a timm name (with tag), hf-hub:NAME, local-dir:PATH, or demo. Several processes share the calibration images:
     torchrun --nproc-per-node 2 -m vit2snn convert ... Recipes such as qkformer fit substitutes to MODEL, on a thousand images
-    for an hour or so; an interrupted fit goes on with --resume.
+    for some minutes; an interrupted fit goes on with --resume.
 
     \b
     vit2snn convert demo -o demo-snn

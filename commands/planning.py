@@ -26,7 +26,7 @@ from vit2snn.errors import DataError
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the plans.")
 @click.option(
-    "--recipe", default="qkformer-binary", show_default=True, metavar="NAME|FILE", help="All but the kinds of branches."
+    "--recipe", default="qkformer-membrane", show_default=True, metavar="NAME|FILE", help="All but the kinds of branches."
 )
 @click.option("--timesteps", type=click.IntRange(min=1), help="T, instead of the recipe's.")
 @click.option("--plans", "count", default=10, show_default=True, type=click.IntRange(min=2), help="The most that there are.")

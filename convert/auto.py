@@ -162,7 +162,7 @@ def opened(recipe: Recipe) -> Recipe:
     """
     fields = recipe.structure.undecided or [field for field in FIELDS if any_new(getattr(recipe.structure, field))]
     if not fields:
-        raise RecipeError("the recipe has no branches of spikes, so none can be chosen", "take one such as qkformer-binary")
+        raise RecipeError("the recipe has no branches of spikes, so none can be chosen", "take one such as qkformer-membrane")
     return recipe.changed(**dict.fromkeys(fields, AUTO), max_error=None, max_energy=None)
 
 

@@ -23,8 +23,11 @@ AUTO = "auto"
 PARTS = {
     "first half": (Fraction(0), Fraction(1, 2)),
     "second half": (Fraction(1, 2), Fraction(1)),
-    "first two thirds": (Fraction(0), Fraction(2, 3)),
+    "first third": (Fraction(0), Fraction(1, 3)),
+    "middle third": (Fraction(1, 3), Fraction(2, 3)),
     "last third": (Fraction(2, 3), Fraction(1)),
+    "first two thirds": (Fraction(0), Fraction(2, 3)),
+    "last two thirds": (Fraction(1, 3), Fraction(1)),
 }
 """Keys for the same part of a model of any depth: from and to which share of its blocks."""
 

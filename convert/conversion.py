@@ -42,6 +42,10 @@ from .structures import Structure
 from .substitution import substitute
 from .teacher import Teacher
 
+THRESHOLDS_ON = 256
+"""Images from which the thresholds of a substitute's neurons are taken. Its weights are fitted to a thousand or more, of which
+thresholds, a few numbers a neuron, would gain nothing."""
+
 Fit = Callable[[Any, Any, Structure, Batches], None]
 """Fits substitutes in a network to an ANN, as far as a structure asks for."""
 
@@ -99,9 +103,10 @@ def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, fit: Fit) ->
         fit(network, Teacher(model).ann, recipe.structure, batches)
     if recipe.max_energy is not None:
         recipe = affordable(lambda trial: _spiking(model, copy.deepcopy(network), trial, [first]), recipe, first)
-    snn = _spiking(model, network, recipe, batches)
+    seen = batches.some(THRESHOLDS_ON // shards.processes()) if recipe.substitutes else batches
+    snn = _spiking(model, network, recipe, seen)
     snn.calibrated_on = shards.collected(batches.digests)
-    own = exit_table(snn, batches)
+    own = exit_table(snn, seen)
     snn.exits = own and own.over_processes()
     return snn
 

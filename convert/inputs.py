@@ -90,6 +90,15 @@ class Batches:
             raise DataError("there are no calibration images", "pass at least one batch of images")
         return first
 
+    def some(self, count: int) -> list[Tensor]:
+        """The first batches: as few as have ``count`` images, or all that there are."""
+        taken: list[Tensor] = []
+        for images in self:
+            taken.append(images)
+            if sum(map(len, taken)) >= count:
+                break
+        return taken
+
     def __iter__(self) -> Iterator[Tensor]:
         """The images of each batch.
 

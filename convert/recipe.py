@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..errors import RecipeError
+from ..spiking.substitutes import NORMS
 from .blocks import is_branch, is_substitute
 from .fields import FieldError, check_bounds, check_types, from_fields, shown, to_fields
 from .spikes import KEPT_PATH, LONGEST, Coded, Membrane
@@ -62,7 +63,7 @@ class Recipe:
         self._check_together()
         self._check_budget()
         if self.structure.replaces and self.structure.refit is None:
-            usual = dataclasses.replace(self.structure, refit="ridge" if self.spike_driven else "network")
+            usual = dataclasses.replace(self.structure, refit="ridge" if self.spike_driven else "blocks")
             object.__setattr__(self, "structure", usual)
 
     def _check_together(self) -> None:
@@ -91,7 +92,7 @@ class Recipe:
                         Structure.PATH, name, f"is {kind!r}, of which there is no form for {self.spikes.KIND} neurons",
                         f"choose another kind, or spikes of kind {Membrane.KIND if coded else Coded.KIND!r}",
                     )  # fmt: skip
-        only: dict[str, tuple[str, ...]] = {"norm": ("batchnorm",)} if coded else {"norm": ("static",), "refit": ("network",)}
+        only: dict[str, tuple[str, ...]] = {"norm": ("batchnorm",)} if coded else {"norm": tuple(NORMS), "refit": ("network",)}
         for name, values in only.items():
             if getattr(structure, name) in values:
                 raise FieldError(
@@ -251,6 +252,15 @@ def _spikes(fields: object) -> Coded | Membrane:
     return from_fields(KINDS[kind](), fields, "spikes", _belongs)
 
 
+FINE = Coded(levels=32, ratio=2 ** (1 / 8))
+"""Twice as many levels as usual: errors of a substitute's spikes add up to those of its structure, and at T = 1 they would show."""
+PAIRED = Coded(schedule="layer-synchronous", levels=1, rotation=True, input_spikes=1, observer="max", headroom=0.7)
+"""A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. Each step leaves at most
+a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes."""
+QKFORMER = Structure({"first third": "qk-channel+conv", "last two thirds": "qk-relu+conv"}, "relu", norm="gated")
+EXPERTS = Structure({"first third": "experts+conv", "last two thirds": "experts+qk-relu+conv"}, "emsp", norm="gated")
+HYBRID = Structure({"first third": "qk-channel+conv", "middle third": "qk-relu+conv"}, {"first two thirds": "relu"}, norm="gated")
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "faithful": Recipe(),
@@ -258,12 +268,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "ternary": Recipe(
             timesteps=16, spikes=Coded(levels=1, rotation=True, input_spikes=1, headroom=1.0, granularity="channel")
         ),
-        # Each step leaves at most a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes.
-        "ternary-synchronous": Recipe(
-            timesteps=8,
-            spikes=Coded(schedule="layer-synchronous", levels=1, rotation=True, input_spikes=1, observer="max", headroom=0.7),
-        ),
-        # A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below.
+        "ternary-synchronous": Recipe(timesteps=8, spikes=PAIRED),
+        # Pairs of binary neurons here too.
         "binary": Recipe(
             timesteps=32,
             spikes=Coded(
@@ -277,20 +283,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             ),
         ),
         "exact": Recipe(timesteps=1, spikes=Coded(levels=0)),
-        "qkformer": Recipe(
-            structure=Structure({"first half": "qk-channel+conv", "second half": "qk-relu+conv"}, "relu", norm="static")
-        ),
-        "experts": Recipe(
-            structure=Structure({"first half": "experts+conv", "second half": "experts+emsa+conv"}, "emsp", norm="static")
-        ),
-        "hybrid": Recipe(
-            structure=Structure({"first two thirds": "qk-channel+conv"}, {"first two thirds": "relu"}, norm="static")
-        ),
-        "qkformer-binary": Recipe(
+        "qkformer": Recipe(structure=QKFORMER, spikes=FINE),
+        "experts": Recipe(structure=EXPERTS, spikes=FINE),
+        "hybrid": Recipe(structure=HYBRID, spikes=FINE),
+        "qkformer-binary": Recipe(structure=QKFORMER, spikes=PAIRED),
+        "experts-binary": Recipe(structure=EXPERTS, spikes=PAIRED),
+        "qkformer-membrane": Recipe(
             structure=Structure({"first half": "qk-token", "second half": "ssa"}, "spiking", norm="batchnorm", readout="mean"),
             spikes=Membrane("if"),
         ),
-        "experts-binary": Recipe(structure=Structure("emsa", "emsp", norm="batchnorm", readout="mean"), spikes=Membrane("if")),
+        "experts-membrane": Recipe(
+            structure=Structure("emsa", "emsp", norm="batchnorm", readout="mean"), spikes=Membrane("if")
+        ),
         "spike-driven": Recipe(structure=Structure("ssa", "spiking", norm="batchnorm", readout="mean"), spikes=Membrane("if")),
         "shift": Recipe(
             structure=Structure("shift-softmax", "shift-mlp", norm="shift-layernorm"),

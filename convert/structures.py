@@ -10,7 +10,7 @@ from .blocks import AUTO, Choice, any_new, check_choice, is_new
 from .choices import ByBlock
 from .fields import FieldError, check_bounds, check_types, shown
 
-Norm = Literal["layernorm", "shift-layernorm", "batchnorm", "static"]
+Norm = Literal["layernorm", "shift-layernorm", "batchnorm", "static", "gated"]
 Readout = Literal["model", "class-token", "mean"]
 Refit = Literal["none", "ridge", "blocks", "network"]
 LONGEST = 10**6  # passes
@@ -29,12 +29,13 @@ class Structure:
             images.
         mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values; ``relu`` or ``emsp`` for coded neurons; ``spiking`` or
             ``emsp`` for membrane neurons.
-        norm: in front of new branches: ``static``, a map by channel, for coded neurons; ``batchnorm``, calibrated, which folds,
+        norm: in front of new branches: ``gated``, a map by channel behind a gate of each token's size, or ``static``, the
+            map alone, for coded neurons; ``batchnorm``, calibrated, which folds,
             for membrane neurons; ``layernorm``; or ``shift-layernorm``, which takes the place of every LayerNorm.
         readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.
         refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights, gradient descent on
             their ``blocks``, or on the whole ``network`` after that (substitutes only). Unless it is given, a recipe
-            has ``network`` for substitutes and ``ridge`` for branches of membrane neurons; None where no branch is new.
+            has ``blocks`` for substitutes and ``ridge`` for branches of membrane neurons; None where no branch is new.
         passes: how often the fit of the whole network goes through the images.
 
     Raises:
@@ -62,7 +63,7 @@ class Structure:
         if self.replaces:
             return
         given = {
-            "norm": self.norm in ("batchnorm", "static"),
+            "norm": self.norm in ("batchnorm", "static", "gated"),
             "readout": self.readout != "model",
             "refit": self.refit is not None,
         }

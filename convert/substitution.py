@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
 from ..spiking import Inherited, Own
-from ..spiking.substitutes import StaticNorm, SubstituteAttention, SubstituteMlp, substitute_mlp
+from ..spiking.substitutes import NORMS, StaticNorm, SubstituteAttention, SubstituteMlp, substitute_mlp
 from .blocks import BlockPlan, is_new
 from .branches import block_size, born_at, own_maps
 from .structures import Structure
@@ -21,22 +21,22 @@ from .structures import Structure
 def substitute(network: VisionTransformer, plans: Sequence[BlockPlan], structure: Structure) -> None:
     """Put substitutes in place of the parts that ``plans`` name, in place. They have the ANN's maps, and are not fitted yet.
 
-    timm's blocks stay, x + attn(norm(x)), under their names; a LayerScale goes into the map that it scales. With static norms
+    timm's blocks stay, x + attn(norm(x)), under their names; a LayerScale goes into the map that it scales. With norms of ours
     the last norm is one too, if the last block's perceptron is a substitute.
 
     Raises:
         UnsupportedModuleError: the model reads its tokens by attention pooling, and the recipe another way.
     """
-    like, static, prefix = network.patch_embed.proj.weight, structure.norm == "static", network.num_prefix_tokens
-    new_norm = partial(StaticNorm, network.embed_dim)
-    norm = partial(new_norm, prefix) if static else None
+    like, prefix = network.patch_embed.proj.weight, network.num_prefix_tokens
+    new_norm = partial(NORMS[structure.norm], network.embed_dim) if structure.norm in NORMS else None
+    norm = partial(new_norm, prefix) if new_norm else None
     for plan, block in zip(plans, network.blocks, strict=True):
         size = block_size(network, block)
         if is_new(plan.attention):
             _replace(block, ("attn", "norm1", "ls1"), "out", like, partial(SubstituteAttention, plan.attention, size), norm)
         if is_new(plan.mlp):
             _replace(block, ("mlp", "norm2", "ls2"), "reduce", like, partial(substitute_mlp, plan.mlp, size), norm)
-    if static and is_new(plans[-1].mlp):
+    if new_norm and is_new(plans[-1].mlp):
         name = last_norm(network)
         setattr(network, name, born_at(like, partial(new_norm, 0 if name == "fc_norm" else prefix)))
     if structure.readout != "model":

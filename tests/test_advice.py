@@ -61,7 +61,7 @@ def test_outliers_dead_neurons_and_single_culprits_are_told() -> None:
 
 
 def test_spiking_branches_want_training_and_dear_networks_a_budget() -> None:
-    assert actions(BAD, EVEN, RECIPES["qkformer-binary"])[0].startswith("vit2snn finetune")
+    assert actions(BAD, EVEN, RECIPES["qkformer-membrane"])[0].startswith("vit2snn finetune")
     dear = [GOOD[0], dataclasses.replace(GOOD[1], energy=1.5)]
     assert any("--budget" in action for action in actions(dear, EVEN))
 

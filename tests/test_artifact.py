@@ -206,7 +206,7 @@ def test_damage_is_told(damage: object, message: str, snn: vit2snn.SpikingModel,
         vit2snn.load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "shift", "qkformer-binary"])
+@pytest.mark.parametrize("recipe", ["faithful", "shift", "qkformer-membrane"])
 def test_a_model_that_was_changed_after_timm_made_it_is_not_saved(recipe: str, images: Tensor, tmp_path: Path) -> None:
     model = make_vit()
     for block in model.blocks:  # type: ignore[union-attr]
@@ -227,7 +227,7 @@ def edited_vit() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "qkformer-binary"])
+@pytest.mark.parametrize("recipe", ["faithful", "qkformer-membrane"])
 def test_a_changed_model_is_carried_by_the_name_of_its_builder(recipe: str, images: Tensor, tmp_path: Path) -> None:
     builder = f"{__name__}:edited_vit"
     snn = to_spiking(edited_vit(), recipe, images)

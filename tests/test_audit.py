@@ -96,7 +96,7 @@ def test_the_replay_notices_a_spike_that_is_not_there(vit: nn.Module, images: Te
 @pytest.mark.slow
 def test_the_embedded_model_is_replayed(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     calibration, scored, _ = demo_sample
-    for name in ("faithful", "ternary-synchronous", "qkformer-binary"):
+    for name in ("faithful", "ternary-synchronous", "qkformer-membrane"):
         recipe = RECIPES[name].changed(timesteps=2)
         found = replay(to_spiking(load_model("demo"), recipe, calibration[:32]), scored[:1])
         assert found.difference < 1e-13

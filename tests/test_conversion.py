@@ -147,7 +147,7 @@ def test_the_model_handed_in_is_untouched(recipe: Recipe, vit: nn.Module, images
     assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "qkformer-binary"])
+@pytest.mark.parametrize("recipe", ["faithful", "qkformer-membrane"])
 def test_of_a_frozen_model_all_parameters_can_be_trained(recipe: str, vit: nn.Module, images: Tensor) -> None:
     snn = to_spiking(vit.requires_grad_(False), recipe, images)
     assert all(parameter.requires_grad for parameter in snn.network.parameters())

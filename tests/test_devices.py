@@ -22,13 +22,13 @@ from vit2snn.spiking import Neuron
 SIZE = (3, 16, 16)
 B: dict[str, Any] = {"norm": "batchnorm", "readout": "mean", "neuron": "if"}
 DRIVEN = {
-    **{name: RECIPES[name] for name in ("qkformer-binary", "experts-binary", "spike-driven")},
+    **{name: RECIPES[name] for name in ("qkformer-membrane", "experts-membrane", "spike-driven")},
     "interactions": make_recipe(attention={"0": "emsa+tim", "1": "qk-mixed+tim"}, mlp="emsp", **B),
     "spikes on the stream": make_recipe(attention="sdsa", mlp="spiking", norm="batchnorm", neuron="plif", shortcut="sew"),
     "by gradients": make_recipe(attention="qk-channel", mlp="spiking", refit="blocks", **B),
     "substitutes": Recipe(
         structure=Structure(
-            {"0": "qk-mixed+conv", "1": "experts+emsa+ssa"}, {"0": "relu", "1": "emsp"}, norm="static", passes=1
+            {"0": "qk-mixed+conv", "1": "experts+emsa+ssa"}, {"0": "relu", "1": "emsp"}, norm="gated", refit="network", passes=1
         )
     ),
     "not re-fitted": make_recipe(attention="ssa", mlp="mlp", refit="none", **(B | {"norm": "layernorm"})),

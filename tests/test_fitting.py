@@ -19,9 +19,9 @@ from vit2snn.convert.views import random_views
 from vit2snn.errors import ArtifactError, DataError, RecipeError, UnsupportedModuleError
 from vit2snn.finetune import open_folder
 from vit2snn.spiking import analog, simulate
-from vit2snn.spiking.substitutes import StaticNorm
+from vit2snn.spiking.substitutes import GatedNorm
 
-PLAN: dict[str, Any] = {"attention": {"0": "qk-channel+conv", "1": "experts+ssa"}, "mlp": "relu", "norm": "static"}
+PLAN: dict[str, Any] = {"attention": {"0": "qk-channel+conv", "1": "experts+ssa"}, "mlp": "relu", "norm": "gated"}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def many() -> Tensor:
 
 
 def convert(model: nn.Module, images: Any, seed: int = 0, fitting: Fitting | None = None, **fields: Any) -> SpikingModel:
-    recipe = Recipe(structure=Structure(**(PLAN | {"passes": 4} | fields)), spikes=Coded(levels=0), timesteps=1)
+    recipe = Recipe(structure=Structure(**(PLAN | {"refit": "network", "passes": 4} | fields)), spikes=Coded(levels=0), timesteps=1)
     return to_spiking(model, recipe, images, seed, fitting)
 
 
@@ -69,7 +69,7 @@ def test_each_stage_does_better_than_the_one_before(demo_sample: tuple[Tensor, T
 def test_nothing_of_the_ann_that_was_replaced_is_left_and_the_ann_is_the_teacher(vit: nn.Module, many: Tensor) -> None:
     snn = convert(vit, many, refit="ridge")
     kinds = {type(module) for module in snn.network.modules()}
-    assert not kinds & {nn.LayerNorm, nn.GELU} and StaticNorm in kinds
+    assert not kinds & {nn.LayerNorm, nn.GELU} and any(issubclass(kind, GatedNorm) for kind in kinds)
     assert not any("softmax" in row.operations or "scaled_dot_product_attention" in row.operations for row in snn.plan.modules)
     torch.testing.assert_close(snn.ann(many), vit(many))
     assert snn.teacher is not None and "LayerNorm" in str(snn.original())
@@ -153,7 +153,7 @@ def test_a_loader_that_shuffles_and_half_precision_and_a_plan_of_averages(many: 
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(many, torch.zeros(64)), 16, shuffle=True)
     snn = convert(model, loader, passes=1)
     assert {parameter.dtype for parameter in snn.network.parameters()} == {torch.float16}
-    assert lost(snn.float(), many) < 1.5 and isinstance(snn.network.fc_norm, StaticNorm)
+    assert lost(snn.float(), many) < 1.5 and isinstance(snn.network.fc_norm, GatedNorm)
 
 
 def test_more_images_than_are_held_are_seen_by_the_whole_network(

@@ -16,7 +16,7 @@ from vit2snn.convert import RECIPES, Recipe
 from vit2snn.errors import DataError, ModelError
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "experts-binary"])
+@pytest.mark.parametrize("recipe", ["faithful", "experts-membrane"])
 def test_the_same_arguments_give_the_same_network(recipe: str, vit: nn.Module, images: Tensor) -> None:
     before = torch.get_rng_state()
     first = to_spiking(vit, recipe, images)
@@ -28,7 +28,7 @@ def test_the_same_arguments_give_the_same_network(recipe: str, vit: nn.Module, i
         assert torch.equal(first(images), other(images)) == (recipe == "faithful")
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "qkformer-binary", "shift"])
+@pytest.mark.parametrize("recipe", ["faithful", "qkformer-membrane", "shift"])
 def test_the_model_keeps_its_mode_and_its_hooks(recipe: str, images: Tensor) -> None:
     model = make_vit().train()
     model.blocks[0].eval()  # type: ignore[index, union-attr]
@@ -40,7 +40,7 @@ def test_the_model_keeps_its_mode_and_its_hooks(recipe: str, images: Tensor) -> 
 
 def test_the_teacher_is_no_part_of_the_student(images: Tensor) -> None:
     model = make_vit(proj_drop_rate=0.5)
-    snn = to_spiking(model, "qkformer-binary", images)
+    snn = to_spiking(model, "qkformer-membrane", images)
     assert snn.teacher is not None
     assert {name.partition(".")[0] for name, _ in snn.named_parameters()} == {"network"}
     own = {id(tensor) for tensor in (*snn.parameters(), *snn.buffers())}
@@ -56,7 +56,7 @@ def test_the_teacher_is_no_part_of_the_student(images: Tensor) -> None:
         assert torch.equal(snn.double().ann(images.double()).float(), expected)
 
 
-@pytest.mark.parametrize("recipe", ["faithful", "experts-binary"])
+@pytest.mark.parametrize("recipe", ["faithful", "experts-membrane"])
 def test_conversion_within_inference_mode(recipe: str, vit: nn.Module, images: Tensor) -> None:
     expected = to_spiking(vit, recipe, images)
     with torch.inference_mode():

@@ -33,13 +33,13 @@ def networks() -> dict[str, tuple[SpikingNetwork, Batches]]:
     images, labels = torch.randn(9, 3, 16, 16), torch.arange(9) % 7
     found: dict[str, tuple[SpikingNetwork, Batches]] = {
         recipe: (to_spiking(make_vit(), brief(recipe), images), list(zip(images.split(4), labels.split(4), strict=True)))
-        for recipe in ("faithful", "qkformer", "qkformer-binary")
+        for recipe in ("faithful", "qkformer", "qkformer-membrane")
     }
     model, x = small("qkformer_4_384_cifar10")
     return found | {"zoo": (model, [(x, torch.arange(len(x)) % 7), (x[:1], torch.tensor([3]))])}
 
 
-KINDS = pytest.mark.parametrize("kind", ["faithful", "qkformer", "qkformer-binary", "zoo"])
+KINDS = pytest.mark.parametrize("kind", ["faithful", "qkformer", "qkformer-membrane", "zoo"])
 
 
 @KINDS

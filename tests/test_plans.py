@@ -51,7 +51,7 @@ def test_a_plan_that_mixes_no_tokens_is_refused_with_the_reason(vit: nn.Module) 
     assert plan(vit, mixed, SIZE).blocks[1].attention == "softmax"
 
 
-@pytest.mark.parametrize("preset", ["qkformer-binary", "experts-binary", "spike-driven"])
+@pytest.mark.parametrize("preset", ["qkformer-membrane", "experts-membrane", "spike-driven"])
 def test_the_plan_has_a_row_for_each_branch_and_its_cost(preset: str, vit: nn.Module) -> None:
     planned = plan(vit, RECIPES[preset], SIZE)
     rows = {module.name: module for module in planned.modules}
@@ -59,8 +59,8 @@ def test_the_plan_has_a_row_for_each_branch_and_its_cost(preset: str, vit: nn.Mo
     assert rows["blocks.0.norm1"].becomes == "BatchNorm2d + IF"
     assert rows["blocks.1.attn"].type == "Attention"
     expected = {
-        "qkformer-binary": "SpikingSelfAttention",
-        "experts-binary": "ExpertMixtureAttention",
+        "qkformer-membrane": "SpikingSelfAttention",
+        "experts-membrane": "ExpertMixtureAttention",
         "spike-driven": "SpikingSelfAttention",
     }
     assert rows["blocks.1.attn"].becomes == expected[preset]
@@ -104,7 +104,7 @@ def test_a_spiking_network_is_not_converted_again() -> None:
 
 
 def test_the_command_shows_the_plan_and_what_it_costs(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "qkformer-binary"])
+    shown = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "qkformer-membrane"])
     assert shown.exit_code == 0, shown.output
     assert "QKTokenAttention" in shown.stdout
     assert "BatchNorm2d + IF" in shown.stdout
@@ -115,7 +115,7 @@ def test_the_command_shows_the_plan_and_what_it_costs(tmp_path: Path) -> None:
     refused = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", str(recipe)])
     assert refused.exit_code == 2
     assert "names block '0-7', and the model has the blocks 0-3" in refused.stderr
-    document = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "experts-binary", "--json"])
+    document = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "experts-membrane", "--json"])
     assert [block["attention"] for block in json.loads(document.stdout)["blocks"]] == ["emsa"] * 4
 
 
@@ -135,11 +135,12 @@ def test_parts_of_a_model_are_those_of_its_depth() -> None:
 
 def test_hybrid_keeps_the_last_third_of_the_blocks(many_blocks: nn.Module) -> None:
     planned = plan(many_blocks, RECIPES["hybrid"], SIZE)
-    assert [(block.attention, block.mlp) for block in planned.blocks] == [("qk-channel+conv", "relu")] * 4 + [
+    kinds = ["qk-channel+conv"] * 2 + ["qk-relu+conv"] * 2
+    assert [(block.attention, block.mlp) for block in planned.blocks] == [(kind, "relu") for kind in kinds] + [
         ("softmax", "mlp")
     ] * 2
     rows = {row.name: row.type for row in planned.modules}
-    assert rows["blocks.3.norm1"] == "StaticNorm" and rows["blocks.4.norm1"] == rows["norm"] == "LayerNorm"
+    assert rows["blocks.3.norm1"] == "GatedNorm" and rows["blocks.4.norm1"] == rows["norm"] == "LayerNorm"
 
 
 @pytest.mark.parametrize("preset", ["qkformer", "experts"])

@@ -36,7 +36,7 @@ def test_json_gives_the_recipe_back(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_json_is_nested_and_fields_left_out_have_their_defaults() -> None:
-    fields = RECIPES["qkformer-binary"].to_json()
+    fields = RECIPES["qkformer-membrane"].to_json()
     assert list(fields) == ["version", "timesteps", "structure", "spikes", "max_error", "max_energy", "ignore"]
     assert fields["version"] == 3
     assert fields["structure"]["attention"] == {"first half": "qk-token", "second half": "ssa"}
@@ -58,27 +58,27 @@ def test_the_complete_example_has_every_field() -> None:
             {name: names(value) for name, value in fields.items() if name != "attention"} if isinstance(fields, dict) else None
         )
 
-    assert names(example("docs/recipes.md")) == names(RECIPES["qkformer-binary"].to_json())
+    assert names(example("docs/recipes.md")) == names(RECIPES["qkformer-membrane"].to_json())
 
 
 def test_new_branches_are_fitted_unless_it_is_said_how() -> None:
     static = Structure("ssa", norm="static")
     recipes = [Recipe(), Recipe(structure=static), Recipe(structure=Structure("ssa"), spikes=Membrane())]
-    assert [recipe.structure.refit for recipe in recipes] == [None, "network", "ridge"]
+    assert [recipe.structure.refit for recipe in recipes] == [None, "blocks", "ridge"]
     assert Recipe(structure=dataclasses.replace(static, refit="none")).structure.refit == "none"
-    assert Recipe(structure=static) == Recipe(structure=dataclasses.replace(static, refit="network"))
+    assert Recipe(structure=static) == Recipe(structure=dataclasses.replace(static, refit="blocks"))
 
 
 def test_fields_are_changed_by_their_names_in_whatever_part() -> None:
-    changed = RECIPES["qkformer-binary"].changed(timesteps=2, refit="none", neuron="lif", levels=2)
+    changed = RECIPES["qkformer-membrane"].changed(timesteps=2, refit="none", neuron="lif", levels=2)
     assert (changed.timesteps, changed.structure.refit, changed.membrane.neuron, changed.coded.levels) == (2, "none", "lif", 2)
-    assert changed.structure.attention == RECIPES["qkformer-binary"].structure.attention
+    assert changed.structure.attention == RECIPES["qkformer-membrane"].structure.attention
     assert Recipe().changed(structure=Structure("ssa"), spikes=Membrane(), shortcut="sew").membrane.shortcut == "sew"
     with pytest.raises(RecipeError, match="recipe field 'neuron' is unknown") as caught:
         Recipe().changed(neuron="if")
     assert caught.value.hint == "it is written as spikes.neuron, with spikes of kind 'membrane'"
     with pytest.raises(RecipeError, match=r"'spikes\.kept\.levels' must be from 0 to 256, got -1"):
-        RECIPES["qkformer-binary"].changed(levels=-1)
+        RECIPES["qkformer-membrane"].changed(levels=-1)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda recipe: pickle.loads(pickle.dumps(recipe))])
@@ -91,7 +91,7 @@ def test_recipes_are_values(recipe: Recipe, copied: Callable[[Recipe], Recipe]) 
 
 
 def test_nothing_of_a_recipe_can_be_changed() -> None:
-    qkformer, given = RECIPES["qkformer-binary"], {"0": "ssa"}
+    qkformer, given = RECIPES["qkformer-membrane"], {"0": "ssa"}
     attention: Any = qkformer.structure.attention
     with pytest.raises(TypeError):
         attention["first half"] = "ssa"
@@ -102,11 +102,11 @@ def test_nothing_of_a_recipe_can_be_changed() -> None:
         with pytest.raises(AttributeError, match="cannot be changed"):
             change()
     with pytest.raises(TypeError):
-        RECIPES["qkformer-binary"] = Recipe()  # type: ignore[index]
+        RECIPES["qkformer-membrane"] = Recipe()  # type: ignore[index]
     mine = make_recipe(attention=given)
     given["0"] = "emsa"
     assert mine.structure.attention == {"0": "ssa"}
-    assert qkformer is vit2snn.Recipe.find("qkformer-binary")
+    assert qkformer is vit2snn.Recipe.find("qkformer-membrane")
 
 
 def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
@@ -268,7 +268,7 @@ def paths(fields: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield from ((name, *rest) for rest in paths(value)) if isinstance(value, dict) else ()
 
 
-@pytest.mark.parametrize("name", ["faithful", "qkformer-binary"])
+@pytest.mark.parametrize("name", ["faithful", "qkformer-membrane"])
 def test_whatever_a_field_holds_it_is_a_recipe_or_refused(name: str) -> None:
     refused = 0
     for path, value in itertools.product(paths(RECIPES[name].to_json()), NASTY):

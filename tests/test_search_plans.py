@@ -85,7 +85,7 @@ def test_plans_are_told_in_words() -> None:
 
 
 def test_a_recipe_is_opened_where_it_has_spikes() -> None:
-    both = opened(Recipe.find("qkformer-binary"))
+    both = opened(Recipe.find("qkformer-membrane"))
     assert (both.structure.attention, both.structure.mlp, both.structure.norm) == ("auto", "auto", "batchnorm")
     assert opened(both.changed(mlp="spiking", max_energy=0.5)).structure.mlp == "spiking"
     with pytest.raises(RecipeError, match="no branches of spikes"):

@@ -131,7 +131,7 @@ def together(out: Path) -> None:
         evaluate(zoo_model(), [(images, labels)] if rank else [])
     for module in (fit_branches, fitting):
         module.STEPS, module.BATCH = 3, 4
-    fit = Recipe(structure=Structure("experts+ssa", "relu", norm="static", passes=2), spikes=Coded(levels=0))
+    fit = Recipe(structure=Structure("experts+ssa", "relu", norm="gated", refit="network", passes=2), spikes=Coded(levels=0))
     fitted = to_spiking(make_vit(), fit, [own(images)]).network.state_dict()
     assert all(torch.equal(value, shards.first(value)) for value in fitted.values())
     AcceleratorState._reset_state(reset_partial_state=True)  # which keeps the group that is about to end

@@ -17,7 +17,7 @@ from vit2snn.measure import diagnose, evaluate
 from vit2snn.spiking.branches.emsa import shared_key
 from vit2snn.tracing import record
 
-PRESETS = ("qkformer-binary", "experts-binary", "spike-driven")
+PRESETS = ("qkformer-membrane", "experts-membrane", "spike-driven")
 SPIKING = make_recipe(attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", neuron="if")
 
 
@@ -55,7 +55,7 @@ def test_no_layernorm_softmax_or_gelu_remains_and_spikes_feed_every_weight(prese
             continue
         if name == "head":  # the mean over 16 patches of binary spikes
             x = x * 16
-        elif name.endswith("attn.branch.out.conv") and preset == "experts-binary":  # the sum of 2 experts
+        elif name.endswith("attn.branch.out.conv") and preset == "experts-membrane":  # the sum of 2 experts
             assert x.max() > 1
         else:
             assert set(x.unique().tolist()) <= {0.0, 1.0}, name
@@ -189,7 +189,7 @@ def test_blocks_may_keep_their_attention_beside_spiking_ones(vit: nn.Module, ima
 
 def test_layer_scale_and_registers_are_inherited(images: Tensor) -> None:
     vit = make_vit(init_values=0.5, reg_tokens=2, global_pool="avg", class_token=True)
-    snn = to_spiking(vit, RECIPES["experts-binary"], images)
+    snn = to_spiking(vit, RECIPES["experts-membrane"], images)
     assert not [m for m in snn.network.modules() if type(m).__name__ == "LayerScale"]
     assert diagnose(snn, images)[-1].relative_error[-1] < 0.9
 

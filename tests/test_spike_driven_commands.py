@@ -29,7 +29,7 @@ def document(*arguments: object) -> Any:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("converted") / "snn"
-    document("convert", "demo", "--recipe", "qkformer-binary", "--refit", "none", *SAMPLES, "-o", out)
+    document("convert", "demo", "--recipe", "qkformer-membrane", "--refit", "none", *SAMPLES, "-o", out)
     return out
 
 
@@ -90,7 +90,7 @@ def test_a_plan_out_of_budget_leaves_nothing(tmp_path: Path) -> None:
 def test_the_seed_gives_the_routers(tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         given = ("--refit", "none", "--samples", "4", "--seed", seed)
-        document("convert", "demo", "--recipe", "experts-binary", *given, "-o", tmp_path / name)
+        document("convert", "demo", "--recipe", "experts-membrane", *given, "-o", tmp_path / name)
     one, two, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two", "three"))
     router = "blocks.0.attn.branch.router.project.conv.weight"
     assert all(torch.equal(one[name], value) for name, value in two.items())

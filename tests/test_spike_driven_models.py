@@ -16,7 +16,7 @@ from vit2snn.convert import RECIPES, plan, to_spiking
 from vit2snn.errors import UnsupportedModuleError
 from vit2snn.storage import load
 
-PRESETS = ("qkformer-binary", "experts-binary")
+PRESETS = ("qkformer-membrane", "experts-membrane")
 SIZE = (3, 16, 16)
 
 
@@ -51,7 +51,7 @@ def test_biases_may_be_missing(without: dict[str, Any], preset: str, images: Ten
 def test_a_head_may_have_no_bias(images: Tensor) -> None:
     ann: Any = make_vit()
     ann.head = nn.Linear(32, 7, bias=False)
-    assert error(to_spiking(ann, "qkformer-binary", images), ann, images) < 0.3
+    assert error(to_spiking(ann, "qkformer-membrane", images), ann, images) < 0.3
     assert ann.head.bias is None
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, hardtanh, linear, relu
 from vit2snn.convert.branches import block_size, own_maps
 from vit2snn.errors import ModelError
 from vit2snn.spiking import BlockSize
-from vit2snn.spiking.substitutes import ExpertMlp, StaticNorm, SubstituteAttention, SubstituteMlp, is_sum, terms
+from vit2snn.spiking.substitutes import ExpertMlp, GatedNorm, StaticNorm, SubstituteAttention, SubstituteMlp, is_sum, terms
 
 SIZE = BlockSize(channels=12, heads=3, hidden=20, grid=(2, 3), prefix=1)
 N, HEADS, WIDTH = SIZE.tokens, 3, 4
@@ -154,6 +154,36 @@ def test_a_static_norm_of_a_constant_is_that_constant() -> None:
     x = torch.ones(8, 3, 4)
     norm.start(x, 5 * x)
     torch.testing.assert_close(norm(x), 5 * x)
+
+
+def test_a_gated_norm_is_its_equation() -> None:
+    norm = GatedNorm(6, prefix=1)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter, mean=0.5)
+    x = torch.randn(5, 4, 6)
+    rows = [0, 1, 1, 1]
+    gates = ((x - norm.centre).abs().mean(-1, keepdim=True) * norm.slope[rows] + norm.level[rows]).clamp(0.25, 4)
+    torch.testing.assert_close(norm(x), gates * x * norm.weight[rows] + norm.bias[rows])
+
+
+@pytest.mark.parametrize("shape", [(64, 5, 16), (64, 16)])
+def test_a_gated_norm_follows_the_size_of_tokens_as_a_static_one_cannot(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    x = x * (1 + torch.rand(*shape[:-1], 1))
+    target = nn.functional.layer_norm(x, shape[-1:])
+    errors = []
+    for norm in (StaticNorm(16, prefix=len(shape) - 2), GatedNorm(16, prefix=len(shape) - 2)):
+        norm.start(x, target)
+        errors.append(float((norm(x) - target).square().mean()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_a_gated_norm_of_equal_tokens_is_a_constant() -> None:
+    norm = GatedNorm(4, prefix=1)
+    x = torch.ones(8, 3, 4)
+    norm.start(x, 5 * x)
+    torch.testing.assert_close(norm(x), 5 * x)
+    assert norm(torch.zeros(8, 3, 4)).isfinite().all()
 
 
 def test_perceptrons_are_their_equations() -> None:

@@ -22,7 +22,7 @@ from vit2snn.spiking.native import is_eager
 T = 3
 
 
-@pytest.fixture(scope="module", params=["faithful", "qkformer-binary"])
+@pytest.fixture(scope="module", params=["faithful", "qkformer-membrane"])
 def snn(request: pytest.FixtureRequest) -> SpikingModel:
     torch.manual_seed(0)
     return to_spiking(make_vit(), request.param, torch.randn(12, 3, 16, 16))

@@ -7,5 +7,5 @@ from .experts import ExpertHeads as ExpertHeads, RoutedMixers as RoutedMixers
 from .gates import QKChannelGate as QKChannelGate, QKMixedGate as QKMixedGate, QKTokenGate as QKTokenGate
 from .linear import LinearAttention as LinearAttention
 from .mlp import MLPS as MLPS, ExpertMlp as ExpertMlp, SubstituteMlp as SubstituteMlp, substitute_mlp as substitute_mlp
-from .norm import StaticNorm as StaticNorm
+from .norm import NORMS as NORMS, GatedNorm as GatedNorm, StaticNorm as StaticNorm
 from .rectified import RectifiedAttention as RectifiedAttention

@@ -1,9 +1,12 @@
-"""A norm without a division: a static map by channel."""
+"""Norms without a division: a static map by channel, and one behind a gate of each token's size."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+LEAST, MOST = 0.25, 4.0
+"""Between these a token's gate lies; that of a token of usual size is about 1."""
 
 
 class StaticNorm(nn.Module):
@@ -25,10 +28,8 @@ class StaticNorm(nn.Module):
     @torch.no_grad()
     def start(self, x: Tensor, wanted: Tensor) -> None:
         """The least-squares map from ``x`` to ``wanted``, both ``[B, N, C]`` (or ``[B, C]``), channel by channel."""
-        prefix = len(self.weight) - 1
-        for index in range(prefix + 1):
-            own = slice(index, index + 1) if index < prefix else slice(prefix, None)
-            given, target = (z[:, own].flatten(0, 1) if z.ndim > 2 else z for z in (x, wanted))
+        for index in range(len(self.weight)):
+            given, target = self._row(x, index), self._row(wanted, index)
             mean, middle = given.mean(0), target.mean(0)
             variance = (given - mean).square().mean(0)
             steady = 1e-4 * variance.mean() + torch.finfo(x.dtype).tiny  # a class token is the same for all images at first
@@ -40,6 +41,11 @@ class StaticNorm(nn.Module):
         """``[B, N, C]`` (or ``[B, C]`` where there are patches only) to the same shape."""
         return x * self._by_token(self.weight, x) + self._by_token(self.bias, x)
 
+    def _row(self, x: Tensor, index: int) -> Tensor:
+        """Of ``x`` ``[B, N, ...]`` the tokens that one row of the parameters is for, in one axis; of ``[B, ...]`` all."""
+        tokens = x if x.ndim > 2 else x.unsqueeze(1)
+        return tokens[:, index : index + 1 if index < len(self.weight) - 1 else None].flatten(0, 1)
+
     def _by_token(self, rows: Tensor, x: Tensor) -> Tensor:
         prefix = len(rows) - 1
         return torch.cat([rows[:prefix], rows[prefix:].expand(x.shape[-2] - prefix, -1)]) if prefix else rows[0]
@@ -47,3 +53,48 @@ class StaticNorm(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, as ``print(model)`` shows them."""
         return f"{self.weight.shape[1]}, prefix={len(self.weight) - 1}"
+
+
+class GatedNorm(StaticNorm):
+    """gain ⊙ r x + offset,  r = clip(level + slope · mean_channels |x - centre|, 1/4, 4): small tokens are amplified.
+
+    This is ours. LayerNorm divides a token by its own standard deviation; here a line of its mean magnitude takes the place of
+    the reciprocal, with level and slope apart for each token before the patches. The magnitude is two ReLUs and the clipped line
+    a neuron's rate between silence and saturation, as that of a Q-K token gate, so that nothing is left but one product.
+    """
+
+    def __init__(self, channels: int, prefix: int = 0) -> None:
+        super().__init__(channels, prefix)
+        self.centre = nn.Parameter(torch.zeros(channels))
+        self.slope = nn.Parameter(torch.zeros(prefix + 1, 1))
+        self.level = nn.Parameter(torch.ones(prefix + 1, 1))
+        self.above, self.below, self.clip = nn.ReLU(), nn.ReLU(), nn.Hardtanh(LEAST, MOST)
+
+    @torch.no_grad()
+    def start(self, x: Tensor, wanted: Tensor) -> None:
+        """The line next to the usual magnitude over a token's own, and behind it the map of `StaticNorm`."""
+        self.centre.copy_(x.flatten(0, -2).mean(0))
+        size = self._size(x)
+        for index in range(len(self.weight)):
+            mine = self._row(size, index) + torch.finfo(x.dtype).eps
+            usual = mine.mean()
+            ratio, excess = usual / mine, mine - usual
+            steady = 1e-3 * usual.square()
+            self.slope[index] = (ratio * excess).mean() / (excess.square().mean() + steady)
+            self.level[index] = ratio.mean() - self.slope[index] * usual
+        super().start(self._gate(x) * x, wanted)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, C]`` (or ``[B, C]`` where there are patches only) to the same shape."""
+        return super().forward(self._gate(x) * x)
+
+    def _size(self, x: Tensor) -> Tensor:
+        apart = x - self.centre
+        return (self.above(apart) + self.below(-apart)).mean(-1, keepdim=True)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        gate: Tensor = self.clip(self._size(x) * self._by_token(self.slope, x) + self._by_token(self.level, x))
+        return gate
+
+
+NORMS = {"static": StaticNorm, "gated": GatedNorm}
