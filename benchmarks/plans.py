@@ -1,9 +1,10 @@
 """Whether the figures by which plans of spiking branches are compared foretell those of the converted networks.
 
     python benchmarks/plans.py
+    python benchmarks/plans.py --recipe qkformer --samples 128
 
 `vit2snn plan demo` measures every kind of branch in every block by itself. Here the plans of its front, and those of one kind
-of branch in all blocks, are carried out by `vit2snn convert` (re-fitted by ridge regression, not fine-tuned) and scored by
+of branch in all blocks, are carried out by `vit2snn convert` (re-fitted as the recipe says, not fine-tuned) and scored by
 `vit2snn evaluate` on the embedded validation images. The table has, for each plan, what was foretold (energy of the branches
 over the ANN's, mean error of a branch) and what became of it (energy of the whole network over the ANN's, relative error of the
 logits, top-1). Kendall's tau between the two comes with a bootstrap interval of 95 % over plans (SciPy's percentile method).
@@ -33,29 +34,33 @@ def run(*arguments: Any) -> Any:
     return json.loads(result.stdout)
 
 
-def carried_out(plan: dict[str, Any], folder: Path) -> dict[str, float]:
+def carried_out(plan: dict[str, Any], samples: int, folder: Path) -> dict[str, float]:
     """Top-1 in per cent, relative error and energy of the network that a plan gives, after all timesteps."""
     chosen = Recipe.from_json(plan["recipe"]).changed(attention=plan["attention"], mlp=plan["mlp"])
     recipe, out = folder / "recipe.json", folder / "snn"
     recipe.write_text(json.dumps(chosen.to_json()))
-    run("convert", "demo", "--recipe", recipe, "-o", out, "--overwrite")
+    run("convert", "demo", "--recipe", recipe, "--samples", samples, "-o", out, "--overwrite")
     last = run("evaluate", out)["snn"][-1]
     return {"top1": last["top1"], "relative_error": last["relative_error"], "network_energy": last["energy"]}
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=RESULTS / "plans.json")
-def main(output: Path) -> None:
+@click.option("--recipe", default="qkformer-membrane", show_default=True)
+@click.option("--samples", type=int, default=64, show_default=True, help="Images to measure plans on.")
+def main(recipe: str, samples: int) -> None:
+    output = RESULTS / ("plans.json" if recipe == "qkformer-membrane" else f"plans_{recipe}.json")
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
-        document = run("plan", "demo", "-o", Path(folder) / "plans")
+        document = run("plan", "demo", "--recipe", recipe, "--samples", samples, "-o", Path(folder) / "plans")
         kinds = [(plan["attention"], plan["mlp"]) for plan in document["plans"]]
         others = {name: plan for name, plan in document["uniform"].items() if (plan["attention"], plan["mlp"]) not in kinds}
         plans = {str(number): plan for number, plan in enumerate(document["plans"])} | others
         click.echo(f"{'plan':24} {'energy':>7} {'error':>7} {'energy':>8} {'error':>7} {'top-1':>6}")
         for name, plan in plans.items():
             known = plan | {"recipe": document["recipe"]}
-            row = {"plan": name, "energy": plan["energy"], "error": plan["error"]} | carried_out(known, Path(folder))
+            row = {"plan": name, "energy": plan["energy"], "error": plan["error"]} | carried_out(
+                known, 2 * samples, Path(folder)
+            )
             rows.append(rounded(row))
             figures = f"{row['energy']:7.3f} {row['error']:7.3f} {row['network_energy']:8.3f} {row['relative_error']:7.3f}"
             click.echo(f"{name:24} {figures} {row['top1']:6.1f}")

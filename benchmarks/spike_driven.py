@@ -3,9 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --stage statistics --stage ridge --stage blocks
     OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --data DIR --stage converted --stage scratch --passes 10000
 
-``DIR`` holds Fashion-MNIST as torchvision lays it out (``FashionMNIST/raw``). Calibration: the 256 embedded images; scores: the
-1000 embedded scoring images. The same for DeiT-tiny on CIFAR-10, at 96 by 96 pixels (256 training images calibrate, 1000 test
-images are scored)::
+    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --preset qkformer --preset experts --stage blocks --images 256
+
+``DIR`` holds Fashion-MNIST as torchvision lays it out (``FashionMNIST/raw``). Calibration: the 256 embedded images, or
+``--images`` of ``DIR``; scores: the 1000 embedded scoring images. The same for DeiT-tiny on CIFAR-10, at 96 by 96 pixels
+(``--images`` training images calibrate, 1000 test images are scored)::
 
     OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --subject deit --weights FILE --ann ANN --data DIR --stage ridge
 
@@ -48,13 +50,16 @@ from vit2snn.measure import evaluate
 from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"
-PRESETS = ("qkformer-membrane", "experts-membrane", "spike-driven", "shift")
-STAGES = ("statistics", "ridge", "blocks", "converted", "scratch")
-REFIT = {"statistics": "none", "ridge": "ridge", "blocks": "blocks"}
+SUBSTITUTES = ("qkformer", "experts", "hybrid", "qkformer-binary", "experts-binary")
+MEMBRANE = ("qkformer-membrane", "experts-membrane", "spike-driven")
+PRESETS = (*SUBSTITUTES, *MEMBRANE, "shift")
+STAGES = ("statistics", "ridge", "blocks", "network", "converted", "scratch")
+REFIT = {"statistics": "none", "ridge": "ridge", "blocks": "blocks", "network": "network"}
 LOSS = {"labels": 0.5, "soft": 1.0}
 BATCH = 32
-CALIBRATION, SCORED = 256, 1000
+EMBEDDED, SCORED = 256, 1000
 SIDE = 96
+FITTED_LR = 5e-4  # of substitutes, which have been fitted in float
 
 
 @dataclass
@@ -63,7 +68,7 @@ class Subject:
 
     ann: nn.Module
     calibration: ImageSource
-    training: ImageSource | None
+    training: ImageSource | None  # without which there are only the embedded images to calibrate on
     scored: ImageSource
     lr: float  # of converted networks
     scratch_lr: float
@@ -108,8 +113,11 @@ def deit(data: str | None, weights: str | None, kept: str | None) -> Subject:
 SUBJECTS = {"demo": demo, "deit": deit}
 
 
-def converted(subject: Subject, preset: str, refit: str) -> SpikingModel:
-    samples = prepared(subject.ann, subject.calibration, count=CALIBRATION)
+def converted(subject: Subject, preset: str, refit: str, images: int) -> SpikingModel:
+    source = subject.training if images > EMBEDDED else subject.calibration
+    if source is None:
+        raise click.UsageError(f"more than the {EMBEDDED} embedded images need --data")
+    samples = prepared(subject.ann, source, count=images)
     recipe = RECIPES[preset].changed(refit=refit)
     return to_spiking(subject.ann, recipe, torch.stack([sample.image for sample in samples]))
 
@@ -137,22 +145,28 @@ def tune(snn: SpikingModel, subject: Subject, passes: int, lr: float) -> None:
     snn.teacher = Teacher(subject.ann)
 
 
-def measure(subject: Subject, preset: str, stage: str, passes: int) -> dict[str, Any]:
+def measure(subject: Subject, preset: str, stage: str, images: int, passes: int) -> dict[str, Any]:
     started = time.time()
     torch.manual_seed(0)
     refit = REFIT.get(stage, RECIPES[preset].structure.refit)
-    snn = from_scratch(subject, preset) if stage == "scratch" else converted(subject, preset, refit)
+    snn = from_scratch(subject, preset) if stage == "scratch" else converted(subject, preset, refit, images)
+    fitted = time.time()
     if stage not in REFIT:
-        tune(snn, subject, passes, subject.scratch_lr if stage == "scratch" else subject.lr)
+        lr = FITTED_LR if preset in SUBSTITUTES else subject.lr
+        tune(snn, subject, passes, subject.scratch_lr if stage == "scratch" else lr)
     result = evaluate(snn, batches(prepared(subject.ann, subject.scored, count=SCORED), 100))
     return {
         "preset": preset,
         "stage": stage,
+        "images": images,
         "passes": 0 if stage in REFIT else passes,
+        "substitute": result.substitute_top1,
         "top1": [round(point.top1, 1) for point in result.points],
         "agreement": round(result.points[-1].agreement, 1),
         "spikes_per_neuron": round(result.points[-1].spikes_per_neuron, 2),
+        "energy": round(result.points[-1].energy, 2),
         "ann_top1": result.ann_top1,
+        "fit_seconds": round(fitted - started),
         "seconds": round(time.time() - started),
     }
 
@@ -163,17 +177,21 @@ def add(path: Path, row: dict[str, Any]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         rows = json.loads(file.read() or "[]")
-        key = ("preset", "stage", "passes")
+        key = ("preset", "stage", "passes", "images")
         rows = [old for old in rows if any(old[field] != row[field] for field in key)] + [row]
-        rows.sort(key=lambda r: (PRESETS.index(r["preset"]), STAGES.index(r["stage"]), r["passes"]))
+        rows.sort(key=lambda r: (PRESETS.index(r["preset"]), STAGES.index(r["stage"]), r["images"], r["passes"]))
         file.truncate(0)
         file.write("[\n  " + ",\n  ".join(json.dumps(r) for r in rows) + "\n]\n")
 
 
 def table(path: Path) -> str:
-    lines = ["| preset | stage | image passes | T = 1 | 2 | 3 | 4 |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| preset | stage | images | image passes | T = 1 | 2 | 3 | 4 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for row in json.loads(path.read_text()):
-        lines.append(f"| {row['preset']} | {row['stage']} | {row['passes']} | {' | '.join(map(str, row['top1']))} |")
+        figures = " | ".join(map(str, row["top1"]))
+        lines.append(f"| {row['preset']} | {row['stage']} | {row['images']} | {row['passes']} | {figures} |")
     return "\n".join(lines)
 
 
@@ -184,11 +202,12 @@ def table(path: Path) -> str:
 @click.option("--ann", "kept", help="DeiT-tiny on CIFAR-10: written if there is no such file.")
 @click.option("--preset", "presets", multiple=True, type=click.Choice(PRESETS), default=PRESETS)
 @click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES))
+@click.option("--images", type=int, default=EMBEDDED, show_default=True, help="To calibrate and fit on.")
 @click.option("--passes", multiple=True, type=int, default=(10000,), help="Images to train on, repetitions counted.")
 @click.option("--table", "only_table", is_flag=True)
 def main(
     name: str, data: str | None, weights: str | None, kept: str | None, presets: tuple[str, ...], stages: tuple[str, ...],
-    passes: tuple[int, ...], only_table: bool,
+    images: int, passes: tuple[int, ...], only_table: bool,
 ) -> None:  # fmt: skip
     torch.set_flush_denormal(True)
     path = RESULTS / f"spike_driven_{name}.json"
@@ -198,7 +217,7 @@ def main(
             for stage in stages:
                 if preset == "shift" and stage != "statistics":  # training-free, and nothing of it is re-fitted
                     continue
-                row = measure(subject, preset, stage, count)
+                row = measure(subject, preset, stage, images, count)
                 add(path, row)
                 click.echo(json.dumps(row))
     click.echo(table(path))

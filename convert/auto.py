@@ -1,54 +1,34 @@
-"""Choosing spiking branches by what they cost and by the error that they leave in each block."""
+"""Choosing new branches by what they cost and by the error that they cause in each block."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import LinearConstraint, milp
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..measure import FLOAT32, Meter, energy
-from ..spiking import over_time
 from ..spiking.branches.registry import admits, kinds
-from ..tracing import catching, record
-from .blocks import AUTO, KEPT, BlockPlan, any_new, mixes_tokens
-from .branches import block_size, neuron_of, transformer_blocks
+from .blocks import AUTO, any_new, is_new, mixes_tokens
+from .branches import block_size, neuron_of
 from .inputs import check_weights
 from .precision import at_least_float32, full_precision
 from .recipe import Recipe
-from .spike_driven import fit_branch, restructure
 from .structures import FIELDS
+from .trials import Candidate, trials
 
 IMAGES = 64  # on which candidates are measured
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One kind of branch in one block.
-
-    Attributes:
-        block: its index.
-        field: ``attention`` or ``mlp``.
-        kind: of the branch.
-        error: ‖mean over time of what it adds - what the ANN's adds‖ / ‖what the ANN's adds‖, when the ANN's stream reaches it.
-        energy: pJ for an image, in all timesteps: additions for each spike that arrives at a weight, and products of spikes by
-            their size times the rate of firing.
-        ann_energy: pJ of the branch that it replaces.
-    """
-
-    block: int
-    field: str
-    kind: str
-    error: float
-    energy: float
-    ann_energy: float
+SUBSTITUTES = {
+    "attention": ("qk-relu+conv", "experts+conv", "ssa+conv", "qk-channel+conv", "softmax"),
+    "mlp": ("relu", "emsp", "mlp"),
+}
+"""What coded neurons have to choose from: each way of mixing tokens, and what the ANN has."""
 
 
 def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor], count: int = IMAGES) -> Iterator[Candidate]:
@@ -64,28 +44,12 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
 
     Raises:
         ModelError: weights are not finite; the message names them.
+        DataError: there are fewer images than a fit of substitutes takes.
     """
     check_weights(model)
     model = full_precision(copy.deepcopy(model).eval().requires_grad_(False))
-    images = at_least_float32(_first(batches, count))
-    with ExitStack() as stack:
-        norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
-        with torch.no_grad():
-            model(images)
-    own = record(model, tuple(images.shape[1:]))
-    for field in recipe.structure.undecided:
-        for kind in tried(model, recipe, field):
-            other = {name: kept[0] for name, kept in KEPT.items()} | {field: kind}
-            trial = recipe.changed(**other, max_error=None, max_energy=None)
-            network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
-            restructure(network, plans, trial)
-            network.eval()
-            for index, name in enumerate(plan.name for plan in plans):
-                part = f"{name}.{'attn' if field == 'attention' else 'mlp'}"
-                stream = norms[index][field == "mlp"][0]
-                error, spent = _measure(network.blocks[index], model.blocks[index], field, kind, trial, stream)
-                macs = sum(o.macs for o in own if o.module.startswith(part))
-                yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs)
+    kinds = {field: tried(model, recipe, field) for field in recipe.structure.undecided}
+    yield from trials(model, recipe, kinds, at_least_float32(_first(batches, count)))
 
 
 def _first(batches: Iterable[Tensor], count: int) -> Tensor:
@@ -102,13 +66,15 @@ def tried(model: VisionTransformer, recipe: Recipe, field: str) -> list[str]:
     """The kinds of branches that a field leaves to be chosen, and that blocks of the model's size can have."""
     if field not in recipe.structure.undecided:
         return []
+    if recipe.substitutes:
+        return list(SUBSTITUTES[field])
     size, neuron = block_size(model, model.blocks[0]), neuron_of(recipe.membrane.neuron)
     return [kind for kind in kinds(field) if admits(field, kind, size, neuron)]
 
 
 def provisional(recipe: Recipe) -> Recipe:
-    """The recipe with the first spiking kind wherever it says ``auto``: what can be converted does not depend on the choice."""
-    first = {field: kinds(field)[0] for field in recipe.structure.undecided}
+    """The recipe with the first new kind wherever it says ``auto``: what can be converted does not depend on the choice."""
+    first = {field: (SUBSTITUTES[field] if recipe.substitutes else kinds(field))[0] for field in recipe.structure.undecided}
     return recipe.changed(**first, max_error=None, max_energy=None) if first else recipe
 
 
@@ -116,7 +82,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
     """The recipe with the best plan of the candidates in place of ``auto``.
 
     It is the cheapest plan within ``max_error``, or the one of least error within ``max_energy``, or of least error; exact, by
-    integer linear programming. Some block mixes tokens.
+    integer linear programming. Some block mixes tokens, and some branch is new.
 
     Raises:
         RecipeError: no plan keeps the budget; the message tells the best figure there is.
@@ -129,6 +95,7 @@ def choose(recipe: Recipe, found: Sequence[Candidate]) -> Recipe:
     if "attention" in recipe.structure.undecided:
         mixes = np.array([[c.field == "attention" and mixes_tokens(c.kind) for c in found]], dtype=float)
         constraints.append(LinearConstraint(mixes, 1, np.inf))
+    constraints.append(LinearConstraint(np.array([[is_new(c.kind) for c in found]], dtype=float), 1, np.inf))
     objective = error
     if recipe.max_error is not None:
         constraints.append(LinearConstraint(error[None] / len(places), -np.inf, recipe.max_error))
@@ -155,14 +122,14 @@ def _ann_energy(found: Sequence[Candidate]) -> float:
 
 
 def opened(recipe: Recipe) -> Recipe:
-    """The recipe with ``auto`` in place of its branches of spikes, unless it says ``auto`` already, and without a budget.
+    """The recipe with ``auto`` in place of its new branches, unless it says ``auto`` already, and without a budget.
 
     Raises:
-        RecipeError: it has no branches of spikes.
+        RecipeError: it has none.
     """
     fields = recipe.structure.undecided or [field for field in FIELDS if any_new(getattr(recipe.structure, field))]
     if not fields:
-        raise RecipeError("the recipe has no branches of spikes, so none can be chosen", "take one such as qkformer-membrane")
+        raise RecipeError("the recipe has no new branches, so none can be chosen", "take one such as qkformer")
     return recipe.changed(**dict.fromkeys(fields, AUTO), max_error=None, max_energy=None)
 
 
@@ -171,24 +138,6 @@ def _with_kinds(recipe: Recipe, chosen: Sequence[Candidate]) -> Recipe:
     in_order = sorted(chosen, key=lambda candidate: candidate.block)
     fields = {field: {str(c.block): c.kind for c in in_order if c.field == field} for field in recipe.structure.undecided}
     return recipe.changed(**fields, max_error=None, max_energy=None)
-
-
-def _measure(block: Block, original: Block, field: str, kind: str, recipe: Recipe, stream: Tensor) -> tuple[float, float]:
-    """Fit one candidate to the ANN's stream ``[B, N, C]``.
-
-    Returns:
-        Its error, and the energy of its synaptic operations for an image in all timesteps, in pJ.
-    """
-    frames = stream.expand(recipe.timesteps, *stream.shape)
-    with torch.no_grad():
-        ((fitted, after),) = fit_branch(block, original, field, kind, recipe, [(frames, stream)])
-        wanted = after - stream
-        error = float((fitted.mean(0) - after).norm() / wanted.norm())
-        norm, branch = (block.norm1, block.attn) if field == "attention" else (block.norm2, block.mlp)
-        with Meter(block) as meter:
-            over_time(lambda x: branch(norm(x)), meter.show(frames, batch=len(stream)))
-    synaptic = [torch.stack([t.accumulates, t.multiplies], -1) for t in meter.tallies if t.kind != "function"]
-    return error, sum(float(energy(counts).sum()) for counts in synaptic) / meter.images
 
 
 def _out_of_reach(recipe: Recipe, found: Sequence[Candidate], places: int) -> RecipeError:

@@ -26,7 +26,7 @@ from ..spiking import (
 )
 from ..tracing import untied
 from .absorption import absorb_functions, absorb_norms
-from .auto import Candidate, candidates, choose
+from .auto import candidates, choose
 from .batch_axis import check_images_apart
 from .budget import affordable
 from .fitting import Fitting, fit
@@ -41,6 +41,7 @@ from .spike_driven import fit as fit_spiking, restructure
 from .structures import Structure
 from .substitution import substitute
 from .teacher import Teacher
+from .trials import Candidate
 
 THRESHOLDS_ON = 256
 """Images from which the thresholds of a substitute's neurons are taken. Its weights are fitted to a thousand or more, of which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -92,14 +92,16 @@ class Effort:
         done: branches that have been fitted before, and are only passed.
         report: called after each update, with the branch.
         fitted: called after each branch, with the number of those that have been fitted.
+        steps: updates of each branch.
     """
 
     refit: Refit
-    seed: int
-    precision: Precision
-    done: int
-    report: Callable[[str, Step], None]
-    fitted: Callable[[int], None]
+    seed: int = 0
+    precision: Precision = "no"
+    done: int = 0
+    report: Callable[[str, Step], None] = lambda branch, step: None
+    fitted: Callable[[int], None] = lambda count: None
+    steps: int = field(default_factory=lambda: STEPS)
 
 
 @torch.no_grad()
@@ -125,7 +127,7 @@ def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Ten
             count += 1
             if count > effort.done:
                 torch.manual_seed(seed_of("branch", effort.seed, count))  # the same if a fit is resumed here
-                _fit(place, ours, theirs, after, effort)
+                fit_place(place, ours, theirs, after, effort)
                 effort.fitted(count)
         ours = ours + _through(nn.Sequential(*place.ours), ours)
         theirs = after
@@ -137,8 +139,11 @@ def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Ten
         _agree(last)
 
 
-def _fit(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort: Effort) -> None:
-    """One branch, which reads ``ours``, and shall give ``after - ours``; all ``[B, N, C]``."""
+def fit_place(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort: Effort) -> None:
+    """Fit one substitute in place: it reads the stream ``ours`` and shall give ``after - ours``; all ``[B, N, C]``.
+
+    The ANN's stream in front of its own branch is ``theirs``.
+    """
     norm, branch, _ = place.ours
     own_norm, own, _ = place.own
     assert isinstance(branch, (SubstituteAttention, SubstituteMlp))
@@ -177,7 +182,7 @@ def _train(place: Place, given: Tensor, lacking: Tensor, effort: Effort) -> None
         return {"lacking": ((model(x) - y).square() * weight).mean() / variance}
 
     train(
-        pair, batches, settings(RATE, STEPS, len(batches), effort.seed, effort.precision), objective=objective,
+        pair, batches, settings(RATE, effort.steps, len(batches), effort.seed, effort.precision), objective=objective,
         lr_scale=lambda name: 1.0 if is_new_parameter(pair, name) else INHERITED,
         report=lambda step: effort.report(place.name, step),
     )  # fmt: skip

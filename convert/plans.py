@@ -1,4 +1,4 @@
-"""The plans to choose from: which branches of spikes a given ViT should have in which blocks, for every budget of energy."""
+"""The plans to choose from: which new branches a given ViT should have in which blocks, for every budget of energy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .auto import Candidate, choose, figures
-from .blocks import mixes_tokens
+from .auto import choose, figures
+from .blocks import is_new, mixes_tokens
 from .recipe import Recipe
+from .trials import Candidate
 
 SLACK = 1 + 1e-9  # of a bound that a plan found before lies on
 
@@ -63,7 +64,7 @@ def uniform(recipe: Recipe, found: Sequence[Candidate]) -> dict[str, Compromise]
     plans = {}
     measured = ([*dict.fromkeys(c.kind for c in found if c.field == field)] for field in fields)
     for kinds in itertools.product(*measured):
-        if fields[0] != "attention" or mixes_tokens(kinds[0]):
+        if (fields[0] != "attention" or mixes_tokens(kinds[0])) and any(map(is_new, kinds)):
             same = {field: dict.fromkeys(blocks, kind) for field, kind in zip(fields, kinds, strict=True)}
             chosen = recipe.changed(**same)
             plans[" and ".join(kinds)] = Compromise(chosen, *figures(chosen, found))

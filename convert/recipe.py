@@ -99,11 +99,6 @@ class Recipe:
                     Structure.PATH, name, f"is {getattr(structure, name)!r}, and spikes are of kind {self.spikes.KIND!r}",
                     f"choose another, or spikes of kind {Membrane.KIND if coded else Coded.KIND!r}",
                 )  # fmt: skip
-        if coded and structure.undecided:
-            raise FieldError(
-                Structure.PATH, structure.undecided[0], "is 'auto', and spikes are of kind 'coded'",
-                "choose spikes of kind 'membrane', or name the kinds block by block",
-            )  # fmt: skip
 
     def _check_budget(self) -> None:
         """Refuse budgets that nothing could be chosen for."""
@@ -253,13 +248,15 @@ def _spikes(fields: object) -> Coded | Membrane:
 
 
 FINE = Coded(levels=32, ratio=2 ** (1 / 8))
-"""Twice as many levels as usual: errors of a substitute's spikes add up to those of its structure, and at T = 1 they would show."""
+"""Twice as many levels as usual: at T = 1 the error of the spikes comes on top of that of the structure."""
 PAIRED = Coded(schedule="layer-synchronous", levels=1, rotation=True, input_spikes=1, observer="max", headroom=0.7)
-"""A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. Each step leaves at most
-a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes."""
+"""A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. Each step leaves at
+most a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes."""
 QKFORMER = Structure({"first third": "qk-channel+conv", "last two thirds": "qk-relu+conv"}, "relu", norm="gated")
 EXPERTS = Structure({"first third": "experts+conv", "last two thirds": "experts+qk-relu+conv"}, "emsp", norm="gated")
-HYBRID = Structure({"first third": "qk-channel+conv", "middle third": "qk-relu+conv"}, {"first two thirds": "relu"}, norm="gated")
+HYBRID = Structure(
+    {"first third": "qk-channel+conv", "middle third": "qk-relu+conv"}, {"first two thirds": "relu"}, norm="gated"
+)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {

@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..convert import Compromise, Recipe
-from ..convert.auto import Candidate
 from ..convert.plans import uniform
 from ..convert.structures import FIELDS
+from ..convert.trials import Candidate
 from ..files import whole_folder
 from .versions import versions
 

@@ -36,7 +36,9 @@ def many() -> Tensor:
 
 
 def convert(model: nn.Module, images: Any, seed: int = 0, fitting: Fitting | None = None, **fields: Any) -> SpikingModel:
-    recipe = Recipe(structure=Structure(**(PLAN | {"refit": "network", "passes": 4} | fields)), spikes=Coded(levels=0), timesteps=1)
+    recipe = Recipe(
+        structure=Structure(**(PLAN | {"refit": "network", "passes": 4} | fields)), spikes=Coded(levels=0), timesteps=1
+    )
     return to_spiking(model, recipe, images, seed, fitting)
 
 

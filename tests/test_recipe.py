@@ -199,7 +199,6 @@ def test_values_that_a_field_cannot_have_are_named_by_path(fields: object, messa
             {"structure": {"attention": {"3": "ssa+tim"}}},
             r"'structure\.attention' is 'ssa\+tim', of which .* for coded",
         ),
-        ({"structure": {"mlp": "auto"}}, r"'structure\.mlp' is 'auto', and spikes are of kind 'coded'"),
         (
             {"structure": {"mlp": "relu", "norm": "batchnorm"}},
             r"'structure\.norm' is 'batchnorm', and spikes are of kind 'coded'",

@@ -16,8 +16,9 @@ from conftest import make_recipe
 
 from vit2snn.cli import cli
 from vit2snn.convert import Recipe
-from vit2snn.convert.auto import Candidate, opened
+from vit2snn.convert.auto import opened
 from vit2snn.convert.plans import compromises, told, uniform
+from vit2snn.convert.trials import Candidate
 from vit2snn.errors import RecipeError
 from vit2snn.search.front import is_on_front
 from vit2snn.spiking.branches import kinds
@@ -88,7 +89,7 @@ def test_a_recipe_is_opened_where_it_has_spikes() -> None:
     both = opened(Recipe.find("qkformer-membrane"))
     assert (both.structure.attention, both.structure.mlp, both.structure.norm) == ("auto", "auto", "batchnorm")
     assert opened(both.changed(mlp="spiking", max_energy=0.5)).structure.mlp == "spiking"
-    with pytest.raises(RecipeError, match="no branches of spikes"):
+    with pytest.raises(RecipeError, match="no new branches"):
         opened(Recipe())
 
 

@@ -59,8 +59,8 @@ class GatedNorm(StaticNorm):
     """gain ⊙ r x + offset,  r = clip(level + slope · mean_channels |x - centre|, 1/4, 4): small tokens are amplified.
 
     This is ours. LayerNorm divides a token by its own standard deviation; here a line of its mean magnitude takes the place of
-    the reciprocal, with level and slope apart for each token before the patches. The magnitude is two ReLUs and the clipped line
-    a neuron's rate between silence and saturation, as that of a Q-K token gate, so that nothing is left but one product.
+    the reciprocal, with level and slope apart for each token before the patches. The magnitude is two ReLUs, and the clipped
+    line a neuron's rate between silence and saturation, as in a Q-K token gate, so nothing is left but one product.
     """
 
     def __init__(self, channels: int, prefix: int = 0) -> None:
@@ -90,7 +90,8 @@ class GatedNorm(StaticNorm):
 
     def _size(self, x: Tensor) -> Tensor:
         apart = x - self.centre
-        return (self.above(apart) + self.below(-apart)).mean(-1, keepdim=True)
+        size: Tensor = (self.above(apart) + self.below(-apart)).mean(-1, keepdim=True)
+        return size
 
     def _gate(self, x: Tensor) -> Tensor:
         gate: Tensor = self.clip(self._size(x) * self._by_token(self.slope, x) + self._by_token(self.level, x))

@@ -1,0 +1,143 @@
+"""Measuring kinds of branches in the blocks of a ViT, one kind in one block at a time, before any plan is carried out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+from ..errors import DataError
+from ..measure import FLOAT32, Meter, energy
+from ..spiking import over_time
+from ..tracing import catching, record
+from .blocks import KEPT, BlockPlan, is_new
+from .branches import transformer_blocks
+from .fit_branches import BATCH, Effort, Place, fit_place, places
+from .recipe import Recipe
+from .spike_driven import fit_branch, restructure
+from .substitution import substitute
+
+STEPS = 60
+"""Updates of a substitute that is only to be measured."""
+HELD = 4
+"""One image in so many is not fitted to, and measured on."""
+PARTS = {"attention": ("norm1", "attn", "ls1"), "mlp": ("norm2", "mlp", "ls2")}
+"""Norm, branch and scale of a block."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One kind of branch in one block.
+
+    Attributes:
+        block: its index.
+        field: ``attention`` or ``mlp``.
+        kind: of the branch.
+        error: of a branch of membrane neurons, ‖mean over time of what it adds - what the ANN's adds‖ / ‖what the ANN's adds‖,
+            when the ANN's stream reaches it; of a substitute, the squared relative error of the logits that it alone causes, on
+            images that it was not fitted to.
+        energy: pJ for an image, in all timesteps. Of membrane neurons, additions for each spike that arrives at a weight, and
+            products of spikes by their size times the rate of firing; of coded neurons, an addition for each
+            multiply-accumulate and timestep, as if each neuron sent one spike.
+        ann_energy: pJ of the branch that it replaces.
+    """
+
+    block: int
+    field: str
+    kind: str
+    error: float
+    energy: float
+    ann_energy: float
+
+
+def trials(model: VisionTransformer, recipe: Recipe, kinds: Mapping[str, Sequence[str]], images: Tensor) -> Iterator[Candidate]:
+    """Measure the kinds of each field in every block, one after the other, each fitted by itself to the ANN's own stream.
+
+    Args:
+        model: the ANN in float32, in evaluation mode; blocks of it are replaced while they are measured.
+        recipe: with ``auto`` in those fields.
+        kinds: by field.
+        images: ``[B, C, H, W]``.
+
+    Raises:
+        DataError: there are fewer images than a fit of substitutes takes.
+    """
+    if recipe.substitutes and len(images) * (HELD - 1) < BATCH * HELD:
+        raise DataError(
+            f"{len(images)} images are too few to try substitutes on: {BATCH} are fitted to at once, and others measured on",
+            "give more (--samples)",
+        )
+    with ExitStack() as stack:
+        norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
+        with torch.no_grad():
+            logits = model(images)
+        streams = [(first[0], second[0]) for first, second in norms]
+    macs = _macs(model, images)
+    for field, tried in kinds.items():
+        for kind in tried:
+            other = {name: kept[0] for name, kept in KEPT.items()} | {field: kind}
+            network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
+            trial = recipe if recipe.substitutes else recipe.changed(**other, max_error=None, max_energy=None)
+            if recipe.spike_driven:
+                restructure(network, plans, trial)
+            elif is_new(kind):
+                substitute(network, plans, recipe.structure)
+            network.eval()
+            spent = _macs(network, images) if recipe.substitutes else {}
+            for index, plan in enumerate(plans):
+                name, stream = f"{plan.name}.{PARTS[field][1]}", streams[index][field == "mlp"]
+                if recipe.substitutes:
+                    place = next(found for found in places(network, model) if found.name == name)
+                    error = _lost(model.blocks[index], model, place, field, images, stream, logits) if is_new(kind) else 0.0
+                    cost = FLOAT32.ac * spent[name] * recipe.timesteps
+                else:
+                    error, cost = _measure(network.blocks[index], model.blocks[index], field, kind, trial, stream)
+                yield Candidate(index, field, kind, error, cost, FLOAT32.mac * macs[name])
+
+
+def _macs(network: VisionTransformer, images: Tensor) -> dict[str, int]:
+    """Multiply-accumulates for an image in each branch, by name."""
+    operations = record(network, tuple(images.shape[1:]))
+    names = [f"blocks.{index}.{branch}" for index in range(len(network.blocks)) for _, branch, _ in PARTS.values()]
+    return {name: sum(o.macs for o in operations if f"{o.module}.".startswith(f"{name}.")) for name in names}
+
+
+@torch.no_grad()
+def _lost(
+    block: Block, model: VisionTransformer, place: Place, field: str, images: Tensor, stream: Tensor, logits: Tensor
+) -> float:
+    """Fit one substitute to the ANN's stream ``[B, N, C]``; the squared relative error of the logits with it alone."""
+    held = len(images) // HELD
+    norm, branch, scale = place.own
+    after = stream + scale(branch(norm(stream)))
+    fit_place(place, stream[held:], stream[held:], after[held:], Effort("blocks", steps=STEPS))
+    for part, ours in zip(PARTS[field], place.ours, strict=True):
+        setattr(block, part, ours)
+    found = model(images[:held])
+    for part, own in zip(PARTS[field], place.own, strict=True):
+        setattr(block, part, own)
+    wanted = logits[:held]
+    return float((found - wanted).square().sum() / (wanted - logits.mean(0)).square().sum())
+
+
+def _measure(block: Block, original: Block, field: str, kind: str, recipe: Recipe, stream: Tensor) -> tuple[float, float]:
+    """Fit one candidate to the ANN's stream ``[B, N, C]``.
+
+    Returns:
+        Its error, and the energy of its synaptic operations for an image in all timesteps, in pJ.
+    """
+    frames = stream.expand(recipe.timesteps, *stream.shape)
+    with torch.no_grad():
+        ((fitted, after),) = fit_branch(block, original, field, kind, recipe, [(frames, stream)])
+        wanted = after - stream
+        error = float((fitted.mean(0) - after).norm() / wanted.norm())
+        norm, branch = (getattr(block, part) for part in PARTS[field][:2])
+        with Meter(block) as meter:
+            over_time(lambda x: branch(norm(x)), meter.show(frames, batch=len(stream)))
+    synaptic = [torch.stack([t.accumulates, t.multiplies], -1) for t in meter.tallies if t.kind != "function"]
+    return error, sum(float(energy(counts).sum()) for counts in synaptic) / meter.images
