@@ -53,7 +53,7 @@ COMPARED = 16  # calibration images on which the network is compared with the AN
 @click.option(
     "--refit", type=click.Choice(["none", "ridge", "blocks", "network"]), help="Of new branches, instead of the recipe's."
 )
-@click.option("--passes", type=click.IntRange(min=1), help="Over the images, while substitutes are fitted as a network.")
+@click.option("--passes", type=click.IntRange(min=1), help="Over the images; --refit network goes without saying.")
 @click.option("--precision", default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]), help="Of fits.")
 @click.option("--resume", is_flag=True, help="Continue a fit that was interrupted.")
 @click.option("--samples", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration images.")
@@ -80,6 +80,9 @@ def convert(
     from vit2snn.finetune import check_folder, close_folder, folder_of
     from vit2snn.measure.text import parity_table
 
+    if passes and refit not in (None, "network"):
+        raise click.UsageError(f"--passes are those of --refit network, got --refit {refit}")
+    refit = "network" if passes else refit
     chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit, passes=passes)
     check_folder(out, resume, overwrite)
     with launched(images["device"]) as device, _fitting(out, chosen, precision, resume) as fitting:

@@ -29,7 +29,7 @@ PARTS = {
     "first two thirds": (Fraction(0), Fraction(2, 3)),
     "last two thirds": (Fraction(1, 3), Fraction(1)),
 }
-"""Keys for the same part of a model of any depth: from and to which share of its blocks."""
+"""Keys for the same part of a model of any depth: from and to which share of its blocks. Of few blocks it may be none."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def kinds_by_block(field: str, choice: Choice, blocks: Sequence[str]) -> list[st
     found = [KEPT[field][0]] * len(blocks)
     for key, kind in choice.items():
         chosen = _blocks_of(key, blocks)
-        if not chosen:
+        if not chosen and key not in PARTS:
             raise RecipeError(
                 f"recipe field 'structure.{field}' names block {key!r}, and the model has the blocks 0-{len(blocks) - 1}",
                 f"keys are numbers (3), ranges (0-7), {', '.join(map(repr, PARTS))}, or patterns of names ({blocks[0]})",

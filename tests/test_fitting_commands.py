@@ -38,7 +38,7 @@ def test_a_fit_leaves_its_metrics_and_no_checkpoint(tmp_path: Path) -> None:
     rows = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
     assert len(rows) == 3 and {"logits", "features", "streams"} <= set(rows[0].split(","))
     evaluated = CliRunner().invoke(cli, ["evaluate", str(tmp_path / "out"), "--samples", "8"])
-    assert evaluated.exit_code == 0 and "more passes (--passes 4)" in evaluated.output
+    assert evaluated.exit_code == 0 and "more of them (--samples)" in evaluated.output
     inspected = CliRunner().invoke(cli, ["inspect", str(tmp_path / "out")])
     assert inspected.exit_code == 0 and "qk-channel" in inspected.output
 
@@ -69,6 +69,7 @@ def test_an_interrupted_fit_is_resumed_on_request_alone(tmp_path: Path, monkeypa
         (["--precision", "fp16"], "the precision 'fp16' needs a GPU"),
         (["--passes", "0"], "0 is not in the range"),
         (["--refit", "all"], "'all' is not one of"),
+        (["--refit", "blocks"], "--passes are those of --refit network, got --refit blocks"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_left(options: list[str], message: str, tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ def test_parts_of_a_model_are_those_of_its_depth() -> None:
     assert kinds_by_block("mlp", {"second half": "relu"}, names) == ["mlp"] * 3 + ["relu"] * 4
 
 
+def test_parts_of_few_blocks_may_be_none() -> None:
+    choice = {"first third": "qk-token", "last two thirds": "ssa"}
+    assert kinds_by_block("attention", choice, ["blocks.0", "blocks.1"]) == ["ssa", "ssa"]
+
+
 def test_hybrid_keeps_the_last_third_of_the_blocks(many_blocks: nn.Module) -> None:
     planned = plan(many_blocks, RECIPES["hybrid"], SIZE)
     kinds = ["qk-channel+conv"] * 2 + ["qk-relu+conv"] * 2
