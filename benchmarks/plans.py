@@ -1,7 +1,7 @@
 """Whether the figures by which plans of spiking branches are compared foretell those of the converted networks.
 
     python benchmarks/plans.py
-    python benchmarks/plans.py --recipe qkformer --samples 128
+    python benchmarks/plans.py --recipe qkformer --samples 128 --most 14
 
 `vit2snn plan demo` measures every kind of branch in every block by itself. Here the plans of its front, and those of one kind
 of branch in all blocks, are carried out by `vit2snn convert` (re-fitted as the recipe says, not fine-tuned) and scored by
@@ -47,7 +47,8 @@ def carried_out(plan: dict[str, Any], samples: int, folder: Path) -> dict[str, f
 @click.command()
 @click.option("--recipe", default="qkformer-membrane", show_default=True)
 @click.option("--samples", type=int, default=64, show_default=True, help="Images to measure plans on.")
-def main(recipe: str, samples: int) -> None:
+@click.option("--most", type=int, default=100, show_default=True, help="Plans to carry out, those of the front first.")
+def main(recipe: str, samples: int, most: int) -> None:
     output = RESULTS / ("plans.json" if recipe == "qkformer-membrane" else f"plans_{recipe}.json")
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
@@ -56,7 +57,7 @@ def main(recipe: str, samples: int) -> None:
         others = {name: plan for name, plan in document["uniform"].items() if (plan["attention"], plan["mlp"]) not in kinds}
         plans = {str(number): plan for number, plan in enumerate(document["plans"])} | others
         click.echo(f"{'plan':24} {'energy':>7} {'error':>7} {'energy':>8} {'error':>7} {'top-1':>6}")
-        for name, plan in plans.items():
+        for name, plan in list(plans.items())[:most]:
             known = plan | {"recipe": document["recipe"]}
             row = {"plan": name, "energy": plan["energy"], "error": plan["error"]} | carried_out(
                 known, 2 * samples, Path(folder)

@@ -26,7 +26,7 @@ class ModuleError:
     Attributes:
         name: of the neuron, or of the block.
         module: that it belongs to.
-        relative_error: of what it has decoded or put out, after each timestep.
+        relative_error: of what it has decoded or put out, after each timestep; over a spike's size where the ANN's is 0.
         spikes_per_neuron: in all timesteps together.
         saturation: share of values whose innovation is beyond what the neuron can send, in each timestep; of a
             layer-synchronous neuron, beyond what it can send in all its steps. Empty for blocks.
@@ -129,7 +129,8 @@ class _Seen:
         assert self.fired is not None
         fired = largest((self.fired & speaks).int())
         dead = 1 - float(fired.sum()) / max(float(speaks.sum()), 1)
-        errors = _relative(self.errors, self.neuron.speaking(self.reference))
+        spike = float(self.neuron.threshold.amax()) if self.neuron.threshold.numel() else TINY
+        errors = _relative(self.errors, self.neuron.speaking(self.reference), spike)
         return ModuleError(name, module, errors, spikes / values, [count / values for count in saturated], dead)
 
 
@@ -152,10 +153,13 @@ def _blocks(network: SpikingNetwork, images: Tensor, timesteps: int) -> Iterator
         yield ModuleError(name, module, _relative(errors, wanted[name]), spikes / (shown * neurons), [], 0.0)
 
 
-def _relative(errors: list[float], x: Tensor) -> list[float]:
-    """The relative errors over all processes, from the norms of the errors, and the ANN's activation."""
+def _relative(errors: list[float], x: Tensor, least: float = TINY) -> list[float]:
+    """The relative errors over all processes, from the norms of the errors, and the ANN's activation.
+
+    An activation that is 0 for all images, as that of a router may be, has no size; ``least`` stands for it.
+    """
     *lost, size = _totals(*(norm**2 for norm in (*errors, float(x.norm()))))
-    return [math.sqrt(square) / max(math.sqrt(size), TINY) for square in lost]
+    return [math.sqrt(square) / (math.sqrt(size) or least) for square in lost]
 
 
 def _totals(*figures: float) -> list[float]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_recipe
+from conftest import make_recipe, make_vit
 from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, to_spiking
@@ -92,6 +92,14 @@ def test_saturation_and_dead_neurons_are_those_counted_by_hand(vit: nn.Module, i
     assert row.saturation == pytest.approx([float(share) for share in beyond])
     fired = ((m0 != 0) | (m1 != m0)).any(0)
     assert row.dead == pytest.approx(1 - float(fired.float().mean()))
+
+
+def test_an_activation_that_is_always_zero_has_no_huge_relative_error(images: Tensor) -> None:
+    model = make_vit(act_layer=nn.ReLU)
+    nn.init.constant_(model.blocks[0].mlp.fc1.bias, -1e3)  # type: ignore[arg-type, index, union-attr]
+    with torch.no_grad():
+        rows = {row.name: row for row in diagnose(to_spiking(model, "faithful", images), images)}
+    assert all(0 <= error < 1e3 for row in rows.values() for error in row.relative_error)
 
 
 def test_the_earliest_point_within_a_drop_and_the_best_within_an_energy(vit: nn.Module, images: Tensor) -> None:
