@@ -1,4 +1,4 @@
-"""Which branches of spikes to put into which blocks, before a conversion."""
+"""Which new branches to put into which blocks, before a conversion."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def plan(
     model: str, out: Path, recipe: str, timesteps: int | None, count: int, checkpoint: str | None, num_classes: int | None,
     overwrite: bool, as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
-    """Find which spiking branches MODEL should get in which blocks, for less and less energy, and write the plans to OUT.
+    """Find which new branches MODEL should get in which blocks, for less and less energy, and write the plans to OUT.
 
-    Every kind of branch is fitted to every block of MODEL on sample images, and its error and the energy of its spikes are
-    measured. OUT gets the plans that no other beats in both, a recipe file each, and a picture.
+    Every kind of branch is fitted to every block of MODEL on sample images, and its error and its energy are measured. OUT
+    gets the plans that no other beats in both, a recipe file each, and a picture.
 
     \b
     vit2snn plan demo -o plans

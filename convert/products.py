@@ -53,5 +53,5 @@ def channel_axes(operation: Operation, position: int) -> tuple[int, ...]:
         smaller = min((operation.shapes[index] for index in operation.operands), key=lambda shape: shape.numel())
         varying = tuple(axis for axis in range(1 - len(smaller), 0) if smaller[axis] > 1)
         # One number for each token, as a gate has, is no number for each channel: those of tokens lie along the last axis.
-        return varying if len(varying) == 1 and (len(smaller) != 3 or varying == (-1,)) else (-1,)
+        return varying if len(varying) == 1 and len(smaller) != 3 else (-1,)
     return (-3,)

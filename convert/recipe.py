@@ -32,8 +32,8 @@ class Recipe:
         timesteps: T that thresholds are calibrated for, and the default T of a run.
         structure: what takes the place of what.
         spikes: of coded neurons, or of membrane neurons in the new branches.
-        max_error: of ``auto``: the relative error that a branch may be left with, in the mean over branches; the cheapest such
-            plan is taken.
+        max_error: of ``auto``: the error that a branch may be left with (see `vit2snn.convert.trials.Candidate`), in the mean
+            over branches; the cheapest such plan is taken.
         max_energy: relative to the ANN's. Of ``auto``: that of the replaced branches; the plan of least error is taken. Of
             coded neurons: that of all timesteps; the lowest price of spikes that keeps to it is taken.
         ignore: patterns (``fnmatch``) of module names that stay analog.

@@ -29,9 +29,9 @@ class Structure:
             images.
         mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values; ``relu`` or ``emsp`` for coded neurons; ``spiking`` or
             ``emsp`` for membrane neurons.
-        norm: in front of new branches: ``gated``, a map by channel behind a gate of each token's size, or ``static``, the
-            map alone, for coded neurons; ``batchnorm``, calibrated, which folds,
-            for membrane neurons; ``layernorm``; or ``shift-layernorm``, which takes the place of every LayerNorm.
+        norm: in front of new branches: ``gated``, a map by channel behind a gate of each token's size, or ``static``, the map
+            alone, for coded neurons; ``batchnorm``, calibrated, which folds, for membrane neurons; ``layernorm``; or
+            ``shift-layernorm``, which takes the place of every LayerNorm.
         readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.
         refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights, gradient descent on
             their ``blocks``, or on the whole ``network`` after that (substitutes only). Unless it is given, a recipe

@@ -76,35 +76,59 @@ def trials(model: VisionTransformer, recipe: Recipe, kinds: Mapping[str, Sequenc
         norms = [(stack.enter_context(catching(b.norm1)), stack.enter_context(catching(b.norm2))) for b in model.blocks]
         with torch.no_grad():
             logits = model(images)
-        streams = [(first[0], second[0]) for first, second in norms]
+        streams = {field: [caught[place][0] for caught in norms] for place, field in enumerate(PARTS)}
     macs = _macs(model, images)
     for field, tried in kinds.items():
         for kind in tried:
-            other = {name: kept[0] for name, kept in KEPT.items()} | {field: kind}
-            network, plans = copy.deepcopy(model), [BlockPlan(name, **other) for name in transformer_blocks(model)]
-            trial = recipe if recipe.substitutes else recipe.changed(**other, max_error=None, max_energy=None)
-            if recipe.spike_driven:
-                restructure(network, plans, trial)
-            elif is_new(kind):
-                substitute(network, plans, recipe.structure)
-            network.eval()
-            spent = _macs(network, images) if recipe.substitutes else {}
-            for index, plan in enumerate(plans):
-                name, stream = f"{plan.name}.{PARTS[field][1]}", streams[index][field == "mlp"]
-                if recipe.substitutes:
-                    place = next(found for found in places(network, model) if found.name == name)
-                    error = _lost(model.blocks[index], model, place, field, images, stream, logits) if is_new(kind) else 0.0
-                    cost = FLOAT32.ac * spent[name] * recipe.timesteps
-                else:
-                    error, cost = _measure(network.blocks[index], model.blocks[index], field, kind, trial, stream)
-                yield Candidate(index, field, kind, error, cost, FLOAT32.mac * macs[name])
+            given = model, recipe, field, kind, streams[field]
+            figures = _substitutes(*given, images, logits) if recipe.substitutes else _membrane(*given)
+            for index, (error, spent) in enumerate(figures):
+                yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs[field][index])
 
 
-def _macs(network: VisionTransformer, images: Tensor) -> dict[str, int]:
-    """Multiply-accumulates for an image in each branch, by name."""
+def _macs(network: VisionTransformer, images: Tensor) -> dict[str, list[int]]:
+    """Multiply-accumulates for an image in the branches of each field, block by block."""
     operations = record(network, tuple(images.shape[1:]))
-    names = [f"blocks.{index}.{branch}" for index in range(len(network.blocks)) for _, branch, _ in PARTS.values()]
-    return {name: sum(o.macs for o in operations if f"{o.module}.".startswith(f"{name}.")) for name in names}
+    return {
+        field: [
+            sum(o.macs for o in operations if f"{o.module}.".startswith(f"blocks.{index}.{branch}."))
+            for index in range(len(network.blocks))
+        ]
+        for field, (_, branch, _) in PARTS.items()
+    }
+
+
+def _plans(model: VisionTransformer, field: str, kind: str) -> list[BlockPlan]:
+    """All blocks with that kind in one field, and the ANN's own in the other."""
+    own = {name: kept[0] for name, kept in KEPT.items()}
+    return [BlockPlan(name, **(own | {field: kind})) for name in transformer_blocks(model)]
+
+
+def _substitutes(
+    model: VisionTransformer, recipe: Recipe, field: str, kind: str, streams: Sequence[Tensor], images: Tensor, logits: Tensor
+) -> Iterator[tuple[float, float]]:
+    """Error and energy of a substitute, or of the ANN's own branch, in each block."""
+    network = copy.deepcopy(model)
+    if is_new(kind):
+        substitute(network, _plans(model, field, kind), recipe.structure)
+    network.eval()
+    macs = _macs(network, images)[field]
+    found = [place for place in places(network, model) if place.name.endswith(f".{PARTS[field][1]}")]
+    for block, place, stream, count in zip(model.blocks, found, streams, macs, strict=True):
+        error = _lost(block, model, place, field, images, stream, logits) if is_new(kind) else 0.0
+        yield error, FLOAT32.ac * count * recipe.timesteps
+
+
+def _membrane(
+    model: VisionTransformer, recipe: Recipe, field: str, kind: str, streams: Sequence[Tensor]
+) -> Iterator[tuple[float, float]]:
+    """Error and energy of a branch of membrane neurons in each block."""
+    network, plans = copy.deepcopy(model), _plans(model, field, kind)
+    trial = recipe.changed(attention=plans[0].attention, mlp=plans[0].mlp, max_error=None, max_energy=None)
+    restructure(network, plans, trial)
+    network.eval()
+    for block, original, stream in zip(network.blocks, model.blocks, streams, strict=True):
+        yield _measure(block, original, field, kind, trial, stream)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ def picture(front: Sequence[Compromise], others: dict[str, Compromise], title: s
         axes.scatter([p.energy for p in others.values()], [p.error for p in others.values()], color="0.6", label="one kind")
     for name, plan in others.items():
         axes.annotate(name, (plan.energy, plan.error), xytext=(5, 3), textcoords="offset points", fontsize=8, color="0.4")
-    axes.set(xlabel="energy of the branches / the ANN's", ylabel="relative error of a branch, mean", title=title)
+    axes.set(xlabel="energy of the branches / the ANN's", ylabel="error of a branch, mean", title=title)
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     axes.legend()
