@@ -82,7 +82,7 @@ def env(as_json: bool) -> None:
 
 
 for command in (
-    conversion.convert, evaluation.evaluate, audit.audit, report.report, finetuning.finetune, conversion.fold,
+    conversion.convert, evaluation.evaluate, audit.audit, report.report, finetuning.finetune, 
     conversion.inspect, conversion.demo, planning.plan, training.train, zoo.zoo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -1,22 +1,51 @@
-"""Threshold balancing of membrane neurons, by the gain and the offset of the normalisation before them.
-
-A threshold of θ and a current y are a threshold of 1 and a current y / θ, so the neurons keep their threshold and the affine
-part of the normalisation is balanced, channel by channel.
-"""
+"""Threshold balancing of membrane neurons, channel by channel, on what they see of sample images."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..spiking import Neuron, Run
+from ..spiking import Balanced, Neuron, Run
 
-Balance = Literal["error", "rate"]
 GAINS = (0.25, 0.4, 0.6, 0.9, 1.4, 2.0)
 OFFSETS = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-SPREAD = 0.7
+SAMPLED = 4096  # positions that are looked at
+
+
+@torch.no_grad()
+def balance(balanced: Balanced, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Set thresholds, resting currents and height so that firing rates tell most of what the neurons stand for, in place.
+
+    That is the neuron's function of what it sees, in the mean over time.
+
+    Args:
+        balanced: in front of, or in place of, what ``frames`` are given to.
+        frames: what it sees, ``[T, B, ...]``.
+
+    Returns:
+        The firing rates, and what they stand for, ``[samples, C]`` both.
+    """
+    axes = balanced.channels(frames[0])
+    image = frames.shape[2:]
+    shape = tuple(size if axis in axes else 1 for axis, size in zip(range(-len(image), 0), image, strict=True))
+    currents = _by_channel(frames, axes)
+    target = balanced.function(currents.mean(0))
+    mean, std = currents.flatten(0, 1).mean(0), currents.flatten(0, 1).std(0, correction=0)
+    std = torch.where(std > 1e-6 * std.mean(), std, 1.0)
+    gain, offset = least_error(balanced.neuron, (currents - mean) / std, target)
+    rate = counts(balanced.neuron, (currents - mean) / std * gain + offset)
+    balanced.log_threshold.data = (std / gain).log().reshape(shape).to(balanced.height)
+    balanced.offset.data = (offset - gain * mean / std).reshape(shape).to(balanced.height)
+    balanced.height.data = ((rate * target).sum() / rate.square().sum().clamp(min=1e-12)).to(balanced.height)
+    return rate, target
+
+
+def _by_channel(frames: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """``[T, B, ...]`` as ``[T, samples, C]``, with samples from everywhere."""
+    last = range(-len(axes), 0)
+    together = frames.movedim(sorted(axes), list(last)).flatten(-len(axes)).flatten(1, -2)
+    step = -(-together.shape[1] // SAMPLED)
+    return together[:, ::step].float()
 
 
 def counts(neuron: Neuron, currents: Tensor) -> Tensor:
@@ -47,17 +76,3 @@ def least_error(neuron: Neuron, currents: Tensor, target: Tensor) -> tuple[Tenso
             best = torch.where(better, correlation, best)
             gain[better], offset[better] = g, b
     return gain, offset
-
-
-def at_rate(neuron: Neuron, currents: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Gain and offset ``[C]`` with which a neuron fires at ``rate``, in the mean over ``currents`` (as for `least_error`).
-
-    The gain is the one that spreads currents over the range in which firing rates differ; the offset is searched for.
-    """
-    low, high = currents.new_full((currents.shape[-1],), -8.0), currents.new_full((currents.shape[-1],), 8.0)
-    gain = torch.full_like(low, SPREAD)
-    for _ in range(12):  # halvings of the interval: to 0.004 of a threshold
-        middle = (low + high) / 2
-        silent = counts(neuron, currents * gain + middle).abs().mean(0) < rate
-        low, high = torch.where(silent, middle, low), torch.where(silent, high, middle)
-    return gain, (low + high) / 2

@@ -1,4 +1,4 @@
-"""Sums over samples from which means, variances and linear maps follow, without holding the samples.
+"""Sums over samples from which linear maps follow, without holding the samples.
 
 All are sums, so those of two shards of the data add up to those of the whole: what is read is over all processes of the group.
 """
@@ -9,30 +9,6 @@ import torch
 from torch import Tensor
 
 from ..spiking.shards import total
-
-
-class Moments:
-    """Mean and variance of each channel of a stream of samples ``[samples, C]``."""
-
-    def __init__(self) -> None:
-        self.count = self.total = self.square = torch.zeros((), dtype=torch.float64)
-
-    def update(self, samples: Tensor) -> None:
-        """See ``[samples, C]``."""
-        samples = samples.double()
-        self.count = self.count + len(samples)
-        self.total = self.total + samples.sum(0)
-        self.square = self.square + samples.square().sum(0)
-
-    @property
-    def mean(self) -> Tensor:
-        """``[C]``, float64."""
-        return total(self.total) / total(self.count)
-
-    @property
-    def variance(self) -> Tensor:
-        """``[C]``, float64, of the population."""
-        return (total(self.square) / total(self.count) - self.mean.square()).clamp(min=0)
 
 
 class NormalEquations:
@@ -52,15 +28,6 @@ class NormalEquations:
         self.x = self.x + weighted.sum(0, dtype=torch.float64)
         self.y = self.y + (y if weight is None else y * weight[:, None]).sum(0, dtype=torch.float64)
         self.xx, self.xy = self.xx + (weighted.T @ x).double(), self.xy + (weighted.T @ y).double()
-
-    def through(self, weight: Tensor) -> Moments:
-        """The moments of W x, for W ``[out, in]``."""
-        weight = weight.double()
-        moments = Moments()
-        moments.count = self.count
-        moments.total = weight @ self.x
-        moments.square = ((weight @ self.xx) * weight).sum(1)
-        return moments
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """The map W ``[out, in]`` and b ``[out]``, float64.

@@ -30,7 +30,7 @@ from vit2snn.commands.shared import (
     own_images,
     wait,
 )
-from vit2snn.errors import DataError, NothingConvertedError
+from vit2snn.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,35 +131,6 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("-o", "--out", metavar="OUT2", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT2.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def fold(model: Path, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Fold the batch normalisations of the spike-driven network in OUT into weights and thresholds, and write it to OUT2.
-
-    The logits are the same; a folded network has nothing but weights and neurons, for export, and is not trained further.
-
-    \b
-    vit2snn fold demo-qk -o demo-qk-folded
-    """
-    from torch import nn
-
-    from vit2snn import load
-    from vit2snn.convert import fold as folded
-    from vit2snn.files import check_output
-    from vit2snn.storage.artifact import is_artifact, read_config
-
-    check_output(out, overwrite, is_artifact)
-    snn = load(model)
-    count = sum(isinstance(module, nn.BatchNorm2d) for module in snn.network.modules())
-    if not count:
-        raise NothingConvertedError(f"the network in {str(model)!r} has no batch normalisation", "only spike-driven ones have")
-    folded(snn).save(out, source=read_config(model)["vit2snn"]["source"], overwrite=overwrite)
-    emit(as_json, {"out": str(out), "folded": count}, f"{count} batch normalisations folded, in {out}")
-
-
-@click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; vit2snn-demo unless given.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -183,7 +154,7 @@ def _fitting(out: Path, recipe: Recipe, precision: str, resume: bool) -> Iterato
     from vit2snn.convert import Fitting
     from vit2snn.finetune import drop_folder, folder_of, open_folder
 
-    fits = recipe.substitutes and recipe.structure.refit in ("blocks", "network")
+    fits = recipe.structure.replaces and recipe.structure.refit in ("blocks", "network")
     folder = (open_folder(out, resume) if is_main() else folder_of(out)) if fits else None
     wait()
     try:
@@ -221,7 +192,7 @@ def _convert(
     plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
     samples = _calibration_samples(ann, images)
     pixels = torch.stack([sample.image for sample in samples])
-    if recipe.substitutes and len(samples) * processes() < PLENTY:
+    if recipe.structure.replaces and len(samples) * processes() < PLENTY:
         note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on a thousand: --samples 1000")
     passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
     snn = to_spiking(ann.to(device), recipe, passes, images["seed"], fitting)

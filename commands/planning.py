@@ -25,9 +25,7 @@ from vit2snn.errors import DataError
 @click.command()
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the plans.")
-@click.option(
-    "--recipe", default="qkformer-membrane", show_default=True, metavar="NAME|FILE", help="All but the kinds of branches."
-)
+@click.option("--recipe", default="qkformer", show_default=True, metavar="NAME|FILE", help="All but the kinds of branches.")
 @click.option("--timesteps", type=click.IntRange(min=1), help="T, instead of the recipe's.")
 @click.option("--plans", "count", default=10, show_default=True, type=click.IntRange(min=2), help="The most that there are.")
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(min=1), help="Images to measure on.")
@@ -52,7 +50,7 @@ def plan(
     from timm.data import resolve_model_data_config
 
     from vit2snn.convert import candidates, load_model, opened, plan as planned, provisional
-    from vit2snn.convert.auto import tried
+    from vit2snn.convert.auto import KINDS
     from vit2snn.convert.inputs import seeded
     from vit2snn.convert.plans import compromises, told
     from vit2snn.data import prepared
@@ -72,7 +70,7 @@ def plan(
         raise DataError("there are no images to measure on", "give a folder with images to --data")
     pixels = torch.stack([sample.image for sample in samples]).to(device)
     fields = chosen.structure.undecided
-    total = len(ann.blocks) * sum(len(tried(ann, chosen, field)) for field in fields)
+    total = len(ann.blocks) * sum(len(KINDS[field]) for field in fields)
     with seeded(images["seed"], device):
         found = list(bar(candidates(ann.to(device), chosen, [pixels], len(pixels)), "fitting", total))
     front = compromises(chosen, found, count)

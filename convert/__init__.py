@@ -3,7 +3,6 @@
 from .auto import candidates as candidates, opened as opened, provisional as provisional
 from .conversion import structure as structure, to_spiking as to_spiking
 from .fitting import Fitting as Fitting, Progress as Progress
-from .folding import fold as fold
 from .model import SpikingModel as SpikingModel
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .plans import Compromise as Compromise, compromises as compromises

@@ -91,11 +91,9 @@ def _of_branches(last: Point, ann_top1: float, recipe: Recipe, lost: float) -> l
     """What new branches lack."""
     finding = f"new branches compute something else than the ANN's: top-1 is {ann_top1 - last.top1:.1f} points below it"
     found = [(3 * lost, Advice(finding, "vit2snn finetune OUT --data DATA -o OUT2"))]
-    if recipe.substitutes and recipe.structure.refit in ("blocks", "network"):
+    if recipe.structure.refit in ("blocks", "network"):
         learned = Advice("what its substitutes have learned depends on their images", "more of them (--samples)")
         found.append((2 * lost, learned))
-    elif recipe.substitutes:
+    else:
         found.append((lost, Advice("its substitutes were not trained", "vit2snn convert --refit blocks")))
-    elif recipe.structure.refit != "blocks" and recipe.membrane.shortcut != "sew":
-        found.append((lost, Advice("its branches were not fitted block by block", "vit2snn convert --refit blocks")))
     return found

@@ -12,9 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ..errors import RecipeError
-from ..spiking.branches.registry import admits, kinds
 from .blocks import AUTO, any_new, is_new, mixes_tokens
-from .branches import block_size, neuron_of
 from .inputs import check_weights
 from .precision import at_least_float32, full_precision
 from .recipe import Recipe
@@ -23,12 +21,11 @@ from .trials import Candidate, trials
 
 IMAGES = 64  # on which candidates are measured
 
-
-SUBSTITUTES = {
+KINDS = {
     "attention": ("qk-relu+conv", "experts+conv", "ssa+conv", "qk-channel+conv", "softmax"),
     "mlp": ("relu", "emsp", "mlp"),
 }
-"""What coded neurons have to choose from: each way of mixing tokens, and what the ANN has."""
+"""What there is to choose from: each way of mixing tokens, and what the ANN has."""
 
 
 def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor], count: int = IMAGES) -> Iterator[Candidate]:
@@ -48,7 +45,7 @@ def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tenso
     """
     check_weights(model)
     model = full_precision(copy.deepcopy(model).eval().requires_grad_(False))
-    kinds = {field: tried(model, recipe, field) for field in recipe.structure.undecided}
+    kinds = {field: KINDS[field] for field in recipe.structure.undecided}
     yield from trials(model, recipe, kinds, at_least_float32(_first(batches, count)))
 
 
@@ -62,19 +59,9 @@ def _first(batches: Iterable[Tensor], count: int) -> Tensor:
     return torch.cat(taken)
 
 
-def tried(model: VisionTransformer, recipe: Recipe, field: str) -> list[str]:
-    """The kinds of branches that a field leaves to be chosen, and that blocks of the model's size can have."""
-    if field not in recipe.structure.undecided:
-        return []
-    if recipe.substitutes:
-        return list(SUBSTITUTES[field])
-    size, neuron = block_size(model, model.blocks[0]), neuron_of(recipe.membrane.neuron)
-    return [kind for kind in kinds(field) if admits(field, kind, size, neuron)]
-
-
 def provisional(recipe: Recipe) -> Recipe:
     """The recipe with the first new kind wherever it says ``auto``: what can be converted does not depend on the choice."""
-    first = {field: (SUBSTITUTES[field] if recipe.substitutes else kinds(field))[0] for field in recipe.structure.undecided}
+    first = {field: KINDS[field][0] for field in recipe.structure.undecided}
     return recipe.changed(**first, max_error=None, max_energy=None) if first else recipe
 
 

@@ -9,16 +9,15 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 
 from ..errors import RecipeError
-from ..spiking.branches import find
-from ..spiking.branches.registry import has_interaction, spellings
-from ..spiking.substitutes import MLPS, is_sum, summands, terms
+from ..spiking.substitutes import INTERACTION, MLPS, interacts, is_sum, summands, terms
 
 Choice = str | Mapping[str, str]
-"""One kind for all blocks, or kinds by block: ``{"0-7": "qk-token", "8-11": "ssa"}``. Later keys win; other blocks are kept."""
+"""One kind for all blocks, or kinds by block: ``{"0-7": "qk-channel+conv", "8-11": "ssa+conv"}``. Later keys win, and other
+blocks are kept."""
 
 KEPT = {"attention": ("softmax", "shift-softmax"), "mlp": ("mlp", "shift-mlp")}
 """Branches that compute what the ANN's do, on values that coded neurons decode; the first one leaves the function as it is. All
-others are new: substitutes (`vit2snn.spiking.substitutes`), or of spikes from the start (`vit2snn.spiking.branches`)."""
+others are new: substitutes (`vit2snn.spiking.substitutes`)."""
 AUTO = "auto"
 PARTS = {
     "first half": (Fraction(0), Fraction(1, 2)),
@@ -41,6 +40,12 @@ class BlockPlan:
     mlp: str
 
 
+def new_branches(plans: Sequence[BlockPlan]) -> tuple[str, ...]:
+    """The names of the branches that are substitutes."""
+    named = [(f"{plan.name}.{part}", kind) for plan in plans for part, kind in (("attn", plan.attention), ("mlp", plan.mlp))]
+    return tuple(name for name, kind in named if is_new(kind))
+
+
 def check_choice(field: str, choice: object) -> None:
     """Refuse a value of a block-by-block field that no model could have.
 
@@ -51,12 +56,11 @@ def check_choice(field: str, choice: object) -> None:
     for value in values:
         if value in KEPT[field] or (value == AUTO and not isinstance(choice, Mapping)):
             continue
-        if not isinstance(value, str) or not (is_substitute(field, value) or value in spellings(field)):
-            new = f"sums such as qk-channel+conv of {', '.join(terms())}" if field == "attention" else ", ".join(MLPS)
+        if not isinstance(value, str) or not is_substitute(field, value):
+            sums = f"sums such as qk-channel+conv of {', '.join(terms())}, also with +{INTERACTION}"
             raise RecipeError(
                 f"recipe field 'structure.{field}' has the unknown kind {value!r}",
-                f"kinds: {', '.join((*KEPT[field], AUTO))}; with coded neurons: {new}; with membrane neurons: "
-                f"{', '.join(spellings(field))}",
+                f"kinds: {', '.join((*KEPT[field], AUTO))}, {sums if field == 'attention' else ', '.join(MLPS)}",
             )
 
 
@@ -66,22 +70,13 @@ def is_new(kind: str) -> bool:
 
 
 def is_substitute(field: str, kind: str) -> bool:
-    """Whether there is a substitute of this kind, which is fitted before there are spikes."""
+    """Whether there is a substitute of this kind."""
     return is_sum(kind) if field == "attention" else kind in MLPS
-
-
-def is_branch(field: str, kind: str) -> bool:
-    """Whether there is a branch of membrane neurons of this kind."""
-    return kind in spellings(field)
 
 
 def mixes_tokens(kind: str) -> bool:
     """Whether each token sees all others in attention of this kind, or in its temporal interaction."""
-    if not is_new(kind):
-        return True
-    if is_sum(kind):
-        return any(found.mixes_tokens for found in summands(kind).values())
-    return find("attention", kind).mixes_tokens or has_interaction("attention", kind)
+    return not is_new(kind) or interacts(kind) or any(found.mixes_tokens for found in summands(kind).values())
 
 
 def any_new(choice: Choice) -> bool:
@@ -122,7 +117,7 @@ def check_mixing(plans: Sequence[BlockPlan]) -> None:
         raise RecipeError(
             f"no block of this plan mixes all tokens: attention of the kind {without} shows a token to itself alone, or to its "
             "neighbours, so a class token would never see a patch",
-            'give the last blocks another attention, such as {"first half": "qk-token", "second half": "ssa"}',
+            'give the last blocks another attention, such as {"first half": "qk-token+conv", "second half": "ssa+conv"}',
         )
 
 

@@ -1,10 +1,8 @@
-"""What spiking branches need to know of a ViT: its blocks, their size, and the linear maps that they inherit."""
+"""What substitutes need to know of a ViT: its blocks, their size, and the linear maps that they inherit."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,7 +11,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
-from ..spiking import IF, NEURONS, BlockSize, Inherited, NeuronFactory, Own, SpikingNorm
+from ..spiking import BlockSize
+from ..spiking.substitutes import Inherited, Own
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,7 +25,7 @@ def transformer_blocks(model: nn.Module) -> dict[str, Block]:
     """
     if not isinstance(model, VisionTransformer):
         raise UnsupportedModuleError(
-            f"spiking branches take the places of the blocks of timm's VisionTransformer, got {type(model).__name__}",
+            f"substitutes take the places of the blocks of timm's VisionTransformer, got {type(model).__name__}",
             "choose a recipe that keeps attention and mlp, such as faithful",
         )
     blocks = {f"blocks.{index}": block for index, block in enumerate(model.blocks)}
@@ -34,7 +33,7 @@ def transformer_blocks(model: nn.Module) -> dict[str, Block]:
         if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
             parts = " and ".join(type(getattr(block, part, None)).__name__ for part in ("attn", "mlp"))
             raise UnsupportedModuleError(
-                f"{name} is a {type(block).__name__} of {parts}; spiking branches take the places of timm's Attention and Mlp "
+                f"{name} is a {type(block).__name__} of {parts}; substitutes take the places of timm's Attention and Mlp "
                 "in a pre-norm Block",
                 "choose a recipe that keeps attention and mlp, such as faithful",
             )
@@ -46,32 +45,11 @@ def transformer_blocks(model: nn.Module) -> dict[str, Block]:
     return blocks
 
 
-def neuron_of(name: str) -> NeuronFactory:
-    """The membrane neuron of a recipe; IF is reset softly and starts half-way, so that its rate is linear in its input."""
-    return partial(IF, v_reset=None, v_start=0.5) if name == "if" else NEURONS[name]
-
-
 def born_at(like: Tensor, make: Callable[[], M]) -> M:
     """What ``make`` makes, where ``like`` is and of its type; random numbers are drawn on the CPU, the same for all devices."""
     with torch.device("meta" if like.is_meta else "cpu"):
         made = make()
     return made.to(like.device, like.dtype)
-
-
-def spiking_norm(norm: nn.Module, kind: str, channels: int, neuron: NeuronFactory, like: Tensor) -> SpikingNorm:
-    """The norm in front of a spiking branch: a new batch normalisation, or a copy of the ANN's own norm.
-
-    Raises:
-        UnsupportedModuleError: the ANN's own norm has no gain and offset to balance the neuron with.
-    """
-    if kind == "batchnorm":
-        return born_at(like, lambda: SpikingNorm(nn.BatchNorm2d(channels), neuron()))
-    if not all(isinstance(getattr(norm, name, None), Tensor) for name in ("weight", "bias")):
-        raise UnsupportedModuleError(
-            f"the model's {type(norm).__name__} has no gain and offset by channel, which a norm in front of a neuron needs",
-            "choose the recipe's norm 'batchnorm'",
-        )
-    return SpikingNorm(copy.deepcopy(norm), born_at(like, neuron))
 
 
 def block_size(model: VisionTransformer, block: Block) -> BlockSize:
@@ -83,13 +61,13 @@ def block_size(model: VisionTransformer, block: Block) -> BlockSize:
 def own_maps(branch: Attention | Mlp) -> Own:
     """The linear maps of an ANN's branch."""
     if isinstance(branch, Mlp):
-        return {"expand": inherited(branch.fc1, branch.act), "reduce": inherited(branch.fc2)}
+        return {"expand": inherited(branch.fc1), "reduce": inherited(branch.fc2)}
     qkv = inherited(branch.qkv)
     thirds = zip(("query", "key", "value"), qkv.weight.chunk(3), qkv.bias.chunk(3), strict=True)
     return {name: Inherited(weight, bias) for name, weight, bias in thirds} | {"out": inherited(branch.proj)}
 
 
-def inherited(layer: nn.Linear, reads: Callable[[Tensor], Tensor] = lambda z: z) -> Inherited:
+def inherited(layer: nn.Linear) -> Inherited:
     """A layer's map, with an offset of 0 where it has none."""
     weight = layer.weight.detach()
-    return Inherited(weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach(), reads)
+    return Inherited(weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,11 @@ from ..calibration import calibrate
 from ..errors import DataError
 from ..measure import exit_table
 from ..spiking import (
+    Balanced,
     CodedNeuron,
     InTurn,
+    Neuron,
     SpikingDotProductAttention,
-    neurons,
     prepare_process,
     rotate_inputs,
     shards,
@@ -29,16 +30,16 @@ from .absorption import absorb_functions, absorb_norms
 from .auto import candidates, choose
 from .batch_axis import check_images_apart
 from .budget import affordable
-from .fitting import Fitting, fit
+from .fitting import Fit, Fitting
 from .functions import replace_functions, replace_softmax
 from .inputs import Batches, checked, seeded
+from .membrane import fire
 from .model import SpikingModel
 from .planning import Plan, block_plans, plan
 from .products import drive_operations
 from .recipe import Recipe
-from .registry import handler_for
-from .spike_driven import fit as fit_spiking, restructure
-from .structures import Structure
+from .registry import NeuronFactory, handler_for
+from .spikes import Membrane
 from .substitution import substitute
 from .teacher import Teacher
 from .trials import Candidate
@@ -46,9 +47,6 @@ from .trials import Candidate
 THRESHOLDS_ON = 256
 """Images from which the thresholds of a substitute's neurons are taken. Its weights are fitted to a thousand or more, of which
 thresholds, a few numbers a neuron, would gain nothing."""
-
-Fit = Callable[[Any, Any, Structure, Batches], None]
-"""Fits substitutes in a network to an ANN, as far as a structure asks for."""
 
 
 def to_spiking(
@@ -91,29 +89,33 @@ def to_spiking(
     _check_in_step(batches)
     # Within inference mode no gradient could be taken, of which calibration needs some.
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, next(model.parameters()).device):
-        return _to_spiking(model, recipe, batches, partial(fit, seed=seed, fitting=fitting or Fitting()))
+        return _to_spiking(model, recipe, batches, seed, fitting or Fitting())
 
 
-def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, fit: Fit) -> SpikingModel:
+def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, seed: int, fitting: Fitting) -> SpikingModel:
     first = batches.first()
     if recipe.structure.undecided:
         recipe = choose(recipe, _over_processes(list(candidates(Teacher(model).ann, recipe, batches))))
     plan(model, recipe, tuple(first.shape[1:]))  # refuses what cannot be converted before anything is fitted
     network = substituted(model, recipe)
-    if recipe.substitutes:
-        fit(network, Teacher(model).ann, recipe.structure, batches)
+    fit = Fit(network, Teacher(model).ann, recipe, batches, seed, fitting) if recipe.structure.replaces else None
+    if fit:
+        fit.structure()
     if recipe.max_energy is not None:
-        recipe = affordable(lambda trial: _spiking(model, copy.deepcopy(network), trial, [first]), recipe, first)
-    seen = batches.some(THRESHOLDS_ON // shards.processes()) if recipe.substitutes else batches
-    snn = _spiking(model, network, recipe, seen)
+        recipe = affordable(lambda trial: _spiking(model, copy.deepcopy(network), trial, [first], None), recipe, first)
+    seen = batches.some(THRESHOLDS_ON // shards.processes()) if recipe.structure.replaces else batches
+    snn = _spiking(model, network, recipe, seen, fit)
     snn.calibrated_on = shards.collected(batches.digests)
     own = exit_table(snn, seen)
     snn.exits = own and own.over_processes()
     return snn
 
 
-def _spiking(model: nn.Module, network: Any, recipe: Recipe, batches: Iterable[Tensor]) -> SpikingModel:
-    """``network``, a copy of the model whose substitutes are fitted, with neurons that are calibrated."""
+def _spiking(model: nn.Module, network: Any, recipe: Recipe, batches: Iterable[Tensor], fit: Fit | None) -> SpikingModel:
+    """``network``, a copy of the model whose substitutes are fitted, with neurons that are calibrated.
+
+    Membrane neurons take ``fit``, which has fitted the substitutes.
+    """
     first = next(iter(batches))
     size = tuple(first.shape[1:])
     snn = _driven(network, recipe, plan(model, recipe, size), size)
@@ -121,8 +123,8 @@ def _spiking(model: nn.Module, network: Any, recipe: Recipe, batches: Iterable[T
         snn.teacher = Teacher(model)
     if not recipe.spike_driven:
         check_images_apart(snn.network, first[:1])
-    elif snn.teacher is not None:
-        fit_spiking(snn.network, snn.teacher.ann, snn.plan.blocks, recipe, batches)
+    elif fit:
+        fit.spikes()
     coded = recipe.coded
     if snn.neurons() and coded.alphabet is not None:
         # Beside membrane neurons, one timestep is no ANN from which the worth of a spike could be learned.
@@ -169,7 +171,7 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
 def substituted(model: nn.Module, recipe: Recipe) -> Any:
     """A copy of ``model``, with the substitutes that the recipe names, which are not fitted yet."""
     network: Any = untied(copy.deepcopy(model)).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
-    if recipe.substitutes:
+    if recipe.structure.replaces:
         substitute(network, block_plans(model, recipe), recipe.structure)
     return network
 
@@ -178,13 +180,14 @@ def _driven(network: Any, recipe: Recipe, planned: Plan, input_size: tuple[int, 
     """``network`` with neurons that are not calibrated yet, as it was planned; it becomes part of the result."""
     absorb_norms(network, planned.absorbed)
     replace_functions(network, planned.blocks, recipe)
-    if recipe.spike_driven:
-        restructure(network, planned.blocks, recipe)
+    if isinstance(recipe.spikes, Membrane):
+        fire(network, planned.blocks, recipe.spikes)
     _convert_children(network, "", planned, recipe)
     network = _converted(network, "", planned, recipe)
     weight = next(network.parameters())
-    for _, neuron in neurons(network):
-        neuron.to(weight.device, weight.dtype)
+    for module in network.modules():
+        if isinstance(module, (Neuron, Balanced)):
+            module.to(weight.device, weight.dtype)
     replace_softmax(network, planned.blocks)
     absorb_functions(network, planned.absorbed)
     if recipe.coded.rotation:
@@ -203,14 +206,16 @@ def _convert_children(module: nn.Module, prefix: str, planned: Plan, recipe: Rec
 
 
 def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> nn.Module:
-    coded = planned.coded(path)
-    if coded is None:
+    driven = planned.driven(path)
+    if driven is None or not any(call.driven for call in driven.calls):
         return module
-    neuron = partial(recipe.coded.neuron, sees_image=path == planned.first)
+    neuron: NeuronFactory = partial(recipe.coded.neuron, sees_image=path == planned.first)
+    if isinstance(recipe.spikes, Membrane) and planned.in_substitutes(path):
+        neuron = recipe.spikes.balanced
     handler = handler_for(module)
     turns: list[nn.Module] = []
-    for use in sorted({call.use for call in coded.calls}):
+    for use in sorted({call.use for call in driven.calls}):
         one = twin(module, type(module))
-        calls = [call for call in coded.calls if call.use == use]
+        calls = [call for call in driven.calls if call.use == use]
         turns.append(handler(one, neuron) if handler else drive_operations(one, calls, neuron))
     return InTurn(turns) if len(turns) > 1 else turns[0]

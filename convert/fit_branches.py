@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..calibration import NormalEquations
 from ..data import seed_of
 from ..finetune import Precision, Settings, Step, train
-from ..spiking import shards
+from ..spiking import over_time, shards
 from ..spiking.substitutes import StaticNorm, SubstituteAttention, SubstituteMlp
 from ..tracing import catching
 from .branches import own_maps
@@ -104,6 +104,39 @@ class Effort:
     steps: int = field(default_factory=lambda: STEPS)
 
 
+class Streams:
+    """The streams of a network and of its ANN, on the same images, side by side from branch to branch.
+
+    Args:
+        network: made of the ANN, in evaluation mode.
+        ann: in evaluation mode.
+        images: ``[B, C, H, W]``.
+        timesteps: T of the network.
+
+    Attributes:
+        ours: in front of a branch of the network, ``[T, B, N, C]``.
+        theirs: in front of the ANN's, ``[B, N, C]``.
+        after: behind the ANN's.
+    """
+
+    def __init__(self, network: VisionTransformer, ann: VisionTransformer, images: Tensor, timesteps: int = 1) -> None:
+        self.network, self.ann = network, ann
+        with catching(ann.blocks[0]) as caught:
+            for part in images.split(CHUNK):
+                ann.forward_intermediates(part, indices=[0], stop_early=True, intermediates_only=True)
+        self.theirs = self.after = torch.cat(caught)
+        self.ours = self.theirs.expand(timesteps, *self.theirs.shape)
+
+    def places(self) -> Iterator[Place]:
+        """All branches, front to back; the network's stream passes each as it is when the next one is asked for."""
+        for place in places(self.network, self.ann):
+            norm, branch, scale = place.own
+            self.after = self.theirs + _through(nn.Sequential(norm, branch, scale), self.theirs.unsqueeze(0))[0]
+            yield place
+            self.ours = self.ours + _through(nn.Sequential(*place.ours), self.ours)
+            self.theirs = self.after
+
+
 @torch.no_grad()
 def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Tensor, effort: Effort) -> None:
     """Fit the substitutes in ``network``, front to back, and its last norm, in place.
@@ -114,29 +147,20 @@ def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Ten
         images: ``[B, C, H, W]``; of `HELD` or fewer.
         effort: see `Effort`.
     """
-    with catching(ann.blocks[0]) as caught:
-        for part in images.split(CHUNK):
-            ann.forward_intermediates(part, indices=[0], stop_early=True, intermediates_only=True)
-    theirs = torch.cat(caught)
-    ours = theirs.clone()
-    count = 0
-    for place in places(network, ann):
-        norm, branch, scale = place.own
-        after = theirs + _through(nn.Sequential(norm, branch, scale), theirs)
+    streams, count = Streams(network, ann, images), 0
+    for place in streams.places():
         if place.is_new:
             count += 1
             if count > effort.done:
                 torch.manual_seed(seed_of("branch", effort.seed, count))  # the same if a fit is resumed here
-                fit_place(place, ours, theirs, after, effort)
+                fit_place(place, streams.ours[0], streams.theirs, streams.after, effort)
                 effort.fitted(count)
-        ours = ours + _through(nn.Sequential(*place.ours), ours)
-        theirs = after
     last = network.get_submodule(last_norm(network))
     if isinstance(last, StaticNorm):
         pooled = last_norm(network) == "fc_norm"
-        read = [network.pool(x) if pooled else x for x in (ours, theirs)]
+        read = [network.pool(x) if pooled else x for x in (streams.ours[0], streams.theirs)]
         last.start(read[0], ann.get_submodule(last_norm(ann))(read[1]))
-        _agree(last)
+        agree(last)
 
 
 def fit_place(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort: Effort) -> None:
@@ -164,7 +188,7 @@ def fit_place(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort:
         change, shift = equations.solve(RIDGE)
         branch.last.weight.add_(change.to(ours))
         branch.last.bias.add_(shift.to(ours))
-    _agree(nn.ModuleList([norm, branch]))
+    agree(nn.ModuleList([norm, branch]))
     if effort.refit not in ("none", "ridge"):
         _train(place, ours, lacking, effort)
 
@@ -196,10 +220,11 @@ def settings(rate: float, updates: int, steps: int, seed: int, precision: Precis
 
 
 def _through(module: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([module(part) for part in x.split(CHUNK)])
+    """All timesteps of ``x`` ``[T, B, N, C]``, some images at a time."""
+    return torch.cat([over_time(module, part) for part in x.split(max(CHUNK // len(x), 1), 1)], 1)
 
 
-def _agree(module: nn.Module) -> None:
+def agree(module: nn.Module) -> None:
     """Let all processes of a group go on from the same values."""
     for value in module.state_dict().values() if shards.processes() > 1 else ():
         value.copy_(shards.first(value))

@@ -1,4 +1,4 @@
-"""Fitting substitutes to the ANN that they stand in for, on images without labels: front to back, then as a whole."""
+"""Fitting substitutes to the ANN that they stand in for, on images without labels."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from ..data import digest
 from ..errors import DataError
 from ..finetune import Precision, Step, Workspace
-from ..finetune.checkpoint import BRANCHES, load_checkpoint, save_checkpoint
+from ..finetune.checkpoint import BRANCHES, SPIKES, load_checkpoint, save_checkpoint
 from ..measure.batches import set_digest
 from ..spiking import shards
-from .fields import to_fields
 from .fit_branches import BATCH, HELD, STEPS, Effort, Place, fit_branches, places
 from .fit_network import fit_network
+from .fit_spikes import HELD as MOST, fit_spikes
 from .inputs import Batches
 from .precision import at_least_float32, full_precision, without_half
-from .structures import Structure
+from .recipe import Recipe
 
 BRANCH_COST = 0.75
 """The work of an update of all branches one by one, over that of the whole network and its ANN together."""
@@ -61,47 +61,73 @@ class Fitting:
     report: Callable[[Progress], None] = field(default=lambda progress: None)
 
 
-def fit(
-    network: VisionTransformer, ann: VisionTransformer, structure: Structure, batches: Batches, seed: int, fitting: Fitting
-) -> None:
-    """Fit the substitutes in ``network`` as far as the structure's ``refit`` asks for, in place.
+class Fit:
+    """The fit of a recipe's substitutes to an ANN: of the float network that they make, and then through membrane neurons.
 
     In memory are the images that are given as one tensor, or `HELD` others, and the streams of `HELD`.
 
     Args:
-        network: with substitutes (see `vit2snn.convert.substitution.substitute`), in evaluation mode.
+        network: with substitutes (see `vit2snn.convert.substitution.substitute`), in evaluation mode. It is fitted in place.
         ann: what it was made of, in evaluation mode.
-        structure: ``refit`` and ``passes``.
+        recipe: ``structure.refit`` and ``structure.passes`` say how far the fit goes.
         batches: images ``[B, C, H, W]``.
         seed: of their order and their views.
         fitting: see `Fitting`.
 
     Raises:
         DataError: there are fewer images than a batch of the fit has.
-        ArtifactError: a checkpoint cannot be read or written, or is one of another fit.
     """
-    assert structure.refit is not None
-    ann = full_precision(ann)
-    images = _held(batches)
-    if structure.refit in ("blocks", "network") and len(images) < BATCH:
-        raise DataError(
-            f"{len(images)} images are too few to fit substitutes: a batch has {BATCH}, and accuracy takes a thousand",
-            "give more images (--samples), or choose structure.refit 'ridge' or 'none'",
-        )
-    whole = len(images) == len(batches.digests)
-    steps = structure.passes * (len(images) // BATCH if whole else sum(1 for _ in batches))
-    work = _Work(places(network, ann), structure.refit, steps, fitting.report)
-    identity = {
-        "structure": to_fields(structure), "seed": seed, "precision": fitting.precision,
-        "images": set_digest(batches.digests), "ann": digest(torch.stack([p.float().norm() for p in ann.parameters()])),
-    }  # fmt: skip
-    with without_half(network):
-        saved = _Saved(network, fitting, identity)
-        effort = Effort(structure.refit, seed, fitting.precision, saved.done(), work.branch, saved.keep)
-        fit_branches(network, ann, images[:HELD], effort)
-        if structure.refit == "network":
-            shown = images if whole else batches
-            fit_network(network, ann, shown, structure.passes, seed, fitting.precision, saved.workspace(), work.network)
+
+    def __init__(
+        self, network: VisionTransformer, ann: VisionTransformer, recipe: Recipe, batches: Batches, seed: int, fitting: Fitting
+    ) -> None:  # fmt: skip
+        assert recipe.structure.refit is not None
+        self.network, self.ann, self.recipe, self.batches = network, full_precision(ann), recipe, batches
+        self.refit, self.seed, self.fitting = recipe.structure.refit, seed, fitting
+        self.images = _held(batches)
+        if self.refit in ("blocks", "network") and len(self.images) < BATCH:
+            raise DataError(
+                f"{len(self.images)} images are too few to fit substitutes: a batch has {BATCH}, and accuracy takes a thousand",
+                "give more images (--samples), or choose structure.refit 'ridge' or 'none'",
+            )
+        self.whole = len(self.images) == len(batches.digests)
+        steps = len(self.images) // BATCH if self.whole else sum(1 for _ in batches)
+        self.work = _Work(places(network, ann), recipe, recipe.structure.passes * steps, fitting.report)
+        self.identity = {
+            "recipe": recipe.to_json(), "seed": seed, "precision": fitting.precision, "images": set_digest(batches.digests),
+            "ann": digest(torch.stack([p.float().norm() for p in self.ann.parameters()])),
+        }  # fmt: skip
+
+    def structure(self) -> None:
+        """Fit the substitutes.
+
+        Raises:
+            ArtifactError: a checkpoint cannot be read or written, or is one of another fit.
+        """
+        with without_half(self.network):
+            fit_branches(self.network, self.ann, self.images[:HELD], self._effort(BRANCHES, self.work.branch))
+            if self.refit == "network":
+                shown = self.images if self.whole else self.batches
+                folder = self.fitting.folder
+                workspace = Workspace(folder, EVERY, self.fitting.resume, self.identity) if folder else None
+                passes, precision = self.recipe.structure.passes, self.fitting.precision
+                fit_network(self.network, self.ann, shown, passes, self.seed, precision, workspace, self.work.network)
+
+    def spikes(self) -> None:
+        """Balance the membrane neurons, which the network has by now, and fit branches through them.
+
+        Raises:
+            ArtifactError: a checkpoint cannot be read or written, or is one of another fit.
+        """
+        timesteps = self.recipe.timesteps
+        with without_half(self.network):
+            few = self.images[: min(HELD, max(MOST // timesteps, BATCH))]
+            fit_spikes(self.network, self.ann, few, timesteps, self._effort(SPIKES, self.work.spikes))
+
+    def _effort(self, stage: str, report: Callable[[str, Step], None]) -> Effort:
+        """What is done for each branch, from the checkpoint of a stage on."""
+        saved = _Saved(self.network, self.fitting, stage, self.identity)
+        return Effort(self.refit, self.seed, self.fitting.precision, saved.done(), report, saved.keep)
 
 
 def _held(batches: Batches) -> Tensor:
@@ -114,30 +140,41 @@ def _held(batches: Batches) -> Tensor:
 
 
 class _Work:
-    """What there is to do, in updates of the whole network, and how much of it is done."""
+    """What there is to do, in updates of the whole network in float, and how much of it is done."""
 
-    def __init__(self, found: Sequence[Place], refit: str, steps: int, report: Callable[[Progress], None]) -> None:
+    def __init__(self, found: Sequence[Place], recipe: Recipe, steps: int, report: Callable[[Progress], None]) -> None:
         self.report = report
         self.each = BRANCH_COST / len(found)
         self.branches = [place.name for place in found if place.is_new]
-        self.first = self.each * STEPS * len(self.branches) if refit in ("blocks", "network") else 0.0
-        self.total = self.first + (steps if refit == "network" else 0)
+        refit = recipe.structure.refit
+        trains = refit in ("blocks", "network")
+        self.timesteps = recipe.timesteps
+        self.first = self.each * STEPS * len(self.branches) if trains else 0.0
+        self.second = self.first + (steps if refit == "network" else 0)
+        self.total = self.second + (self.timesteps * self.first if recipe.spike_driven else 0)
 
     def branch(self, name: str, step: Step) -> None:
         """An update of one branch."""
-        done = self.branches.index(name) * STEPS + step.update + 1
-        self.report(Progress(name, self.each * done / self.total))
+        self.report(Progress(name, self.each * self._updates(name, step) / self.total))
 
     def network(self, step: Step) -> None:
         """An update of the whole network."""
         self.report(Progress("network", (self.first + step.update + 1) / self.total))
 
+    def spikes(self, name: str, step: Step) -> None:
+        """An update of one branch through its spikes, or of the head, which is quickly done."""
+        spent = self.timesteps * self.each * self._updates(name, step) if name in self.branches else self.total - self.second
+        self.report(Progress(f"{name}, spikes", (self.second + spent) / self.total))
+
+    def _updates(self, name: str, step: Step) -> int:
+        return self.branches.index(name) * STEPS + step.update + 1
+
 
 class _Saved:
-    """The checkpoints of an unfinished fit, if it has a folder for them."""
+    """The checkpoints of a stage of an unfinished fit, if it has a folder for them."""
 
-    def __init__(self, network: nn.Module, fitting: Fitting, identity: Mapping[str, Any]) -> None:
-        self.network, self.fitting, self.identity = network, fitting, identity
+    def __init__(self, network: nn.Module, fitting: Fitting, stage: str, identity: Mapping[str, Any]) -> None:
+        self.network, self.fitting, self.stage, self.identity = network, fitting, stage, identity
 
     def done(self) -> int:
         """The number of branches that have been fitted before, which the network then has."""
@@ -154,15 +191,10 @@ class _Saved:
         if folder and shards.is_main():
             save_checkpoint(folder, {"done": done, "network": self.network.state_dict()}, self.identity)
 
-    def workspace(self) -> Workspace | None:
-        """Where the fit of the whole network keeps its own."""
-        folder, resume = self.fitting.folder, self.fitting.resume
-        return Workspace(folder, EVERY, resume, self.identity) if folder else None
-
     def _folder(self) -> Path | None:
         """Where the branches are kept."""
         if self.fitting.folder is None:
             return None
-        folder = self.fitting.folder / BRANCHES
+        folder = self.fitting.folder / self.stage
         folder.mkdir(exist_ok=True)
         return folder

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..measure import Advice, Evaluation, ExitTable
 from ..spiking import (
-    Branch,
     CodedNeuron,
     analog,
     neurons,
@@ -29,8 +28,8 @@ from .teacher import Teacher, analog_copy
 
 
 class SpikingModel(nn.Module):
-    """A converted network: the ANN's modules under their own names, with neurons in front of every synaptic operation or with
-    spiking branches in the blocks, and the time they live in.
+    """A converted network: the ANN's modules under their own names, with neurons in front of every synaptic operation, and
+    the time they live in.
 
     Attributes:
         network: the converted module tree.
@@ -39,7 +38,6 @@ class SpikingModel(nn.Module):
         input_size: of one image, ``(C, H, W)``.
         teacher: the ANN, where the network with analog neurons does not compute it (any more); None where it does. It is no
             submodule.
-        folded: whether batch normalisations have been folded away (see `vit2snn.convert.fold`).
         calibrated_on: digests of the calibration images (see `vit2snn.data.digest`), which must not be scored.
         exits: how sure the readout was on the calibration images, for early exits (`vit2snn.measure.anytime`); None for a
             layer-synchronous network, whose timesteps are no steps towards later ones.
@@ -54,7 +52,6 @@ class SpikingModel(nn.Module):
         self.plan = plan
         self.input_size = input_size
         self.teacher: Teacher | None = None
-        self.folded = False
         self.calibrated_on: tuple[str, ...] = ()
         self.exits: ExitTable | None = None
 
@@ -113,8 +110,9 @@ class SpikingModel(nn.Module):
 
     @torch.no_grad()
     def exact(self, x: Tensor) -> Tensor | None:
-        """The logits ``[B, classes]`` of the substitute that spikes approach; None where they approach the ANN itself."""
-        if not self.recipe.substitutes:
+        """The logits ``[B, classes]`` of the substitute that spikes approach; None where they approach the ANN itself, or where
+        membrane neurons are a part of what was fitted."""
+        if self.recipe.spike_driven or not self.recipe.structure.replaces:
             return None
         with analog():
             return simulate(self.network, x, 1)[0]
@@ -126,15 +124,12 @@ class SpikingModel(nn.Module):
         return copy.deepcopy(self.teacher.on(next(self.network.parameters()).device))
 
     def neurons(self) -> dict[str, CodedNeuron]:
-        """The coded neurons by name, in order of the module tree; spiking branches have membrane neurons instead."""
+        """The coded neurons by name, in order of the module tree; membrane neurons are none."""
         return {name: neuron for name, neuron in neurons(self.network) if isinstance(neuron, CodedNeuron)}
 
     def is_new(self, parameter: str) -> bool:
         """Whether a parameter of the network, given by name, has no counterpart in the ANN: routers, gates, static norms."""
-        if self.recipe.substitutes:
-            return is_new_parameter(self.network, parameter)
-        branches = ((name, module) for name, module in self.network.named_modules() if isinstance(module, Branch))
-        return any(parameter.startswith(f"{name}.{part}.") for name, branch in branches for part in branch.new_parts())
+        return is_new_parameter(self.network, parameter)
 
     @property
     def timesteps(self) -> int:
@@ -153,7 +148,7 @@ class SpikingModel(nn.Module):
 
     @property
     def compared(self) -> dict[str, str]:
-        """What stands beside the ANN's, and the module it belongs to: coded neurons or, where branches are spiking, blocks."""
+        """What stands beside the ANN's, and the module it belongs to: coded neurons, or blocks of membrane neurons."""
         if self.recipe.spike_driven:
             return {block.name: block.name for block in self.plan.blocks}
         return {name: self.owner(name) for name in self.neurons()}

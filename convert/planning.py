@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,15 +10,16 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import ModelError, NothingConvertedError, RecipeError, UnsupportedModuleError
-from ..spiking import SpikingNorm, TokenBranch, neurons
+from ..spiking import Balanced, neurons
 from ..tracing import Operation, record
 from . import rules  # noqa: F401  (registers the built-in rules)
 from .absorption import absorbed
-from .blocks import BlockPlan, check_mixing, kinds_by_block
+from .blocks import BlockPlan, check_mixing, is_new, kinds_by_block, new_branches
 from .branches import transformer_blocks
+from .membrane import fire
 from .recipe import Recipe
 from .registry import handler_for, keep_analog
-from .spike_driven import restructure
+from .spikes import Membrane
 from .structures import FIELDS
 from .substitution import substitute
 
@@ -31,8 +31,8 @@ class PlannedModule:
     """One module: its class, what it computes, and its multiply-accumulates for one image.
 
     ``action`` is ``spiking`` (its synaptic operations will be driven by neurons), ``analog`` (it computes on real values),
-    ``absorbed`` (it goes into weights or a neuron) or ``ignored`` (the recipe leaves it as it is). ``becomes`` is the class
-    that takes its place in a spiking branch. ``calls`` are the operations of its own ``forward``.
+    ``absorbed`` (it goes into weights or a neuron) or ``ignored`` (the recipe leaves it as it is). ``becomes`` is the membrane
+    neuron that takes the place of a function. ``calls`` are the operations of its own ``forward``.
     """
 
     name: str
@@ -69,9 +69,14 @@ class Plan:
         """The action planned for a module; None where nothing is."""
         return next((module.action for module in self.modules if module.name == name), None)
 
-    def coded(self, name: str) -> PlannedModule | None:
-        """A module that coded neurons will drive: it keeps its function, and is not part of a spiking branch."""
+    def driven(self, name: str) -> PlannedModule | None:
+        """A module that neurons will drive, and that no neuron takes the place of."""
         return next((m for m in self.modules if m.name == name and m.action == "spiking" and not m.becomes), None)
+
+    def in_substitutes(self, name: str) -> bool:
+        """Whether a module is in a substitute, or is the head behind one: where a recipe may have membrane neurons."""
+        behind = name == "head" and bool(self.blocks) and is_new(self.blocks[-1].mlp)
+        return behind or any(f"{name}.".startswith(f"{branch}.") for branch in new_branches(self.blocks))
 
 
 def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
@@ -84,12 +89,12 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
     """
     if any(neurons(model)):
         raise ModelError(f"{type(model).__name__} is a spiking network already", "convert the ANN it came from, or train it")
-    if recipe.spike_driven:
-        return _spike_driven_plan(model, recipe, input_size)
     blocks = () if recipe.structure.attention == "softmax" and recipe.structure.mlp == "mlp" else block_plans(model, recipe)
-    if recipe.substitutes:
+    if recipe.structure.replaces:
         network: Any = copy.deepcopy(model)
         substitute(network, blocks, recipe.structure)
+        if isinstance(recipe.spikes, Membrane):
+            fire(network, blocks, recipe.spikes)
         model = network
     operations = record(model, input_size)
     pairs = absorbed(model, operations, recipe)
@@ -123,36 +128,18 @@ def block_plans(model: nn.Module, recipe: Recipe) -> tuple[BlockPlan, ...]:
     return plans
 
 
-def _spike_driven_plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
-    """The restructured network's modules: each spiking branch is one, under the name of what it takes the place of."""
-    blocks = block_plans(model, recipe)
-    network: Any = copy.deepcopy(model)
-    restructure(network, blocks, recipe)
-    planned, missing = _planned(network, recipe, record(network, input_size), {})
-    if missing:
-        raise _unsupported(model, missing)
-    types = {name: type(module).__name__ for name, module in model.named_modules()}
-    first = next(module.name for module in planned if module.macs)
-    rows = []
-    for module in planned:
-        action: Action = "analog" if module.name == first else module.action
-        kind, becomes = types.get(module.name, module.type), module.becomes
-        if module.name == "head":
-            becomes = module.type  # fed by the spikes of the last norm
-        rows.append(dataclasses.replace(module, type=kind, action=action, becomes=becomes))
-    return Plan(tuple(rows), blocks)
-
-
 def _planned(
     model: nn.Module, recipe: Recipe, operations: Sequence[Operation], pairs: dict[str, str]
 ) -> tuple[list[PlannedModule], list[tuple[str, nn.Module, list[Operation]]]]:
     """The modules that do something to the signal, and those of them that no rule covers."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    branches = {name: module for name, module in modules.items() if isinstance(module, (TokenBranch, SpikingNorm))}
+    balanced = {name: module for name, module in modules.items() if isinstance(module, Balanced)}
     done: dict[str, list[Operation]] = {}
     for operation in operations:
-        owner = next((name for name in branches if operation.module.startswith(f"{name}.")), operation.module)
+        owner = next((name for name in balanced if operation.module.startswith(f"{name}.")), operation.module)
         done.setdefault(owner, []).append(operation)
+    # Membrane neurons are the network's first ones; what they need of the image, the layer in front of them computes.
+    sees_image = next((operation.module for operation in operations if operation.macs), None) if recipe.spike_driven else None
     planned, missing = [], []
     for name, own in done.items():
         handler = handler_for(modules[name])
@@ -161,24 +148,21 @@ def _planned(
             action: Action = "ignored"
         elif name in pairs:
             action = "absorbed"
-        elif name in branches:
+        elif name in balanced:
             action = "spiking"
         elif handler is None and any(operation.kind == "opaque" for operation in own):
             missing.append((name, modules[name], own))
             continue
         else:
-            action = "analog" if handler is keep_analog or not (handler or synaptic) else "spiking"
-        macs = 0 if action == "analog" else sum(operation.macs for operation in own)
+            spiking = (handler or synaptic) and handler is not keep_analog and name != sees_image
+            action = "spiking" if spiking else "analog"
+        macs = 0 if action == "analog" and name != sees_image else sum(operation.macs for operation in own)
         functions = tuple(operation.function for operation in own)
-        becomes = _class_of(branches[name]) if name in branches else ""
-        planned.append(PlannedModule(name, type(modules[name]).__name__, functions, macs, action, becomes, tuple(own)))
+        kind, becomes = type(modules[name]).__name__, ""
+        if name in balanced:
+            kind, becomes = type(balanced[name].function).__name__, type(balanced[name].neuron).__name__
+        planned.append(PlannedModule(name, kind, functions, macs, action, becomes, tuple(own)))
     return planned, missing
-
-
-def _class_of(module: nn.Module) -> str:
-    if isinstance(module, SpikingNorm):
-        return f"{type(module.norm).__name__} + {type(module.neuron).__name__}"
-    return type(module.branch).__name__
 
 
 def _unsupported(model: nn.Module, missing: list[tuple[str, nn.Module, list[Operation]]]) -> UnsupportedModuleError:

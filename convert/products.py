@@ -20,7 +20,8 @@ def drive_operations(module: nn.Module, operations: Sequence[Operation], neuron:
 
     Args:
         module: changed in place.
-        operations: those of `vit2snn.tracing.record` that this module's own ``forward`` makes.
+        operations: those of `vit2snn.tracing.record` that this module's own ``forward`` makes. Operands that are spikes
+            already get no neuron.
         neuron: makes a neuron for given channel axes.
     """
     calls = {}
@@ -35,7 +36,11 @@ def drive_operations(module: nn.Module, operations: Sequence[Operation], neuron:
             ))  # fmt: skip
             calls[operation.call] = DrivenCall(operation.function, {}, name)
         else:
-            names = {position: f"spiking_operand{side}{suffix}" for side, position in enumerate(operation.operands)}
+            names = {
+                position: f"spiking_operand{side}{suffix}"
+                for side, position in enumerate(operation.operands)
+                if position in operation.driven
+            }
             for position, name in names.items():
                 module.add_module(name, neuron(channel_axes(operation, position)))
             calls[operation.call] = DrivenCall(operation.function, names)

@@ -12,11 +12,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..errors import RecipeError
-from ..spiking.substitutes import NORMS
-from .blocks import is_branch, is_substitute
+from ..spiking.substitutes import INTERACTION, interacts
 from .fields import FieldError, check_bounds, check_types, from_fields, shown, to_fields
 from .spikes import KEPT_PATH, LONGEST, Coded, Membrane
-from .structures import FIELDS, Structure
+from .structures import Structure
 
 VERSION = 3
 KINDS: Mapping[str, type[Coded] | type[Membrane]] = MappingProxyType({kind.KIND: kind for kind in (Coded, Membrane)})
@@ -31,7 +30,7 @@ class Recipe:
     Args:
         timesteps: T that thresholds are calibrated for, and the default T of a run.
         structure: what takes the place of what.
-        spikes: of coded neurons, or of membrane neurons in the new branches.
+        spikes: of coded neurons, or of membrane neurons in substitutes.
         max_error: of ``auto``: the error that a branch may be left with (see `vit2snn.convert.trials.Candidate`), in the mean
             over branches; the cheapest such plan is taken.
         max_energy: relative to the ANN's. Of ``auto``: that of the replaced branches; the plan of least error is taken. Of
@@ -63,42 +62,27 @@ class Recipe:
         self._check_together()
         self._check_budget()
         if self.structure.replaces and self.structure.refit is None:
-            usual = dataclasses.replace(self.structure, refit="ridge" if self.spike_driven else "blocks")
-            object.__setattr__(self, "structure", usual)
+            object.__setattr__(self, "structure", dataclasses.replace(self.structure, refit="blocks"))
 
     def _check_together(self) -> None:
         """Refuse structures and spikes that do not go together; this is the only place that ties one to the other."""
-        if isinstance(self.spikes, Membrane) and not self.structure.replaces:
+        structure, membrane = self.structure, isinstance(self.spikes, Membrane)
+        if membrane and not structure.replaces:
             raise FieldError(
                 "spikes", "kind", "is 'membrane', and every block keeps its own branches",
-                "choose other branches, such as structure.attention 'ssa' and structure.mlp 'spiking', or kind 'coded'",
+                "choose other branches, such as structure.attention 'ssa+conv' and structure.mlp 'relu', or kind 'coded'",
             )  # fmt: skip
-        if self.structure.replaces:
-            self._check_new()
-        if isinstance(self.spikes, Membrane) and self.spikes.shortcut == "sew" and self.structure.refit == "blocks":
+        if membrane and structure.norm == "gated":
             raise FieldError(
-                "spikes", "shortcut", "is 'sew', and a stream of spikes cannot be fitted to the ANN's block by block",
-                "choose structure.refit 'ridge'",
+                Structure.PATH, "norm", "is 'gated', and spikes are of kind 'membrane'",
+                "choose 'static': a gate would multiply the stream, which is no spike",
             )  # fmt: skip
-
-    def _check_new(self) -> None:
-        """Refuse new branches that the kind of spikes does not have."""
-        coded, structure = isinstance(self.spikes, Coded), self.structure
-        has = is_substitute if coded else is_branch
-        for name in FIELDS:
-            for kind in sorted(structure.kinds(name)):
-                if not has(name, kind):
-                    raise FieldError(
-                        Structure.PATH, name, f"is {kind!r}, of which there is no form for {self.spikes.KIND} neurons",
-                        f"choose another kind, or spikes of kind {Membrane.KIND if coded else Coded.KIND!r}",
-                    )  # fmt: skip
-        only: dict[str, tuple[str, ...]] = {"norm": ("batchnorm",)} if coded else {"norm": tuple(NORMS), "refit": ("network",)}
-        for name, values in only.items():
-            if getattr(structure, name) in values:
-                raise FieldError(
-                    Structure.PATH, name, f"is {getattr(structure, name)!r}, and spikes are of kind {self.spikes.KIND!r}",
-                    f"choose another, or spikes of kind {Membrane.KIND if coded else Coded.KIND!r}",
-                )  # fmt: skip
+        timed = sorted(kind for kind in structure.kinds("attention") if interacts(kind))
+        if timed and not membrane:
+            raise FieldError(
+                Structure.PATH, "attention", f"is {timed[0]!r}, and a temporal interaction needs neurons that live in time",
+                f"leave +{INTERACTION} out, or choose spikes of kind 'membrane'",
+            )  # fmt: skip
 
     def _check_budget(self) -> None:
         """Refuse budgets that nothing could be chosen for."""
@@ -132,11 +116,6 @@ class Recipe:
     def spike_driven(self) -> bool:
         """Whether some block gets a branch of membrane neurons in place of its own, which lives in time."""
         return isinstance(self.spikes, Membrane)
-
-    @property
-    def substitutes(self) -> bool:
-        """Whether some block gets a substitute, which is fitted before there are spikes."""
-        return self.structure.replaces and not self.spike_driven
 
     @property
     def synchronous(self) -> bool:
@@ -286,13 +265,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "qkformer-binary": Recipe(structure=QKFORMER, spikes=PAIRED),
         "experts-binary": Recipe(structure=EXPERTS, spikes=PAIRED),
         "qkformer-membrane": Recipe(
-            structure=Structure({"first half": "qk-token", "second half": "ssa"}, "spiking", norm="batchnorm", readout="mean"),
-            spikes=Membrane("if"),
+            structure=Structure({"first half": "qk-token+ssa+conv", "second half": "ssa+conv"}, "relu", norm="static"),
+            spikes=Membrane(),
         ),
         "experts-membrane": Recipe(
-            structure=Structure("emsa", "emsp", norm="batchnorm", readout="mean"), spikes=Membrane("if")
+            structure=Structure({"first half": "experts+conv", "second half": "emsa+conv"}, "emsp", norm="static"),
+            spikes=Membrane(),
         ),
-        "spike-driven": Recipe(structure=Structure("ssa", "spiking", norm="batchnorm", readout="mean"), spikes=Membrane("if")),
+        "spike-driven": Recipe(structure=Structure("ssa+conv", "relu", norm="static"), spikes=Membrane()),
         "shift": Recipe(
             structure=Structure("shift-softmax", "shift-mlp", norm="shift-layernorm"),
             spikes=Coded(levels=8, ratio=2.0, observer="percentile", headroom=4.0),

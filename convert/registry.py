@@ -7,13 +7,13 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from ..spiking import CodedNeuron
+from ..spiking import Balanced, CodedNeuron
 
 
 class NeuronFactory(Protocol):
     """Makes the recipe's neuron for an input whose channels lie along the given negative axes."""
 
-    def __call__(self, axes: tuple[int, ...] = (-1,)) -> CodedNeuron:
+    def __call__(self, axes: tuple[int, ...] = (-1,)) -> CodedNeuron | Balanced:
         """A new, uncalibrated neuron."""
 
 

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..calibration import Balance, Prior, ThresholdRule
-from ..spiking import Alphabet, CodedNeuron, Coding
+from torch import nn
+
+from ..calibration import Prior, ThresholdRule
+from ..spiking import IF, NEURONS, Alphabet, Balanced, CodedNeuron, Coding
 from .fields import FieldError, check_bounds, check_types
 
 MOST_LEVELS, OCTAVES = 256, 100  # of an alphabet, so that float32 holds its smallest level beside the largest
@@ -124,13 +126,10 @@ KEPT_PATH = "spikes.kept"
 
 @dataclass(frozen=True)
 class Membrane:
-    """Membrane neurons in the new branches, which live in time, and coded neurons in what keeps the ANN's function.
+    """Membrane neurons in substitutes, where time is, and coded neurons in what keeps the ANN's function.
 
     Args:
         neuron: by its name in `vit2snn.spiking.NEURONS`.
-        shortcut: around new branches: ``membrane`` adds currents to a real-valued stream, ``sew`` adds spikes.
-        balance: thresholds for the least ``error`` of the firing rates, or for a given firing ``rate``.
-        rate: spikes in a timestep that ``balance`` aims at, between 0 and 1.
         kept: the coded neurons. They are stepwise, and have neither prior, bias nor price: those are learned from the network
             with analog neurons, which beside membrane neurons is not the ANN.
 
@@ -141,15 +140,11 @@ class Membrane:
     PATH: ClassVar[str] = "spikes"
     KIND: ClassVar[str] = "membrane"
 
-    neuron: Literal["lif", "if", "plif", "integer-lif", "ternary"] = "lif"
-    shortcut: Literal["membrane", "sew"] = "membrane"
-    balance: Balance = "error"
-    rate: float = 0.25
+    neuron: Literal["lif", "if", "plif", "integer-lif", "ternary"] = "if"
     kept: Coded = KEPT
 
     def __post_init__(self) -> None:
         check_types(self, self.PATH)
-        check_bounds(self, self.PATH, {"rate": (0 < self.rate < 1, "between 0 and 1")})
         for name in ("schedule", "price", "prior", "bias"):
             given, only = getattr(self.kept, name), getattr(KEPT, name)
             if given != only:
@@ -157,3 +152,11 @@ class Membrane:
                     KEPT_PATH, name, f"is {given!r}, and beside membrane neurons it can only be {only!r}",
                     "leave it out (in Python: dataclasses.replace(Membrane().kept, ...))",
                 )  # fmt: skip
+
+    def balanced(self, axes: tuple[int, ...] | None = None, function: nn.Module | None = None) -> Balanced:
+        """A new neuron in front of an input whose channels lie along the negative ``axes``, or in place of a function.
+
+        IF is reset softly and starts half-way, so that its rate is linear in its input.
+        """
+        neuron = IF(v_reset=None, v_start=0.5) if self.neuron == "if" else NEURONS[self.neuron]()
+        return Balanced(neuron, axes, function)

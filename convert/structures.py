@@ -10,7 +10,7 @@ from .blocks import AUTO, Choice, any_new, check_choice, is_new
 from .choices import ByBlock
 from .fields import FieldError, check_bounds, check_types, shown
 
-Norm = Literal["layernorm", "shift-layernorm", "batchnorm", "static", "gated"]
+Norm = Literal["layernorm", "shift-layernorm", "static", "gated"]
 Readout = Literal["model", "class-token", "mean"]
 Refit = Literal["none", "ridge", "blocks", "network"]
 LONGEST = 10**6  # passes
@@ -23,19 +23,17 @@ class Structure:
     """What takes the place of what. With nothing given, the ANN's own parts stay.
 
     Args:
-        attention: of each block (see `vit2snn.convert.blocks`): ``softmax`` or ``shift-softmax`` on decoded values; for coded
-            neurons a sum of terms in `vit2snn.spiking.substitutes`, such as ``qk-channel+conv``; for membrane neurons a kind in
-            `vit2snn.spiking.branches`, such as ``ssa``, also with ``+tim``. ``auto`` measures all of them on the calibration
-            images.
-        mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values; ``relu`` or ``emsp`` for coded neurons; ``spiking`` or
-            ``emsp`` for membrane neurons.
-        norm: in front of new branches: ``gated``, a map by channel behind a gate of each token's size, or ``static``, the map
-            alone, for coded neurons; ``batchnorm``, calibrated, which folds, for membrane neurons; ``layernorm``; or
-            ``shift-layernorm``, which takes the place of every LayerNorm.
+        attention: of each block (see `vit2snn.convert.blocks`): ``softmax`` or ``shift-softmax`` on decoded values, or a sum of
+            terms in `vit2snn.spiking.substitutes`, such as ``qk-channel+conv``; with membrane neurons also with ``+tim``, a
+            temporal interaction of the query. ``auto`` measures several of them on the calibration images.
+        mlp: of each block: ``mlp`` or ``shift-mlp`` on decoded values, ``relu`` or ``emsp``.
+        norm: in front of new branches: ``static``, a map by channel; ``gated``, the same behind a gate of each token's size,
+            for coded neurons; ``layernorm``; or ``shift-layernorm``, which takes the place of every LayerNorm.
         readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.
         refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights, gradient descent on
-            their ``blocks``, or on the whole ``network`` after that (substitutes only). Unless it is given, a recipe
-            has ``blocks`` for substitutes and ``ridge`` for branches of membrane neurons; None where no branch is new.
+            their ``blocks``, or on the whole ``network`` after that. Membrane neurons are balanced in any case, and with
+            ``blocks`` or ``network`` branches are trained again through their spikes. Unless it is given, a recipe has
+            ``blocks``; None where no branch is new.
         passes: how often the fit of the whole network goes through the images.
 
     Raises:
@@ -63,7 +61,7 @@ class Structure:
         if self.replaces:
             return
         given = {
-            "norm": self.norm in ("batchnorm", "static", "gated"),
+            "norm": self.norm in ("static", "gated"),
             "readout": self.readout != "model",
             "refit": self.refit is not None,
         }

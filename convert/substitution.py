@@ -11,8 +11,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
-from ..spiking import Inherited, Own
-from ..spiking.substitutes import NORMS, StaticNorm, SubstituteAttention, SubstituteMlp, substitute_mlp
+from ..spiking import Balanced, TemporalInteraction
+from ..spiking.substitutes import NORMS, Inherited, Own, StaticNorm, SubstituteAttention, SubstituteMlp, substitute_mlp
 from .blocks import BlockPlan, is_new
 from .branches import block_size, born_at, own_maps
 from .structures import Structure
@@ -68,7 +68,7 @@ def scaled(maps: Own, name: str, scale: nn.Module) -> dict[str, Inherited]:
         return dict(maps)
     gain: Tensor = scale.gamma.detach()
     own = maps[name]
-    return {**maps, name: Inherited(own.weight * gain[:, None], own.bias * gain, own.reads)}
+    return {**maps, name: Inherited(own.weight * gain[:, None], own.bias * gain)}
 
 
 def last_norm(model: VisionTransformer) -> str:
@@ -80,6 +80,10 @@ def is_new_parameter(network: nn.Module, name: str) -> bool:
     """Whether a parameter, given by its name in ``network``, starts from nothing of the ANN's, and so learns fast."""
     parts = name.split(".")
     owners = [network.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+    if any(isinstance(owner, TemporalInteraction) for owner in owners):
+        return True
+    if isinstance(owners[-1], Balanced):
+        return False
     if isinstance(owners[-1], StaticNorm):
         return True
     for depth, owner in enumerate(owners):

@@ -10,7 +10,6 @@ from .planning import Plan, PlannedModule
 def plan_table(plan: Plan, timesteps: int) -> str:
     """A plan for the terminal: a row for each operation, what drives it, and what they cost together."""
     rows = [row for module in plan.modules for row in _plan_rows(module, plan.absorbed)]
-    # Of a spiking branch, what takes the module's place is told in the column of its operations.
     analog = sum(module.macs for module in plan.modules if module.action != "spiking")
     cost = f"{plan.macs / 1e6:.2f} MMAC for one image and timestep"
     if analog:
@@ -31,7 +30,7 @@ def _plan_rows(module: PlannedModule, absorbed: dict[str, str]) -> list[list[str
         return [[module.name, module.type, *row] for row in cells]
     constant = all(call.kind == "scale" for call in module.calls) and not module.becomes
     driven = {
-        "spiking": "its own spikes",
+        "spiking": "(is a neuron)",
         "analog": "(constants)" if constant else "(analog)",
         "ignored": "(ignored)",
         "absorbed": f"(goes into {absorbed.get(module.name)})",
@@ -44,4 +43,6 @@ def _operands(call: Operation) -> str:
     """What the neurons of an operation see."""
     if call.function == "scaled_dot_product_attention":
         return "q, k, softmax, v"
-    return "input" if call.kind == "weighted" else f"{len(call.operands)} operands"
+    if not call.driven:
+        return "(spikes already)"
+    return "input" if call.kind == "weighted" else f"{len(call.driven)} operands"

@@ -12,14 +12,12 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from ..errors import DataError
-from ..measure import FLOAT32, Meter, energy
-from ..spiking import over_time
+from ..measure import FLOAT32
 from ..tracing import catching, record
 from .blocks import KEPT, BlockPlan, is_new
 from .branches import transformer_blocks
 from .fit_branches import BATCH, Effort, Place, fit_place, places
 from .recipe import Recipe
-from .spike_driven import fit_branch, restructure
 from .substitution import substitute
 
 STEPS = 60
@@ -38,12 +36,9 @@ class Candidate:
         block: its index.
         field: ``attention`` or ``mlp``.
         kind: of the branch.
-        error: of a branch of membrane neurons, ‖mean over time of what it adds - what the ANN's adds‖ / ‖what the ANN's adds‖,
-            when the ANN's stream reaches it; of a substitute, the squared relative error of the logits that it alone causes, on
-            images that it was not fitted to.
-        energy: pJ for an image, in all timesteps. Of membrane neurons, additions for each spike that arrives at a weight, and
-            products of spikes by their size times the rate of firing; of coded neurons, an addition for each
-            multiply-accumulate and timestep, as if each neuron sent one spike.
+        error: the squared relative error of the logits that it alone causes, in float, on images that it was not fitted to.
+        energy: pJ for an image, in all timesteps: an addition for each multiply-accumulate and timestep, as if each neuron sent
+            one spike.
         ann_energy: pJ of the branch that it replaces.
     """
 
@@ -67,7 +62,7 @@ def trials(model: VisionTransformer, recipe: Recipe, kinds: Mapping[str, Sequenc
     Raises:
         DataError: there are fewer images than a fit of substitutes takes.
     """
-    if recipe.substitutes and len(images) * (HELD - 1) < BATCH * HELD:
+    if len(images) * (HELD - 1) < BATCH * HELD:
         raise DataError(
             f"{len(images)} images are too few to try substitutes on: {BATCH} are fitted to at once, and others measured on",
             "give more (--samples)",
@@ -80,8 +75,7 @@ def trials(model: VisionTransformer, recipe: Recipe, kinds: Mapping[str, Sequenc
     macs = _macs(model, images)
     for field, tried in kinds.items():
         for kind in tried:
-            given = model, recipe, field, kind, streams[field]
-            figures = _substitutes(*given, images, logits) if recipe.substitutes else _membrane(*given)
+            figures = _figures(model, recipe, field, kind, streams[field], images, logits)
             for index, (error, spent) in enumerate(figures):
                 yield Candidate(index, field, kind, error, spent, FLOAT32.mac * macs[field][index])
 
@@ -104,7 +98,7 @@ def _plans(model: VisionTransformer, field: str, kind: str) -> list[BlockPlan]:
     return [BlockPlan(name, **(own | {field: kind})) for name in transformer_blocks(model)]
 
 
-def _substitutes(
+def _figures(
     model: VisionTransformer, recipe: Recipe, field: str, kind: str, streams: Sequence[Tensor], images: Tensor, logits: Tensor
 ) -> Iterator[tuple[float, float]]:
     """Error and energy of a substitute, or of the ANN's own branch, in each block."""
@@ -117,18 +111,6 @@ def _substitutes(
     for block, place, stream, count in zip(model.blocks, found, streams, macs, strict=True):
         error = _lost(block, model, place, field, images, stream, logits) if is_new(kind) else 0.0
         yield error, FLOAT32.ac * count * recipe.timesteps
-
-
-def _membrane(
-    model: VisionTransformer, recipe: Recipe, field: str, kind: str, streams: Sequence[Tensor]
-) -> Iterator[tuple[float, float]]:
-    """Error and energy of a branch of membrane neurons in each block."""
-    network, plans = copy.deepcopy(model), _plans(model, field, kind)
-    trial = recipe.changed(attention=plans[0].attention, mlp=plans[0].mlp, max_error=None, max_energy=None)
-    restructure(network, plans, trial)
-    network.eval()
-    for block, original, stream in zip(network.blocks, model.blocks, streams, strict=True):
-        yield _measure(block, original, field, kind, trial, stream)
 
 
 @torch.no_grad()
@@ -147,21 +129,3 @@ def _lost(
         setattr(block, part, own)
     wanted = logits[:held]
     return float((found - wanted).square().sum() / (wanted - logits.mean(0)).square().sum())
-
-
-def _measure(block: Block, original: Block, field: str, kind: str, recipe: Recipe, stream: Tensor) -> tuple[float, float]:
-    """Fit one candidate to the ANN's stream ``[B, N, C]``.
-
-    Returns:
-        Its error, and the energy of its synaptic operations for an image in all timesteps, in pJ.
-    """
-    frames = stream.expand(recipe.timesteps, *stream.shape)
-    with torch.no_grad():
-        ((fitted, after),) = fit_branch(block, original, field, kind, recipe, [(frames, stream)])
-        wanted = after - stream
-        error = float((fitted.mean(0) - after).norm() / wanted.norm())
-        norm, branch = (getattr(block, part) for part in PARTS[field][:2])
-        with Meter(block) as meter:
-            over_time(lambda x: branch(norm(x)), meter.show(frames, batch=len(stream)))
-    synaptic = [torch.stack([t.accumulates, t.multiplies], -1) for t in meter.tallies if t.kind != "function"]
-    return error, sum(float(energy(counts).sum()) for counts in synaptic) / meter.images

@@ -16,8 +16,8 @@ import torch
 from ..errors import ArtifactError, OutputExistsError
 
 CHECKPOINT = "checkpoint"
-BRANCHES = "branches"
-"""A folder for the checkpoint of a first stage, such as that in which `vit2snn.convert` fits branches one by one."""
+BRANCHES, SPIKES = STAGES = "branches", "spikes"
+"""Folders for checkpoints of other stages: those in which `vit2snn.convert` fits branches one by one."""
 PARTIAL = "checkpoint.partial"
 METRICS = ("metrics.csv", "tensorboard")
 
@@ -89,7 +89,7 @@ def drop_folder(out: Path) -> None:
 
 def _is_unfinished(folder: Path) -> bool:
     """Whether there is something to go on from."""
-    return (folder / CHECKPOINT).exists() or (folder / BRANCHES / CHECKPOINT).exists()
+    return any((folder / stage / CHECKPOINT).exists() for stage in ("", *STAGES))
 
 
 def close_folder(out: Path) -> None:
@@ -112,7 +112,7 @@ def close_folder(out: Path) -> None:
 
 def _empty(folder: Path) -> None:
     """Remove what a training has written, and nothing else."""
-    for name in (CHECKPOINT, PARTIAL, BRANCHES, *METRICS):
+    for name in (CHECKPOINT, PARTIAL, *STAGES, *METRICS):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         else:

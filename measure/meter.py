@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from ..spiking import Event, Hadamard, Neuron
 from ..tracing.calls import FUSED, MATRIX, tensors_in
 from ..tracing.decoded import Decoded, Update, fires
-from ..tracing.signals import Call
-from ..tracing.watch import VIEWS, again
+from ..tracing.signals import VIEWS, Call
+from ..tracing.watch import again
 from . import charges
 from .kinds import spikes_of
 from .ledger import Ledger
@@ -179,7 +179,8 @@ class Meter(Ledger):
                 stream.saw(operand)
         if all(behind):
             return self._multiply_decoded(call, positions, tally)
-        found = [None if decoded else spikes_of(operand) for operand, decoded in zip(pair, behind, strict=True)]
+        counts = [getattr(operand, "units", operand) for operand in pair]
+        found = [None if decoded else spikes_of(count) for count, decoded in zip(counts, behind, strict=True)]
         for stream, operand, spikes in zip(tally.operands, pair, found, strict=True):
             if not stream.name:
                 stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
@@ -190,6 +191,9 @@ class Meter(Ledger):
         by_first = self._meetings(call, positions, first, fires(second))
         by_second = self._meetings(call, positions, fires(first), second)
         self._add(tally, torch.minimum(by_first, by_second))
+        if any(hasattr(operand, "units") for operand in pair):
+            made = dict(zip(positions, counts, strict=True))
+            call.result.units = again(self._call, [made.get(index, other) for index, other in enumerate(call.operands)])
 
     def _multiply_decoded(self, call: Call, positions: tuple[int, ...], tally: Tally) -> None:
         """Two decoded values meet: the spikes of each add what the other one holds."""

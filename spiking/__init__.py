@@ -1,15 +1,13 @@
 """The vocabulary of spiking networks in pure torch: time, neurons, codings, and the modules that they drive."""
 
 from .alphabet import Alphabet as Alphabet, Ladder as Ladder
+from .balanced import Balanced as Balanced
 from .branches import (
     BlockSize as BlockSize,
     Branch as Branch,
     Counts as Counts,
     ExpertMixtureAttention as ExpertMixtureAttention,
     ExpertMixturePerceptron as ExpertMixturePerceptron,
-    Inherited as Inherited,
-    Own as Own,
-    Part as Part,
     QKChannelAttention as QKChannelAttention,
     QKMixedAttention as QKMixedAttention,
     QKTokenAttention as QKTokenAttention,
@@ -21,7 +19,7 @@ from .branches import (
     branch as branch,
 )
 from .coding import Coding as Coding
-from .interaction import TemporalInteraction as TemporalInteraction
+from .interaction import ByToken as ByToken, TemporalInteraction as TemporalInteraction
 from .layers import (
     InTurn as InTurn,
     SpikingConv2d as SpikingConv2d,
@@ -65,11 +63,4 @@ from .time import (
     simulate as simulate,
     stream as stream,
 )
-from .tokens import (
-    Balanced as Balanced,
-    GridConv2d as GridConv2d,
-    SpikingNorm as SpikingNorm,
-    TokenBranch as TokenBranch,
-    to_map as to_map,
-    to_tokens as to_tokens,
-)
+from .tokens import GridConv2d as GridConv2d, to_map as to_map, to_tokens as to_tokens

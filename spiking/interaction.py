@@ -44,3 +44,16 @@ class TemporalInteraction(Neuron):
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
         return f"alpha={self.alpha}"
+
+
+class ByToken(nn.Module):
+    """A module of ``[..., channels, tokens]`` on ``[..., tokens, channels]``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """There and back."""
+        out: Tensor = self.module(x.transpose(-1, -2)).transpose(-1, -2)
+        return out

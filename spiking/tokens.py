@@ -1,82 +1,12 @@
-"""Spiking branches for networks of token sequences: what takes the places of a ViT block's norms, attention and MLP.
+"""Sequences of tokens as maps, for layers that see neighbours.
 
-A pre-norm block of timm, x + attn(norm(x)), is a spiking block with membrane shortcut once its norm ends in a neuron and its
-``attn`` maps spikes to currents. The modules of this package work on maps ``[T * B, C, H, W]``; a sequence ``[T * B, N, C]`` is
-a map of 1 by N, and the transposition back and forth copies nothing.
+A sequence ``[T * B, N, C]`` is a map of 1 by N; the transposition back and forth copies nothing.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-
-from .time import Neuron
-
-
-class Balanced(nn.Module):
-    """N(gain ⊙ x + offset): a neuron behind a product of spikes, with a threshold and a resting current for each channel.
-
-    A gain g and an offset b are a threshold θ / g and a constant input b / g; no normalisation is here that could hold them.
-
-    Args:
-        neuron: N.
-        shape: what gain and offset broadcast to, such as ``(heads, C / heads, 1)``.
-    """
-
-    def __init__(self, neuron: Neuron, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(shape))
-        self.offset = nn.Parameter(torch.zeros(shape))
-        self.neuron = neuron
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T * B, *shape]``, broadcasting, to spikes."""
-        spikes: Tensor = self.neuron(x * self.gain + self.offset)
-        return spikes
-
-
-class SpikingNorm(nn.Module):
-    """N(norm(x)): a real-valued stream ``[T * B, N, C]`` to spikes of the same shape.
-
-    Args:
-        norm: a `torch.nn.BatchNorm2d` of C channels (foldable), or any norm over the last axis.
-        neuron: N.
-    """
-
-    def __init__(self, norm: nn.Module, neuron: Neuron) -> None:
-        super().__init__()
-        self.norm = norm
-        self.neuron = neuron
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel, then fire."""
-        currents = to_tokens(self.norm(to_map(x))) if isinstance(self.norm, nn.BatchNorm2d) else self.norm(x)
-        spikes: Tensor = self.neuron(currents)
-        return spikes
-
-
-class TokenBranch(nn.Module):
-    """A branch on maps, for sequences: spikes ``[T * B, N, C]`` to currents of the same shape, or to spikes by a last neuron.
-
-    Args:
-        branch: maps ``[T * B, C, 1, N]`` to the same shape.
-        neuron: fires on what comes out, as the SEW shortcut wants it.
-    """
-
-    def __init__(self, branch: nn.Module, neuron: Neuron | None = None) -> None:
-        super().__init__()
-        self.branch = branch
-        self.neuron = neuron or nn.Identity()
-
-    def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """``[T * B, N, C]`` to the same shape; timm's blocks hand over a mask, and spiking attention has none.
-
-        Raises:
-            ValueError: there is a mask.
-        """
-        if attn_mask is not None or is_causal:
-            raise ValueError("spiking attention knows no mask")
-        return to_tokens(self.neuron(self.branch(to_map(x))))
 
 
 class GridConv2d(nn.Conv2d):

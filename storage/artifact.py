@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..convert import Recipe, SpikingModel, Teacher, analog_copy, fold, structure
+from ..convert import Recipe, SpikingModel, Teacher, analog_copy, structure
 from ..errors import ArtifactError
 from ..files import check_output, whole_folder
 from ..measure import ExitTable
@@ -90,7 +90,6 @@ def _config(snn: SpikingModel, source: str, builder: str | None, path: Path) -> 
         "builder": builder,
         "recipe": snn.recipe.to_json(),
         "input_size": list(snn.input_size),
-        "folded": snn.folded,
         "teacher": _kind(snn.teacher),
         **details(snn),
         "versions": versions(),
@@ -178,8 +177,6 @@ def _read(section: Mapping[str, Any], make: Callable[[], nn.Module], folder: Pat
     """The network and its teacher."""
     recipe = Recipe.from_json(section["recipe"])
     snn = structure(make(), recipe, tuple(section["input_size"]))
-    if section["folded"]:
-        snn = fold(snn)
     snn.network.load_state_dict(load_file(folder / WEIGHTS))
     if section["teacher"]:
         ann = make() if section["teacher"] == "ann" else analog_copy(structure(make(), recipe, snn.input_size).network)
@@ -225,7 +222,7 @@ def conversion_rows(snn: SpikingModel, errors: Mapping[str, list[float]]) -> lis
             "operations": list(module.operations),
             "macs": module.macs,
         }
-        if snn.plan.coded(module.name):
+        if snn.plan.driven(module.name):
             row["neurons"] = [
                 {
                     "name": name,

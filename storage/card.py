@@ -44,8 +44,8 @@ def _spikes(recipe: Recipe) -> str:
     """What the neurons send."""
     structure, spikes = recipe.structure, recipe.spikes
     if isinstance(spikes, Membrane):
-        return f"{spikes.neuron} neurons in spiking branches (attention {structure.attention}, mlp {structure.mlp})"
-    substitutes = f", substitutes (attention {structure.attention}, mlp {structure.mlp})" if recipe.substitutes else ""
+        return f"{spikes.neuron} neurons in substitutes (attention {structure.attention}, mlp {structure.mlp})"
+    substitutes = f", substitutes (attention {structure.attention}, mlp {structure.mlp})" if structure.replaces else ""
     ratio = f" of ratio {spikes.ratio:.3g}" if spikes.levels > 1 else ""
     return f"{spikes.coding} coding, {spikes.levels} spike levels{ratio}, {spikes.schedule} thresholds{substitutes}"
 
@@ -54,6 +54,6 @@ def _rest(recipe: Recipe) -> str:
     """What the other modules compute on."""
     if recipe.spike_driven:
         return "real values (the patch embedding sees the image; branches that the recipe keeps compute on decoded values)"
-    if recipe.substitutes:
+    if recipe.structure.replaces:
         return "decoded values (functions that a neuron's threshold or saturation computes, and branches that the recipe keeps)"
     return "decoded values (normalisation, activation functions); the softmax inside attention does so too"

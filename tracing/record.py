@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..spiking import Neuron
+from ..spiking import Balanced, Neuron
 from .calls import SYNAPTIC, tensors_in
-from .signals import Call, Kind, Signals, on_meta
+from .signals import VIEWS, Call, Kind, Signals, on_meta
 
 BATCH = 2
+SUMS = {"sum", "mean", "cat", "stack", "split", "chunk"}
+"""Functions that make of spikes nothing but spikes, or counts of them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Operation:
         call: number among the synaptic calls of this ``forward``.
         operands: positions, among the tensors of the call, of those that depend on the image.
         shapes: of all tensors of the call.
+        spikes: positions of those operands that are spikes of membrane neurons, or sums and products of such.
         behind: the module whose own ``forward`` made the first of these operands, if nothing else reads it.
     """
 
@@ -45,7 +48,13 @@ class Operation:
     call: int = 0
     operands: tuple[int, ...] = ()
     shapes: tuple[torch.Size, ...] = ()
+    spikes: tuple[int, ...] = ()
     behind: str = ""
+
+    @property
+    def driven(self) -> tuple[int, ...]:
+        """Positions of the operands that need neurons, if it is synaptic."""
+        return tuple(position for position in self.operands if position not in self.spikes) if self.macs else ()
 
 
 def record(model: nn.Module, input_size: tuple[int, ...]) -> list[Operation]:
@@ -132,6 +141,7 @@ class _Recorder(Signals):
         self.readers: Counter[int] = Counter()  # of tensors
         self.first: list[int] = []  # of each operation, the first tensor that it reads
         self.held: list[Tensor] = []  # so that no id is used twice
+        self.spiking: set[int] = set()  # tensors that are spikes, or sums and products of such
 
     def finished(self) -> list[Operation]:
         """The operations, each knowing what it is behind."""
@@ -153,6 +163,11 @@ class _Recorder(Signals):
         self.uses[self.owner()] += 1
         self.calls[self.owner()] = 0
 
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        super().leave(module, inputs, output)
+        if isinstance(module, Balanced):
+            self.spiking |= {id(tensor) for tensor in tensors_in([output])}
+
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
         number = self.calls[self.owner()]
         self.calls[self.owner()] += call.name in SYNAPTIC
@@ -163,8 +178,21 @@ class _Recorder(Signals):
             first = call.operands[signals[0]]
             behind = self.makers.get(id(first), "")
             use = self.uses[self.owner()] - 1
-            self._note(Operation(self.owner(), kind, call.name, macs, use, number, signals, shapes, behind), first)
+            spikes = tuple(index for index in signals if id(call.operands[index]) in self.spiking)
+            self._note(Operation(self.owner(), kind, call.name, macs, use, number, signals, shapes, spikes, behind), first)
         self._follow(call)
+        self._follow_spikes(call, kind)
+
+    def _follow_spikes(self, call: Call, kind: Kind | None) -> None:
+        """What is made of spikes alone by views, sums, products and common factors are still counts of spikes."""
+        signals = [operand for operand in call.operands if self.is_signal(operand)]
+        if not signals or any(id(operand) not in self.spiking for operand in signals):
+            return
+        constants = [operand for operand in call.operands if not self.is_signal(operand)]
+        moved = call.name in VIEWS | SUMS and not constants
+        scaled = kind == "scale" and all(operand.numel() == 1 for operand in constants)
+        if moved or scaled or kind == "product":
+            self.spiking |= {id(tensor) for tensor in tensors_in([call.result])}
 
     def _follow(self, call: Call) -> None:
         """Note who made a tensor, and how often it is read since."""

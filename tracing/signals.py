@@ -27,6 +27,12 @@ OPAQUE = {
 }  # fmt: skip
 """Functions that multiply signals and that no neuron can be put in front of from outside."""
 
+VIEWS = {
+    "transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand",
+    "dropout", "getitem", "roll",
+}  # fmt: skip
+"""Functions that only move spikes."""
+
 ADDS_FIRST = {"baddbmm", "addcmul", "addmm"}
 """Functions whose first tensor is only added."""
 

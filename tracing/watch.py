@@ -1,7 +1,7 @@
 """Watching a network run: which operation is being made, at which timestep, and what lies behind its operands.
 
 A decoded value keeps what its neuron sent (`vit2snn.tracing.decoded`), whatever views are made of it on the way to its
-receiver; a mean of spikes keeps their sum.
+receiver; a mean of spikes, or spikes of some height, keep their counts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..spiking import (
+    Balanced,
     CodedNeuron,
     Event,
     Hadamard,
@@ -30,19 +31,13 @@ from ..spiking import (
 )
 from .calls import tensors_in
 from .decoded import EXACT, Decoded, Update, copies_for, shaped, updates
-from .signals import Call, Signals
-
-VIEWS = {
-    "transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand",
-    "dropout", "getitem", "roll",
-}  # fmt: skip
-"""Functions that only move spikes."""
+from .signals import VIEWS, Call, Signals
 
 IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv"}
 """Functions that change their first tensor, beside those whose name ends in an underscore."""
 
 KNOWN = {"decoded", "units", "spikes"}
-"""Attributes of tensors: what lies behind a decoded value, the sum behind a mean of spikes, and the spikes that values are."""
+"""Attributes of tensors: what lies behind a decoded value, the counts behind scaled spikes, and the spikes that values are."""
 
 WHOLE = (Neuron, Hadamard, ShiftGELU, ShiftLayerNorm, ShiftSoftmax)
 """Modules that are metered as a whole: what their own ``forward`` calls is not looked at."""
@@ -135,6 +130,9 @@ class Watch(Signals):
                 output.decoded = Decoded(name, self._copies[name], changes)
             elif not isinstance(module, CodedNeuron):
                 self.done(module, output)
+        elif isinstance(module, Balanced):
+            self.mark(output)
+            output.units = (output / module.height).round()
         if isinstance(module, WHOLE) and not any(module.children()):
             self._unseen.pop().__exit__(None, None, None)
         super().leave(module, inputs, output)

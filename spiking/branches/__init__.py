@@ -4,9 +4,6 @@ from .attention import SpikingAttention as SpikingAttention
 from .base import (
     BlockSize as BlockSize,
     Branch as Branch,
-    Inherited as Inherited,
-    Own as Own,
-    Part as Part,
     Widths as Widths,
 )
 from .count import Counts as Counts

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ...errors import ModelError
 from ..membrane import NeuronFactory
 from ..projection import ConvBN, SpikingProjection
-from ..tokens import Balanced
-from .base import BlockSize, Branch, Inherited, Own, Part, Role, Widths
+from .base import BlockSize, Branch, Widths
 from .count import Counts, convolution, neurons, projection, together
 
 
@@ -31,7 +30,6 @@ class SpikingAttention(Branch):
 
     Attributes:
         has_value: whether there is a value; without one v is k.
-        masks: whether the neurons behind products send masks, and not what the ANN's attention puts out.
 
     Args:
         dim: channels C.
@@ -45,10 +43,7 @@ class SpikingAttention(Branch):
         ModelError: the heads do not divide the channels.
     """
 
-    mixes_tokens = True
-    interacts = True
     has_value: ClassVar[bool] = True
-    masks: ClassVar[bool] = True
 
     def __init__(
         self, dim: int, num_heads: int, neuron: NeuronFactory, bias: bool = False, out_bias: bool = True,
@@ -81,20 +76,6 @@ class SpikingAttention(Branch):
         behind = [neurons(prod(shape)) for shape in cls.products(size).values()]
         output = convolution(size.channels, size.channels, size.tokens, bias=True)
         return together([*inputs, cls.matrix_products(size), *behind, output])
-
-    @classmethod
-    def inherited(cls, own: Own, heads: int) -> dict[str, Inherited]:
-        """Each projection its namesake; where there is no value, the key, which passes to the output, the ANN's value."""
-        if cls.has_value:
-            return dict(own)
-        return {"query": own["query"], "key": own["value"], "out": own["out"]}
-
-    def parts(self) -> list[Part]:
-        """Projections, neurons behind products, output."""
-        projections = [Part(name, "projection") for name, part in self.named_children() if isinstance(part, SpikingProjection)]
-        role: Role = "mask" if self.masks else "product"
-        behind = [Part(name, role) for name, part in self.named_children() if isinstance(part, Balanced)]
-        return [*projections, *behind, Part("out", "output")]
 
     def heads(self, x: Tensor) -> Tensor:
         """``[T * B, C, H, W]`` to ``[T * B, heads, C / heads, tokens]``."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..membrane import NeuronFactory
 from ..projection import ConvBN, SpikingProjection
 from .attention import attend
-from .base import BlockSize, Branch, Inherited, Own, Part, Widths
+from .base import BlockSize, Branch, Widths
 from .count import Counts, convolution, neurons, products, projection, together
 from .registry import branch
 
@@ -38,9 +37,6 @@ class ExpertMixtureAttention(Branch):
         bias: whether the layers of q, k and v have a bias (batch normalisation makes it redundant).
         interaction: acts on the queries ``[T * B, m, d_e, tokens]``, such as `TemporalInteraction`.
     """
-
-    mixes_tokens = True
-    interacts = True
 
     def __init__(
         self, dim: int, neuron: NeuronFactory, experts: int = 4, expert_dim: int = 96, scale: float = 0.125,
@@ -77,17 +73,6 @@ class ExpertMixtureAttention(Branch):
         behind = neurons(experts * dim * tokens)
         return together([*inputs, products(written, linear, tokens > width), behind, convolution(dim, dim, tokens, bias=True)])
 
-    @classmethod
-    def inherited(cls, own: Own, heads: int) -> dict[str, Inherited]:
-        """Queries for a key that all heads share (see `shared_key`); the value is the ANN's."""
-        queries, shared = (Inherited(w, w.new_zeros(len(w))) for w in shared_key(own["query"].weight, own["key"].weight, heads))
-        return {**own, "query": queries, "key": shared}
-
-    def parts(self) -> list[Part]:
-        """Projections, the router, what the experts send, output."""
-        projections = [Part(name, "projection") for name in ("query", "key", "value")]
-        return [*projections, Part("router", "gate"), Part("neuron", "product"), Part("out", "output")]
-
     def forward(self, x: Tensor) -> Tensor:
         """``[T * B, C, H, W]`` to currents of the same shape."""
         q = self.interaction(self.query(x).flatten(2).unflatten(1, (self.experts, -1)))
@@ -96,20 +81,3 @@ class ExpertMixtureAttention(Branch):
         gates = self.router(x).flatten(2).unsqueeze(2)  # [T * B, m, 1, tokens]
         currents: Tensor = self.out((gates * experts).sum(1).unflatten(2, x.shape[2:]))
         return currents
-
-
-def shared_key(query: Tensor, key: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Queries of all heads ``[C, C]`` for one key ``[C / heads, C]``, in place of a key for each head.
-
-    The scores of head i are xᵀ M_i x with M_i = Q_iᵀ K_i. The shared key consists of the leading right singular vectors V of
-    all M_i stacked, the best such subspace in least squares, and the queries are Q_i' = (M_i V)ᵀ.
-
-    Args:
-        query: Q of all heads, ``[C, C]``.
-        key: K of all heads, ``[C, C]``.
-        heads: how many.
-    """
-    width = len(query) // heads
-    scores = torch.einsum("hdi,hdj->hij", query.unflatten(0, (heads, -1)), key.unflatten(0, (heads, -1)))
-    vectors = torch.linalg.eigh(torch.einsum("hij,hik->jk", scores, scores))[1][:, -width:]
-    return torch.einsum("hij,jd->hdi", scores, vectors).flatten(0, 1), vectors.T.contiguous()

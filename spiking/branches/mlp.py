@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..membrane import NeuronFactory
 from ..projection import ConvBN, SpikingProjection
-from .base import BlockSize, Branch, Inherited, Own, Part, Widths
+from .base import BlockSize, Branch, Widths
 from .count import Counts, convolution, projection
 from .registry import branch
 
@@ -40,15 +40,6 @@ class SpikingMLP(Branch):
         """Two layers, and neurons between them."""
         expand = projection(size.channels, size.hidden, size.tokens, bias=True)
         return expand + convolution(size.hidden, size.channels, size.tokens, bias=True)
-
-    @classmethod
-    def inherited(cls, own: Own, heads: int) -> dict[str, Inherited]:
-        """Layer by layer; the neurons between them tell what the ANN's activation function puts out."""
-        return dict(own)
-
-    def parts(self) -> list[Part]:
-        """One layer, then the other."""
-        return [Part("expand", "projection"), Part("reduce", "output")]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T * B, C, H, W]`` to currents of the same shape."""

@@ -14,7 +14,6 @@ class QKChannelAttention(QKTokenAttention):
     From the QKFormer paper. The bit of a channel depends on all tokens, so tokens are mixed.
     """
 
-    mixes_tokens = True
     axis = -1
 
     @classmethod

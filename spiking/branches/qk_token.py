@@ -17,7 +17,6 @@ class QKTokenAttention(SpikingAttention):
     Zhou et al., "QKFormer: Hierarchical Spiking Transformer using Q-K Attention", NeurIPS 2024.
     """
 
-    mixes_tokens = False
     has_value = False
     axis = -2
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..membrane import NeuronFactory
 from .attention import SpikingAttention
-from .base import ATTENTION_THRESHOLD, BlockSize, Inherited, Own
+from .base import ATTENTION_THRESHOLD, BlockSize
 from .registry import branch
 
 
@@ -34,11 +34,6 @@ class SpikeDrivenSelfAttention(SpikingAttention):
     def products(cls, size: BlockSize) -> dict[str, tuple[int, int, int]]:
         """A bit for each channel."""
         return {"neuron": (size.heads, size.channels // size.heads, 1)}
-
-    @classmethod
-    def inherited(cls, own: Own, heads: int) -> dict[str, Inherited]:
-        """The query is what passes to the output: it stands for the ANN's value, and the value for the query."""
-        return {**own, "query": own["value"], "value": own["query"]}
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Mask the query by channel."""

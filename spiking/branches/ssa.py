@@ -25,8 +25,6 @@ class SpikingSelfAttention(SpikingAttention):
         common: of `SpikingAttention`.
     """
 
-    masks = False
-
     def __init__(self, dim: int, num_heads: int, neuron: NeuronFactory, scale: float = 0.125, **common: object) -> None:
         super().__init__(dim, num_heads, neuron, **common)  # type: ignore[arg-type]
         self.scale = scale

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..branches.base import BlockSize, Own
-from .base import READS, summands, widths
+from ..branches.base import BlockSize
+from .base import READS, Own, interacts, summands, widths
 
 
 class SubstituteAttention(nn.Module):
@@ -17,6 +17,7 @@ class SubstituteAttention(nn.Module):
     Attributes:
         qkv: the maps that some term reads, one after another.
         terms: by name.
+        interacts: whether spikes of the query shall depend on those of the timestep before.
         proj: W_o.
 
     Args:
@@ -34,6 +35,7 @@ class SubstituteAttention(nn.Module):
         wide = widths(size)
         self.widths = {name: wide[name] for name in READS if any(name in found.reads for found in classes.values())}
         self.qkv = nn.Linear(size.channels, sum(self.widths.values()))
+        self.interacts = interacts(kind)
         self.terms = nn.ModuleDict({name: found(size) for name, found in classes.items()})
         self.proj = nn.Linear(size.channels, size.channels)
 

@@ -9,16 +9,19 @@ the start, is in `vit2snn.spiking.branches`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from ..branches.base import BlockSize, Inherited, Own
-from ..branches.emsa import shared_key
+from ..branches.base import BlockSize
 
 JOIN = "+"
+INTERACTION = "tim"
+"""In a sum, it says that the query's spikes depend also on those of the timestep before, by
+`vit2snn.spiking.TemporalInteraction`. It adds nothing, and without time it does nothing."""
 SPREAD = 0.05
 """Standard deviation, over images, of a gate that has just been started: almost all images lie within its slope."""
 
@@ -28,6 +31,19 @@ Read = Mapping[str, Tensor]
 T = TypeVar("T", bound="type[Term]")
 
 
+@dataclass(frozen=True)
+class Inherited:
+    """A linear map of the ANN that a part of a substitute starts from."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+Own = Mapping[str, Inherited]
+"""The maps of the ANN's branch: ``query``, ``key``, ``value`` and ``out`` of attention, all heads together, or ``expand`` and
+``reduce`` of a perceptron."""
+
+
 class Term(nn.Module):
     """One summand of the attention of a block: what the maps of its tokens are to ``[B, heads, N, C / heads]``.
 
@@ -35,6 +51,7 @@ class Term(nn.Module):
         reads: the maps that it reads, names of `READS`.
         mixes_tokens: whether what a token gets depends on all others.
         inherited: its own parameters that start from the ANN's; all others are new.
+        queries: its functions of the query, by name, whose spikes a temporal interaction may follow.
 
     Args:
         size: of the block.
@@ -46,6 +63,7 @@ class Term(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ("value",)
     mixes_tokens: ClassVar[bool] = True
     inherited: ClassVar[tuple[str, ...]] = ()
+    queries: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, size: BlockSize) -> None:
         super().__init__()
@@ -86,9 +104,18 @@ def terms() -> tuple[str, ...]:
 
 
 def is_sum(kind: str) -> bool:
-    """Whether a name is that of a term, or of a sum of different terms."""
+    """Whether a name is that of a term, or of a sum of different terms; its last part may ask for a temporal interaction."""
     names = kind.split(JOIN)
+    if len(names) > 1 and names[-1] == INTERACTION:
+        names = names[:-1]
+        if not any(name in _TERMS and _TERMS[name].queries for name in names):
+            return False
     return len(set(names)) == len(names) and all(name in _TERMS for name in names)
+
+
+def interacts(kind: str) -> bool:
+    """Whether a sum asks for a temporal interaction."""
+    return kind.split(JOIN)[-1] == INTERACTION
 
 
 def summands(kind: str) -> dict[str, type[Term]]:
@@ -99,7 +126,7 @@ def summands(kind: str) -> dict[str, type[Term]]:
     """
     if not is_sum(kind):
         raise ModelError(f"there is no attention {kind!r}", f"it is a sum of different terms: {JOIN.join(_TERMS)}")
-    return {name: _TERMS[name] for name in kind.split(JOIN)}
+    return {name: _TERMS[name] for name in kind.split(JOIN) if name != INTERACTION}
 
 
 def _itself(name: str) -> Callable[[Own, int], Inherited]:
@@ -131,3 +158,20 @@ def spread_out(x: Tensor, dims: tuple[int, ...], centre: float, spread: float) -
     mean, deviation = x.mean(dims, keepdim=True), x.std(dims, keepdim=True, correction=0)
     gain = spread / deviation.clamp(min=1e-3 * float(deviation.mean()) + torch.finfo(x.dtype).tiny)
     return gain.squeeze(0), (centre - gain * mean).squeeze(0)
+
+
+def shared_key(query: Tensor, key: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Queries of all heads ``[C, C]`` for one key ``[C / heads, C]``, in place of a key for each head.
+
+    The scores of head i are xᵀ M_i x with M_i = Q_iᵀ K_i. The shared key consists of the leading right singular vectors V of
+    all M_i stacked, the best such subspace in least squares, and the queries are Q_i' = (M_i V)ᵀ.
+
+    Args:
+        query: Q of all heads, ``[C, C]``.
+        key: K of all heads, ``[C, C]``.
+        heads: how many.
+    """
+    width = len(query) // heads
+    scores = torch.einsum("hdi,hdj->hij", query.unflatten(0, (heads, -1)), key.unflatten(0, (heads, -1)))
+    vectors = torch.linalg.eigh(torch.einsum("hij,hik->jk", scores, scores))[1][:, -width:]
+    return torch.einsum("hij,jd->hdi", scores, vectors).flatten(0, 1), vectors.T.contiguous()

@@ -53,6 +53,7 @@ class ExpertHeads(Term):
     """
 
     reads = ("expert-query", "shared-key", "value")
+    queries = ("rectify_query",)
 
     def __init__(self, size: BlockSize) -> None:
         super().__init__(size)

@@ -58,6 +58,7 @@ class QKGate(Term):
     """
 
     reads = ("query", "value")
+    queries = ("gate.rectify",)
     axis: ClassVar[int]
 
     def __init__(self, size: BlockSize) -> None:
@@ -98,6 +99,7 @@ class QKMixedGate(Term):
     """
 
     reads = ("query", "value")
+    queries = ("token.rectify", "channel.rectify")
 
     def __init__(self, size: BlockSize) -> None:
         super().__init__(size)
@@ -117,3 +119,38 @@ class QKMixedGate(Term):
         query, value = read["query"], read["value"]
         by_token = self.token(query[:, : self.cut]) * value[:, : self.cut]
         return torch.cat([by_token, self.channel(query[:, self.cut :]) * value[:, self.cut :]], 1)
+
+
+@term("sdsa")
+class SpikeDrivenGate(Term):
+    """a ⊙ v,  a = clip(gain ⊙ mean_tokens (relu(q) ⊙ relu(k)) + offset, 0, 1): a gate for each channel.
+
+    Yao et al., "Spike-driven Transformer", NeurIPS 2023: a mask from sums of products of two maps' spikes, on the third. That
+    one passes to the output, so here it is the ANN's value.
+    """
+
+    reads = ("query", "key", "value")
+    queries = ("rectify_query",)
+
+    def __init__(self, size: BlockSize) -> None:
+        super().__init__(size)
+        shape = size.heads, 1, size.channels // size.heads
+        self.gain, self.offset = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.full(shape, 0.5))
+        self.rectify_query, self.rectify_key, self.clip = nn.ReLU(), nn.ReLU(), nn.Hardtanh(0.0, 1.0)
+
+    @torch.no_grad()
+    def start(self, attention: Tensor, read: Read, wanted: Tensor) -> None:
+        """Half open in the mean, and within its slope for most images."""
+        gain, offset = spread_out(self._mean(read), (0,), 0.5, SPREAD)
+        self.gain.copy_(gain)
+        self.offset.copy_(offset)
+
+    def forward(self, normed: Tensor, read: Read) -> Tensor:
+        """Gate the value."""
+        gate = self.clip(self._mean(read) * self.gain + self.offset)
+        gated: Tensor = gate * read["value"]
+        return gated
+
+    def _mean(self, read: Read) -> Tensor:
+        mean: Tensor = (self.rectify_query(read["query"]) * self.rectify_key(read["key"])).mean(-2, keepdim=True)
+        return mean

@@ -18,6 +18,7 @@ class LinearAttention(Term):
     """
 
     reads = ("query", "key", "value")
+    queries = ("rectify_query",)
 
     def __init__(self, size: BlockSize) -> None:
         super().__init__(size)

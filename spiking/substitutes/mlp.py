@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..branches.base import BlockSize, Own
+from ..branches.base import BlockSize
 from ..tokens import GridConv2d, to_map, to_tokens
+from .base import Own
 
 MLPS = ("relu", "emsp")
 
