@@ -67,7 +67,8 @@ class _Readout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         (network,) = self._whole
-        return network.forward_head(network.norm(x))
+        logits: Tensor = network.forward_head(network.norm(x))
+        return logits
 
 
 class _OverTime(nn.Module):
@@ -93,7 +94,8 @@ class _Decoded(nn.Module):
         self.gain, self.level = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.balanced(x) + self.level) * self.gain
+        values: Tensor = (self.balanced(x) + self.level) * self.gain
+        return values
 
     def read(self, rate: Tensor, target: Tensor) -> None:
         """Gain and level by least squares, for firing rates and what they stand for, ``[samples, C]`` both."""

@@ -17,6 +17,7 @@ from ..finetune import Precision, Step, Workspace
 from ..finetune.checkpoint import BRANCHES, SPIKES, load_checkpoint, save_checkpoint
 from ..measure.batches import set_digest
 from ..spiking import shards
+from .fields import to_fields
 from .fit_branches import BATCH, HELD, STEPS, Effort, Place, fit_branches, places
 from .fit_network import fit_network
 from .fit_spikes import HELD as MOST, fit_spikes
@@ -94,7 +95,7 @@ class Fit:
         steps = len(self.images) // BATCH if self.whole else sum(1 for _ in batches)
         self.work = _Work(places(network, ann), recipe, recipe.structure.passes * steps, fitting.report)
         self.identity = {
-            "recipe": recipe.to_json(), "seed": seed, "precision": fitting.precision, "images": set_digest(batches.digests),
+            "structure": to_fields(recipe.structure), "seed": seed, "precision": fitting.precision, "images": set_digest(batches.digests),
             "ann": digest(torch.stack([p.float().norm() for p in self.ann.parameters()])),
         }  # fmt: skip
 
@@ -120,13 +121,14 @@ class Fit:
             ArtifactError: a checkpoint cannot be read or written, or is one of another fit.
         """
         timesteps = self.recipe.timesteps
+        neurons = {"timesteps": timesteps, "spikes": to_fields(self.recipe.spikes)}
         with without_half(self.network):
             few = self.images[: min(HELD, max(MOST // timesteps, BATCH))]
-            fit_spikes(self.network, self.ann, few, timesteps, self._effort(SPIKES, self.work.spikes))
+            fit_spikes(self.network, self.ann, few, timesteps, self._effort(SPIKES, self.work.spikes, **neurons))
 
-    def _effort(self, stage: str, report: Callable[[str, Step], None]) -> Effort:
+    def _effort(self, stage: str, report: Callable[[str, Step], None], **identity: Any) -> Effort:
         """What is done for each branch, from the checkpoint of a stage on."""
-        saved = _Saved(self.network, self.fitting, stage, self.identity)
+        saved = _Saved(self.network, self.fitting, stage, self.identity | identity)
         return Effort(self.refit, self.seed, self.fitting.precision, saved.done(), report, saved.keep)
 
 

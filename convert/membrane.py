@@ -29,6 +29,7 @@ def fire(network: VisionTransformer, plans: Sequence[BlockPlan], spikes: Membran
             if isinstance(module, (nn.ReLU, nn.Hardtanh)):
                 branch.set_submodule(path, born_at(like, partial(spikes.balanced, function=module)))
         if isinstance(branch, SubstituteAttention) and branch.interacts:
-            paths = [f"terms.{kind}.{path}" for kind, term in branch.terms.items() for path in term.queries]
-            for path in paths:
-                branch.get_submodule(path).interaction = ByToken(born_at(like, partial(TemporalInteraction, tokens)))
+            term: Any
+            for term in branch.terms.values():
+                for path in term.queries:
+                    term.get_submodule(path).interaction = ByToken(born_at(like, partial(TemporalInteraction, tokens)))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .time import Neuron, present_run
+from .time import present_run
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 class SpikingLinear(nn.Linear):
     """``W m + b`` on the decoded value m of a neuron. Input ``[T * B, ..., in]``, output ``[T * B, ..., out]``."""
 
-    neuron: Neuron
+    neuron: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the neuron, then the linear map."""
@@ -26,14 +26,14 @@ class SpikingLinear(nn.Linear):
 class SpikingConv2d(nn.Conv2d):
     """Convolution of the decoded value of a neuron. Input ``[T * B, in, H, W]``, output ``[T * B, out, H', W']``."""
 
-    neuron: Neuron
+    neuron: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the neuron, then the convolution."""
         return super().forward(self.neuron(input))
 
 
-def driven(kind: type[M], module: nn.Module, neuron: Neuron) -> M:
+def driven(kind: type[M], module: nn.Module, neuron: nn.Module) -> M:
     """``module`` as a ``kind`` (a subclass of its type) with a neuron in front; parameters are shared, not copied."""
     spiking = twin(module, kind)
     spiking.neuron = neuron
@@ -87,7 +87,7 @@ class SpikingDotProductAttention(nn.Module):
     Shapes: q ``[T * B, h, N, d]``, k ``[T * B, h, M, d]``, v ``[T * B, h, M, e]``.
     """
 
-    def __init__(self, query: Neuron, key: Neuron, weights: Neuron, value: Neuron) -> None:
+    def __init__(self, query: nn.Module, key: nn.Module, weights: nn.Module, value: nn.Module) -> None:
         super().__init__()
         self.query, self.key, self.weights, self.value = query, key, weights, value
         self.softmax: nn.Module = nn.Softmax(-1)
