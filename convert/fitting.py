@@ -95,7 +95,8 @@ class Fit:
         steps = len(self.images) // BATCH if self.whole else sum(1 for _ in batches)
         self.work = _Work(places(network, ann), recipe, recipe.structure.passes * steps, fitting.report)
         self.identity = {
-            "structure": to_fields(recipe.structure), "seed": seed, "precision": fitting.precision, "images": set_digest(batches.digests),
+            "structure": to_fields(recipe.structure), "seed": seed, "precision": fitting.precision,
+            "images": set_digest(batches.digests),
             "ann": digest(torch.stack([p.float().norm() for p in self.ann.parameters()])),
         }  # fmt: skip
 
