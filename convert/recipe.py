@@ -231,10 +231,10 @@ FINE = Coded(levels=32, ratio=2 ** (1 / 8))
 PAIRED = Coded(schedule="layer-synchronous", levels=1, rotation=True, input_spikes=1, observer="max", headroom=0.7)
 """A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. Each step leaves at
 most a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes."""
-QKFORMER = Structure({"first third": "qk-channel+conv", "last two thirds": "qk-relu+conv"}, "relu", norm="gated")
+QKFORMER = Structure({"first third": "qk-channel+ssa+conv", "last two thirds": "qk-relu+conv"}, "relu", norm="gated")
 EXPERTS = Structure({"first third": "experts+conv", "last two thirds": "experts+qk-relu+conv"}, "emsp", norm="gated")
 HYBRID = Structure(
-    {"first third": "qk-channel+conv", "middle third": "qk-relu+conv"}, {"first two thirds": "relu"}, norm="gated"
+    {"first third": "qk-channel+ssa+conv", "middle third": "qk-relu+conv"}, {"first two thirds": "relu"}, norm="gated"
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

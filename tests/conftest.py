@@ -48,7 +48,7 @@ def make_recipe(**fields: object) -> Recipe:
 def brief(recipe: Recipe | str) -> Recipe:
     """A recipe that takes a moment on a few images: substitutes are regressed, and not trained."""
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    return recipe.changed(refit="ridge") if recipe.substitutes else recipe
+    return recipe.changed(refit="ridge") if recipe.structure.replaces else recipe
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ def test_json_is_nested_and_fields_left_out_have_their_defaults() -> None:
     fields = RECIPES["qkformer-membrane"].to_json()
     assert list(fields) == ["version", "timesteps", "structure", "spikes", "max_error", "max_energy", "ignore"]
     assert fields["version"] == 3
-    assert fields["structure"]["attention"] == {"first half": "qk-token", "second half": "ssa"}
+    assert fields["structure"]["attention"] == {"first half": "qk-token+ssa+conv", "second half": "ssa+conv"}
+    assert list(fields["spikes"]) == ["kind", "neuron", "kept"]
     assert fields["spikes"]["kind"] == "membrane" and fields["spikes"]["kept"]["levels"] == 16
     assert Recipe.from_json({}) == Recipe() == RECIPES["faithful"]
     assert Recipe.from_json({"spikes": {"levels": 2}}) == Recipe(spikes=Coded(levels=2))
@@ -63,8 +64,8 @@ def test_the_complete_example_has_every_field() -> None:
 
 def test_new_branches_are_fitted_unless_it_is_said_how() -> None:
     static = Structure("ssa", norm="static")
-    recipes = [Recipe(), Recipe(structure=static), Recipe(structure=Structure("ssa"), spikes=Membrane())]
-    assert [recipe.structure.refit for recipe in recipes] == [None, "blocks", "ridge"]
+    recipes = [Recipe(), Recipe(structure=static), Recipe(structure=static, spikes=Membrane())]
+    assert [recipe.structure.refit for recipe in recipes] == [None, "blocks", "blocks"]
     assert Recipe(structure=dataclasses.replace(static, refit="none")).structure.refit == "none"
     assert Recipe(structure=static) == Recipe(structure=dataclasses.replace(static, refit="blocks"))
 
@@ -73,7 +74,7 @@ def test_fields_are_changed_by_their_names_in_whatever_part() -> None:
     changed = RECIPES["qkformer-membrane"].changed(timesteps=2, refit="none", neuron="lif", levels=2)
     assert (changed.timesteps, changed.structure.refit, changed.membrane.neuron, changed.coded.levels) == (2, "none", "lif", 2)
     assert changed.structure.attention == RECIPES["qkformer-membrane"].structure.attention
-    assert Recipe().changed(structure=Structure("ssa"), spikes=Membrane(), shortcut="sew").membrane.shortcut == "sew"
+    assert Recipe().changed(structure=Structure("ssa"), spikes=Membrane(), neuron="plif").membrane.neuron == "plif"
     with pytest.raises(RecipeError, match="recipe field 'neuron' is unknown") as caught:
         Recipe().changed(neuron="if")
     assert caught.value.hint == "it is written as spikes.neuron, with spikes of kind 'membrane'"
@@ -147,7 +148,11 @@ def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
         ({"spikes": {"kind": "analog"}}, r"'spikes\.kind' must be 'coded' or 'membrane', got 'analog'"),
         ({"spikes": {"kind": {}}}, r"'spikes\.kind' must be 'coded' or 'membrane', got \{\}"),
         ({"structure": 3}, "'structure' must be a JSON object, got 3"),
-        ({"structure": {"norm": {"kind": "batchnorm"}}}, r"'structure\.norm' must be 'layernorm' or .*, got \{"),
+        ({"structure": {"norm": {"kind": "static"}}}, r"'structure\.norm' must be 'layernorm' or .*, got \{"),
+        (
+            {"structure": {"mlp": "relu", "norm": "batchnorm"}},
+            r"'structure\.norm' must be 'layernorm' or .*'gated', got 'batchnorm'",
+        ),
         (
             {"structure": {"refit": "all"}},
             r"'structure\.refit' must be 'none' or .* or 'network' or null, got 'all'",
@@ -162,7 +167,7 @@ def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
             r"'spikes\.kept\.levels' must be from 0 to 256",
         ),
         ({"structure": SPIKING, "spikes": MEMBRANE | {"neuron": None}}, r"'spikes\.neuron' must be 'lif' or .*, got null"),
-        ({"structure": SPIKING, "spikes": MEMBRANE | {"rate": 1.0}}, r"'spikes\.rate' must be between 0 and 1, got 1\.0"),
+        ({"structure": SPIKING, "spikes": MEMBRANE | {"neuron": "adex"}}, r"'spikes\.neuron' must be 'lif' or .*, got 'adex'"),
         ({"structure": {"attention": "linear"}}, r"'structure\.attention' has the unknown kind 'linear'"),
         ({"structure": {"attention": {"0": "auto"}}}, r"'structure\.attention' has the unknown kind 'auto'"),
         ({"structure": {"attention": ["ssa"]}}, r"'structure\.attention' has the unknown kind \['ssa'\]"),
@@ -171,6 +176,13 @@ def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
         ({"structure": {"attention": "ssa+ssa"}}, r"'structure\.attention' has the unknown kind 'ssa\+ssa'"),
         ({"structure": {"mlp": "relu", "passes": 0}}, r"'structure\.passes' must be from 1 to 1000000, got 0"),
         ({"structure": {"attention": "softmax+tim"}}, r"'structure\.attention' has the unknown kind"),
+        # Without a query there is nothing that could interact, with whatever neurons.
+        (
+            {"structure": {"attention": "conv+tim"}, "spikes": MEMBRANE},
+            r"'structure\.attention' has the unknown kind 'conv\+tim'",
+        ),
+        ({"structure": {"attention": "ssa+tim+conv"}, "spikes": MEMBRANE}, r"has the unknown kind 'ssa\+tim\+conv'"),
+        ({"structure": {"mlp": "spiking"}, "spikes": MEMBRANE}, r"'structure\.mlp' has the unknown kind 'spiking'"),
         ({"structure": {"mlp": 3}}, r"'structure\.mlp' has the unknown kind 3"),
         ({"structure": {"mlp": "emsp+tim"}}, r"'structure\.mlp' has the unknown kind"),
         ([1, 2], r"a recipe is a JSON object, got \[1, 2\]"),
@@ -185,7 +197,7 @@ def test_values_that_a_field_cannot_have_are_named_by_path(fields: object, messa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"structure": {"norm": "batchnorm"}}, r"'structure\.norm' is 'batchnorm', and every block keeps its own branches"),
+        ({"structure": {"norm": "static"}}, r"'structure\.norm' is 'static', and every block keeps its own branches"),
         ({"structure": {"readout": "mean"}}, r"'structure\.readout' is 'mean', and every block keeps"),
         ({"structure": {"refit": "ridge"}}, r"'structure\.refit' is 'ridge', and every block keeps"),
         (
@@ -194,21 +206,14 @@ def test_values_that_a_field_cannot_have_are_named_by_path(fields: object, messa
         ),
         ({"spikes": MEMBRANE}, r"'spikes\.kind' is 'membrane', and every block keeps its own branches"),
         ({"structure": {"mlp": "shift-mlp"}, "spikes": MEMBRANE}, r"'spikes\.kind' is 'membrane', and every block keeps"),
-        ({"structure": {"mlp": "spiking"}}, r"'structure\.mlp' is 'spiking', of which there is no form for coded neurons"),
         (
-            {"structure": {"attention": {"3": "ssa+tim"}}},
-            r"'structure\.attention' is 'ssa\+tim', of which .* for coded",
+            {"structure": {"attention": {"3": "ssa+conv+tim"}}},
+            r"'structure\.attention' is 'ssa\+conv\+tim', and a temporal interaction needs neurons that live in time",
         ),
         (
-            {"structure": {"mlp": "relu", "norm": "batchnorm"}},
-            r"'structure\.norm' is 'batchnorm', and spikes are of kind 'coded'",
+            {"structure": SPIKING | {"norm": "gated"}, "spikes": MEMBRANE},
+            r"'structure\.norm' is 'gated', and spikes are of kind 'membrane'",
         ),
-        (
-            {"structure": SPIKING | {"attention": "ssa+conv"}, "spikes": MEMBRANE},
-            r"'structure\.attention' is 'ssa\+conv', of which there is no form for membrane neurons",
-        ),
-        ({"structure": SPIKING | {"norm": "static"}, "spikes": MEMBRANE}, r"'structure\.norm' is 'static', and spikes are"),
-        ({"structure": SPIKING | {"refit": "network"}, "spikes": MEMBRANE}, r"'structure\.refit' is 'network', and spikes are"),
         (
             {"structure": SPIKING, "spikes": MEMBRANE | {"kept": {"schedule": "layer-synchronous"}}},
             r"'spikes\.kept\.schedule' is 'layer-synchronous', and beside membrane neurons it can only be 'stepwise'",
@@ -216,10 +221,6 @@ def test_values_that_a_field_cannot_have_are_named_by_path(fields: object, messa
         ({"structure": SPIKING, "spikes": MEMBRANE | {"kept": {"prior": "mean"}}}, r"'spikes\.kept\.prior' is 'mean', and"),
         ({"structure": SPIKING, "spikes": MEMBRANE | {"kept": {"bias": True}}}, r"'spikes\.kept\.bias' is True, and"),
         ({"structure": SPIKING, "spikes": MEMBRANE | {"kept": {"price": 1e-8}}}, r"'spikes\.kept\.price' is 1e-08, and"),
-        (
-            {"structure": SPIKING | {"refit": "blocks"}, "spikes": MEMBRANE | {"shortcut": "sew"}},
-            r"'spikes\.shortcut' is 'sew', and .* cannot be fitted to the ANN's block by block",
-        ),
         ({"max_error": 0.5}, r"'max_error' is given, and neither structure\.attention nor structure\.mlp is 'auto'"),
         ({"structure": SPIKING, "spikes": MEMBRANE, "max_error": 0.5}, "'max_error' is given, and neither"),
         ({"structure": SPIKING, "spikes": MEMBRANE, "max_energy": 0.5}, r"'max_energy' \(--budget\) is given, and needs"),
@@ -246,7 +247,7 @@ def test_what_does_not_go_together_is_refused_with_what_to_do(fields: object, me
         ({"structure": {"neuron": "if"}}, "structure.neuron", "it is written as spikes.neuron, with spikes of kind 'membrane'"),
         ({"structure": {"heads": 3}}, "structure.heads", "the fields are: attention, mlp, norm, readout, refit, passes"),
         ({"spikes": {"neuron": "plif"}}, "spikes.neuron", "with spikes of kind 'membrane'"),
-        ({"spikes": {"shortcut": "sew"}}, "spikes.shortcut", "with spikes of kind 'membrane'"),
+        ({"structure": SPIKING, "spikes": MEMBRANE | {"shortcut": "sew"}}, "spikes.shortcut", "the fields are: neuron, kept"),
         ({"structure": SPIKING, "spikes": MEMBRANE | {"levels": 2}}, "spikes.levels", "with spikes of kind 'coded'"),
         ({"structure": SPIKING, "spikes": MEMBRANE | {"kept": {"level": 2}}}, "spikes.kept.level", "the fields are: coding"),
     ],
@@ -295,13 +296,23 @@ def test_parts_refuse_by_themselves() -> None:
         (lambda: Coded(levels=-1), "spikes.levels"),
         (lambda: Membrane(neuron="adex"), "spikes.neuron"),  # type: ignore[arg-type]
         (lambda: Membrane(kept=Coded()), "spikes.kept.prior"),
-        (lambda: Structure(norm="batchnorm"), "structure.norm"),
+        (lambda: Structure(norm="gated"), "structure.norm"),
         (lambda: Structure({0: "ssa"}), "structure.attention"),  # type: ignore[dict-item]
         (lambda: Recipe(spikes=3), "spikes"),  # type: ignore[arg-type]
         (lambda: Recipe(ignore=["head"]), "ignore"),  # type: ignore[arg-type]
     ):
         with pytest.raises(RecipeError, match=f"recipe field '{path}' "):
             make()
+
+
+def test_one_vocabulary_of_structures_is_for_both_kinds_of_neurons() -> None:
+    structure = Structure({"0": "qk-token+sdsa+conv", "1": "emsa"}, "emsp", norm="static", readout="mean", refit="network")
+    for spikes in (Coded(), Membrane(), Membrane("ternary")):
+        recipe = Recipe(structure=structure, spikes=spikes)
+        assert recipe.structure == structure and Recipe.from_json(recipe.to_json()) == recipe
+        assert recipe.spike_driven == isinstance(spikes, Membrane)
+    timed = Recipe(structure=Structure("ssa+conv+tim"), spikes=Membrane())
+    assert timed.structure.kinds("attention") == {"ssa+conv+tim"}
 
 
 def test_unknown_names_and_broken_files_are_explained(tmp_path: Path) -> None:

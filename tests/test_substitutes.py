@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import make_vit
@@ -11,7 +13,17 @@ from torch.nn.functional import conv2d, hardtanh, linear, relu
 from vit2snn.convert.branches import block_size, own_maps
 from vit2snn.errors import ModelError
 from vit2snn.spiking import BlockSize
-from vit2snn.spiking.substitutes import ExpertMlp, GatedNorm, StaticNorm, SubstituteAttention, SubstituteMlp, is_sum, terms
+from vit2snn.spiking.substitutes import (
+    ExpertMlp,
+    GatedNorm,
+    StaticNorm,
+    SubstituteAttention,
+    SubstituteMlp,
+    interacts,
+    is_sum,
+    summands,
+    terms,
+)
 
 SIZE = BlockSize(channels=12, heads=3, hidden=20, grid=(2, 3), prefix=1)
 N, HEADS, WIDTH = SIZE.tokens, 3, 4
@@ -46,6 +58,9 @@ def wanted(made: SubstituteAttention, x: Tensor) -> Tensor:
         token = hardtanh(relu(m["query"][:, :1]).mean(-1, keepdim=True) * term.token.gain + term.token.offset, 0, 1)
         channel = hardtanh(relu(m["query"][:, 1:]).mean(-2, keepdim=True) * term.channel.gain + term.channel.offset, 0, 1)
         return torch.cat([token * v[:, :1], channel * v[:, 1:]], 1)
+    if kind == "sdsa":
+        products = relu(m["query"]) * relu(m["key"])
+        return hardtanh(products.mean(2, keepdim=True) * term.gain + term.offset, 0, 1) * v
     if kind == "ssa":
         q = relu(m["query"] * term.query_gain + term.query_offset)
         k = relu((m["key"] - m["key"].mean(2, keepdim=True)) * term.key_gain + term.key_offset)
@@ -96,11 +111,42 @@ def test_a_sum_is_the_sum_of_its_terms_and_reads_each_map_once() -> None:
     assert attention("conv").qkv.out_features == 12
 
 
-@pytest.mark.parametrize("kind", ["", "ssa+", "ssa+ssa", "softmax", "ssa+tim"])
+@pytest.mark.parametrize(
+    "kind", ["", "ssa+", "ssa+ssa", "softmax", "tim", "tim+ssa", "ssa+tim+conv", "ssa+tim+tim", "conv+tim"]
+)
 def test_what_is_no_sum_of_different_terms_is_refused(kind: str) -> None:
     assert not is_sum(kind)
     with pytest.raises(ModelError, match="there is no attention"):
         SubstituteAttention(kind, SIZE)
+
+
+TIMED = ["qk-token", "qk-channel", "qk-mixed", "sdsa", "ssa", "emsa"]
+
+
+def test_a_temporal_interaction_stands_behind_a_sum_with_a_function_of_the_query() -> None:
+    assert {kind for kind in terms() if is_sum(f"{kind}+tim")} == set(TIMED)
+    assert is_sum("ssa+conv+tim") and is_sum("conv+ssa+tim") and not is_sum("conv+experts+tim")
+    assert [interacts(kind) for kind in ("ssa+tim", "ssa+conv+tim", "ssa", "ssa+conv")] == [True, True, False, False]
+    assert list(summands("ssa+conv+tim")) == ["ssa", "conv"]
+
+
+@pytest.mark.parametrize("kind", TIMED)
+def test_without_time_an_interaction_does_nothing_and_what_shall_interact_is_of_the_query_alone(kind: str) -> None:
+    plain, timed, x = attention(kind), SubstituteAttention(f"{kind}+tim", SIZE), torch.randn(5, N, 12)
+    timed.load_state_dict(plain.state_dict())
+    assert timed.interacts and not plain.interacts
+    torch.testing.assert_close(timed(x), plain(x))
+    found: list[Tensor] = []
+    term: Any = timed.terms[kind]
+    for path in term.queries:
+        term.get_submodule(path).register_forward_hook(lambda module, inputs, output: found.append(output.detach()))
+    timed(x)
+    start = 12 * list(timed.widths).index("expert-query" if kind == "emsa" else "query")
+    nn.init.zeros_(timed.qkv.weight[start : start + 12])
+    timed(x)
+    assert len(found) == 2 * len(term.queries) > 0
+    spread = [float((output - output[0]).abs().max()) for output in found]  # over images
+    assert min(spread[: len(term.queries)]) > 0 == max(spread[len(term.queries) :])
 
 
 def test_one_head_cannot_be_mixed_and_a_mask_is_refused() -> None:
@@ -111,7 +157,7 @@ def test_one_head_cannot_be_mixed_and_a_mask_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["qk-channel", "qk-token", "qk-mixed", "ssa", "experts", "emsa", "qk-channel+ssa+experts+conv"]
+    "kind", ["qk-channel", "qk-token", "qk-mixed", "sdsa", "ssa", "experts", "emsa", "qk-channel+ssa+experts+conv"]
 )
 def test_a_term_starts_within_the_slopes_of_its_functions_and_near_the_ann(kind: str) -> None:
     block = make_vit().blocks[0]  # type: ignore[index]
