@@ -1,7 +1,6 @@
-"""Whether the figures by which plans of spiking branches are compared foretell those of the converted networks.
+"""Whether the figures by which plans of substitutes are compared foretell those of the converted networks.
 
-    python benchmarks/plans.py
-    python benchmarks/plans.py --recipe qkformer --samples 128 --most 14
+    python benchmarks/plans.py --samples 128 --most 14
 
 `vit2snn plan demo` measures every kind of branch in every block by itself. Here the plans of its front, and those of one kind
 of branch in all blocks, are carried out by `vit2snn convert` (re-fitted as the recipe says, not fine-tuned) and scored by
@@ -45,11 +44,11 @@ def carried_out(plan: dict[str, Any], samples: int, folder: Path) -> dict[str, f
 
 
 @click.command()
-@click.option("--recipe", default="qkformer-membrane", show_default=True)
+@click.option("--recipe", default="qkformer", show_default=True)
 @click.option("--samples", type=int, default=64, show_default=True, help="Images to measure plans on.")
 @click.option("--most", type=int, default=100, show_default=True, help="Plans to carry out, those of the front first.")
 def main(recipe: str, samples: int, most: int) -> None:
-    output = RESULTS / ("plans.json" if recipe == "qkformer-membrane" else f"plans_{recipe}.json")
+    output = RESULTS / ("plans.json" if recipe == "qkformer" else f"plans_{Path(recipe).stem}.json")
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         document = run("plan", "demo", "--recipe", recipe, "--samples", samples, "-o", Path(folder) / "plans")

@@ -1,9 +1,7 @@
-"""Spike-driven conversion: presets by stage by timestep, beside the same networks trained from scratch.
+"""Spike-driven conversion: presets by stage by timestep.
 
     OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --stage statistics --stage ridge --stage blocks
-    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --data DIR --stage converted --stage scratch --passes 10000
-
-    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --preset qkformer --preset experts --stage blocks --images 256
+    OMP_NUM_THREADS=1 python benchmarks/spike_driven.py --data DIR --stage tuned --passes 10000
 
 ``DIR`` holds Fashion-MNIST as torchvision lays it out (``FashionMNIST/raw``). Calibration: the 256 embedded images, or
 ``--images`` of ``DIR``; scores: the 1000 embedded scoring images. The same for DeiT-tiny on CIFAR-10, at 96 by 96 pixels
@@ -14,8 +12,8 @@
 where ``FILE`` has the weights of ``deit_tiny_patch16_224``, and ``DIR`` the folders ``train`` and ``test`` of class folders.
 The ANN is trained on ``train`` first, three times through, and kept in the file ``ANN``.
 
-Training from scratch has the same loss (labels and the ANN's soft labels), batches and schedule as fine-tuning. Each result is
-added to ``benchmarks/results/spike_driven_SUBJECT.json`` as it comes; ``--table`` prints all. With glibc, training is faster if
+Fine-tuning is on labels and the ANN's soft labels. Each result is added to
+``benchmarks/results/spike_driven_SUBJECT.json`` as it comes; ``--table`` prints all. With glibc, training is faster if
 freed memory is kept: ``MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184``.
 """
 
@@ -34,7 +32,6 @@ import torch
 from torch import nn
 
 from vit2snn.convert import RECIPES, SpikingModel, Teacher, load_model, to_spiking
-from vit2snn.convert.conversion import structure
 from vit2snn.data import (
     Augmentation,
     ImageSource,
@@ -50,16 +47,16 @@ from vit2snn.measure import evaluate
 from vit2snn.zoo.demo import demo_images
 
 RESULTS = Path(__file__).parent / "results"
-SUBSTITUTES = ("qkformer", "experts", "hybrid", "qkformer-binary", "experts-binary")
-MEMBRANE = ("qkformer-membrane", "experts-membrane", "spike-driven")
-PRESETS = (*SUBSTITUTES, *MEMBRANE, "shift")
-STAGES = ("statistics", "ridge", "blocks", "network", "converted", "scratch")
+PRESETS = (
+    "qkformer", "experts", "hybrid", "qkformer-binary", "experts-binary", "qkformer-membrane", "experts-membrane",
+    "spike-driven", "shift",
+)  # fmt: skip
+STAGES = ("statistics", "ridge", "blocks", "network", "tuned")
 REFIT = {"statistics": "none", "ridge": "ridge", "blocks": "blocks", "network": "network"}
 LOSS = {"labels": 0.5, "soft": 1.0}
 BATCH = 32
 EMBEDDED, SCORED = 256, 1000
 SIDE = 96
-FITTED_LR = 5e-4  # of substitutes, which have been fitted in float
 
 
 @dataclass
@@ -70,8 +67,7 @@ class Subject:
     calibration: ImageSource
     training: ImageSource | None  # without which there are only the embedded images to calibrate on
     scored: ImageSource
-    lr: float  # of converted networks
-    scratch_lr: float
+    lr: float  # of fine-tuning
     augmentation: Augmentation
 
     def loader(self) -> TrainingLoader:
@@ -85,7 +81,7 @@ def demo(data: str | None, weights: str | None, kept: str | None) -> Subject:
     calibration, scored = (array_source(*demo_images(split), "L") for split in ("train", "val"))
     # About what the ANN was trained with: mirrored, and shifted by a pixel.
     augmentation = Augmentation(scale=(0.9, 1.0))
-    return Subject(load_model("demo").requires_grad_(False), calibration, training, scored, 1e-2, 1e-2, augmentation)
+    return Subject(load_model("demo").requires_grad_(False), calibration, training, scored, 5e-4, augmentation)
 
 
 def deit(data: str | None, weights: str | None, kept: str | None) -> Subject:
@@ -107,7 +103,7 @@ def deit(data: str | None, weights: str | None, kept: str | None) -> Subject:
             Settings(epochs=3, lr=2e-4, warmup_epochs=0.2),
         )
         safetensors.torch.save_model(ann, kept)
-    return Subject(ann.requires_grad_(False), training, training, scored, 2e-4, 1e-3, augmentation)
+    return Subject(ann.requires_grad_(False), training, training, scored, 2e-4, augmentation)
 
 
 SUBJECTS = {"demo": demo, "deit": deit}
@@ -120,19 +116,6 @@ def converted(subject: Subject, preset: str, refit: str, images: int) -> Spiking
     samples = prepared(subject.ann, source, count=images)
     recipe = RECIPES[preset].changed(refit=refit)
     return to_spiking(subject.ann, recipe, torch.stack([sample.image for sample in samples]))
-
-
-def from_scratch(subject: Subject, preset: str) -> SpikingModel:
-    """The network of a preset with random weights."""
-    snn = structure(subject.ann, RECIPES[preset], subject.ann.pretrained_cfg["input_size"])
-    for module in snn.network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02) if isinstance(module, nn.Linear) else module.reset_parameters()
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for name in ("cls_token", "pos_embed"):
-        nn.init.trunc_normal_(getattr(snn.network, name), std=0.02)
-    return snn
 
 
 def tune(snn: SpikingModel, subject: Subject, passes: int, lr: float) -> None:
@@ -148,18 +131,16 @@ def tune(snn: SpikingModel, subject: Subject, passes: int, lr: float) -> None:
 def measure(subject: Subject, preset: str, stage: str, images: int, passes: int) -> dict[str, Any]:
     started = time.time()
     torch.manual_seed(0)
-    refit = REFIT.get(stage, RECIPES[preset].structure.refit)
-    snn = from_scratch(subject, preset) if stage == "scratch" else converted(subject, preset, refit, images)
+    snn = converted(subject, preset, REFIT.get(stage, RECIPES[preset].structure.refit), images)
     fitted = time.time()
-    if stage not in REFIT:
-        lr = FITTED_LR if preset in SUBSTITUTES else subject.lr
-        tune(snn, subject, passes, subject.scratch_lr if stage == "scratch" else lr)
+    if stage == "tuned":
+        tune(snn, subject, passes, subject.lr)
     result = evaluate(snn, batches(prepared(subject.ann, subject.scored, count=SCORED), 100))
     return {
         "preset": preset,
         "stage": stage,
         "images": images,
-        "passes": 0 if stage in REFIT else passes,
+        "passes": passes if stage == "tuned" else 0,
         "substitute": result.substitute_top1,
         "top1": [round(point.top1, 1) for point in result.points],
         "agreement": round(result.points[-1].agreement, 1),

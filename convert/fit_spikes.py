@@ -88,10 +88,11 @@ class _Decoded(nn.Module):
     While both learn, weights keep the scale of the ANN's; afterwards this goes into them.
     """
 
-    def __init__(self, balanced: Balanced) -> None:
+    def __init__(self, balanced: Balanced, layer: nn.Linear) -> None:
         super().__init__()
         self.balanced = balanced
-        self.gain, self.level = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+        self.gain = nn.Parameter(torch.ones(()))
+        self.level = nn.Parameter(torch.zeros(()), requires_grad=layer.bias is not None)  # a layer without bias knows none
 
     def forward(self, x: Tensor) -> Tensor:
         values: Tensor = (self.balanced(x) + self.level) * self.gain
@@ -100,7 +101,7 @@ class _Decoded(nn.Module):
     def read(self, rate: Tensor, target: Tensor) -> None:
         """Gain and level by least squares, for firing rates and what they stand for, ``[samples, C]`` both."""
         self.balanced.height.data.fill_(1.0)
-        mean, middle = rate.mean(0), target.mean(0)
+        mean, middle = (x.mean(0) if self.level.requires_grad else torch.zeros_like(x[0]) for x in (rate, target))
         variance = (rate - mean).square().mean(0)
         gain = ((rate - mean) * (target - middle)).mean(0) / variance.clamp(min=1e-6)
         gain = torch.where(gain.abs() > 1e-3 * gain.abs().mean(), gain, gain.abs().mean().clamp(min=1e-6))
@@ -120,7 +121,7 @@ def _decoded(part: nn.Module) -> Iterator[dict[Balanced, _Decoded]]:
     """Within this context the neurons of linear layers give values, and not spikes, whose scale is then the weights'."""
     layers: list[Any] = [m for m in part.modules() if isinstance(m, SpikingLinear) and isinstance(m.neuron, Balanced)]
     for layer in layers:
-        layer.neuron = _Decoded(layer.neuron)
+        layer.neuron = _Decoded(layer.neuron, layer)
     yield {layer.neuron.balanced: layer.neuron for layer in layers}
     for layer in layers:
         layer.neuron.put_into(layer)

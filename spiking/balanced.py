@@ -44,6 +44,10 @@ class Balanced(nn.Module):
         spikes: Tensor = self.interaction(self.neuron(x * torch.exp(-self.log_threshold) + self.offset))
         return self.height * spikes
 
+    def no_weight_decay(self) -> set[str]:
+        """As timm's models have it: tables of neurons are no weights."""
+        return set(TABLES)
+
     def channels(self, x: Tensor) -> tuple[int, ...]:
         """The axes of ``x`` ``[B, ...]`` along which thresholds vary."""
         return self.axes or ((-1,) if x.ndim < 4 else (-3,))

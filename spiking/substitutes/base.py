@@ -77,6 +77,10 @@ class Term(nn.Module):
             wanted: what the sum still lacks to the ANN's, ``[B, heads, N, C / heads]``.
         """
 
+    def no_weight_decay(self) -> set[str]:
+        """As timm's models have it: gains and offsets are no weights."""
+        return {name for name, _ in self.named_parameters(recurse=False) if name not in self.inherited}
+
     def forward(self, normed: Tensor, read: Read) -> Tensor:
         """From the normed tokens ``[B, N, C]`` and their maps."""
         raise NotImplementedError

@@ -40,6 +40,10 @@ class Gate(nn.Module):
         self.gain.copy_(gain)
         self.offset.copy_(offset)
 
+    def no_weight_decay(self) -> set[str]:
+        """As timm's models have it."""
+        return {"gain", "offset"}
+
     def forward(self, query: Tensor) -> Tensor:
         """``[B, heads, N, width]`` to ``[B, heads, 1, width]`` or ``[B, heads, N, 1]``."""
         gate: Tensor = self.clip(self._mean(query) * self.gain + self.offset)

@@ -37,6 +37,10 @@ class StaticNorm(nn.Module):
             self.weight[index] = gain
             self.bias[index] = middle - gain * mean
 
+    def no_weight_decay(self) -> set[str]:
+        """As timm's models have it: a norm has no weights."""
+        return {name for name, _ in self.named_parameters()}
+
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C]`` (or ``[B, C]`` where there are patches only) to the same shape."""
         return x * self._by_token(self.weight, x) + self._by_token(self.bias, x)
