@@ -36,7 +36,8 @@ def balance(balanced: Balanced, frames: Tensor) -> tuple[Tensor, Tensor]:
     rate = counts(balanced.neuron, (currents - mean) / std * gain + offset)
     balanced.log_threshold.data = (std / gain).log().reshape(shape).to(balanced.height)
     balanced.offset.data = (offset - gain * mean / std).reshape(shape).to(balanced.height)
-    balanced.height.data = ((rate * target).sum() / rate.square().sum().clamp(min=1e-12)).to(balanced.height)
+    height = (rate * target).sum() / rate.square().sum().clamp(min=1e-12)
+    balanced.height.data = torch.where(height == 0, 1.0, height).to(balanced.height)  # of spikes there are none
     return rate, target
 
 
@@ -57,14 +58,17 @@ def counts(neuron: Neuron, currents: Tensor) -> Tensor:
 def least_error(neuron: Neuron, currents: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Gain and offset ``[C]`` with which a linear reader of the neuron's firing rate knows most about ``target``.
 
+    Of a target that never varies the rate is that of a steady neuron, or none where the target is 0.
+
     Args:
         neuron: with threshold θ; it is not changed.
         currents: standardised, ``[T, samples, C]``.
         target: what the rate should tell, ``[samples, C]``.
     """
     channels = currents.shape[-1]
-    best = currents.new_full((channels,), -1.0)
-    gain, offset = currents.new_ones(channels), currents.new_ones(channels)
+    best = currents.new_zeros(channels)
+    gain = currents.new_full((channels,), GAINS[0])
+    offset = torch.where((target == 0).all(0), OFFSETS[0], OFFSETS[-1]).to(currents)
     centred = target - target.mean(0)
     centred = centred / centred.norm(dim=0).clamp(min=1e-12)
     for g in GAINS:

@@ -207,7 +207,8 @@ def _convert_children(module: nn.Module, prefix: str, planned: Plan, recipe: Rec
 
 def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> nn.Module:
     driven = planned.driven(path)
-    if driven is None or not any(call.driven for call in driven.calls):
+    synaptic = [call for call in driven.calls if call.macs] if driven else []
+    if driven is None or (synaptic and not any(call.driven for call in synaptic)):  # all that it reads are spikes already
         return module
     neuron: NeuronFactory = partial(recipe.coded.neuron, sees_image=path == planned.first)
     if isinstance(recipe.spikes, Membrane) and planned.in_substitutes(path):

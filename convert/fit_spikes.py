@@ -91,8 +91,9 @@ class _Decoded(nn.Module):
     def __init__(self, balanced: Balanced, layer: nn.Linear) -> None:
         super().__init__()
         self.balanced = balanced
-        self.gain = nn.Parameter(torch.ones(()))
-        self.level = nn.Parameter(torch.zeros(()), requires_grad=layer.bias is not None)  # a layer without bias knows none
+        like = balanced.height
+        self.gain = nn.Parameter(torch.ones_like(like))
+        self.level = nn.Parameter(torch.zeros_like(like), requires_grad=layer.bias is not None)  # without bias there is none
 
     def forward(self, x: Tensor) -> Tensor:
         values: Tensor = (self.balanced(x) + self.level) * self.gain

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import nn
 
 from ..calibration import Prior, ThresholdRule
@@ -158,5 +159,6 @@ class Membrane:
 
         IF is reset softly and starts half-way, so that its rate is linear in its input.
         """
-        neuron = IF(v_reset=None, v_start=0.5) if self.neuron == "if" else NEURONS[self.neuron]()
-        return Balanced(neuron, axes, function)
+        with torch.device("cpu"):  # a conversion takes it to where the ANN is, whatever the default device
+            neuron = IF(v_reset=None, v_start=0.5) if self.neuron == "if" else NEURONS[self.neuron]()
+            return Balanced(neuron, axes, function)

@@ -45,4 +45,5 @@ def _operands(call: Operation) -> str:
         return "q, k, softmax, v"
     if not call.driven:
         return "(spikes already)"
-    return "input" if call.kind == "weighted" else f"{len(call.driven)} operands"
+    count = len(call.driven)
+    return "input" if call.kind == "weighted" else f"{count} operand{'s' * (count > 1)}"

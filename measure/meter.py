@@ -176,7 +176,7 @@ class Meter(Ledger):
                 for update in decoded.updates:
                     stream.add(start, update.count)
             elif self.observing:
-                stream.saw(operand)
+                stream.saw(getattr(operand, "units", operand))
         if all(behind):
             return self._multiply_decoded(call, positions, tally)
         counts = [getattr(operand, "units", operand) for operand in pair]
@@ -273,11 +273,11 @@ class Meter(Ledger):
             (stream,) = tally.operands
             stream.elements = operand.numel() // self._share(operand)
             if self.observing:
-                stream.saw(operand)
+                stream.saw(getattr(operand, "units", operand))
             count = self._by_image(spikes, operand)
             stream.add(self._time()[0], count)
             self._add(tally, count)
-            if call.name == "mean":
+            if call.name == "mean" or hasattr(operand, "units"):
                 args = self._call.args[1:]
                 call.result.units = getattr(operand, "units", operand).sum(*args, **self._call.keywords)
 

@@ -29,7 +29,8 @@ from .kinds import spikes_in
 from .meter import Meter
 
 LAYERS = {"linear", "conv1d", "conv2d"}
-PRODUCTS = {"matmul", "bmm"} | ELEMENTWISE
+MATRICES = {"matmul", "bmm"}
+PRODUCTS = MATRICES | ELEMENTWISE
 SETTINGS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
@@ -88,43 +89,46 @@ class _Replayer(Meter):
         behind: list[Any] = [getattr(operand, "decoded", None) for operand in operands]
         # The operation is numbered once its result is there.
         key = self.owner(), self._use(), self._numbers[-1] + 1
-        if name in LAYERS and signals == [0]:
-            if behind[0]:
-                return self._layer_of_decoded(key, call, name, behind[0])
-            spikes = spikes_in(getattr(operands[0], "units", operands[0]))
+        weighted = (name in LAYERS and signals == [0]) or (name in MATRICES and len(signals) == 1)
+        if weighted:
+            (place,) = signals
+            if behind[place]:
+                return self._layer_of_decoded(key, call, name, place, behind[place])
+            spikes = spikes_in(getattr(operands[place], "units", operands[place]))
             if spikes is not None:
-                return self._layer(key, call, name, operands[0])
+                return self._layer(key, call, name, place, operands[place])
         if name in PRODUCTS and signals == [0, 1]:
             if all(behind[:2]):
                 return self._product_of_decoded(key, call, name, *behind[:2])
-            if all(spikes_in(operand) is not None for operand in operands):
+            if all(spikes_in(getattr(operand, "units", operand)) is not None for operand in operands):
                 return self._product(key, call, name, *operands)
-        if (name in LAYERS and signals) or (name in PRODUCTS and len(signals) > 1):
+        if weighted or (name in LAYERS and signals) or (name in PRODUCTS and len(signals) > 1):
             self.left.append(self.owner())
         return call()
 
-    def _layer(self, key: tuple[str, int, int], call: partial[Any], name: str, operand: Tensor) -> Tensor:
+    def _layer(self, key: tuple[str, int, int], call: partial[Any], name: str, place: int, operand: Tensor) -> Tensor:
         """Spikes as they are meet weights."""
-        units = getattr(operand, "units", operand)
-        constant: Tensor = _with(call, torch.zeros_like(operand))
+        counts, height = _counts(operand)
+        constant: Tensor = _with(call, torch.zeros_like(operand), place=place)
         sums = torch.zeros_like(constant)
-        for spikes in _one_by_one(units):
-            self._arrive(key, call, name, sums, spikes)
-        largest = units.abs().argmax()
-        scale = operand.flatten()[largest] / units.flatten()[largest] if units.any() else 1.0
-        return constant + sums * scale
+        for spikes in _one_by_one(counts):
+            self._arrive(key, call, name, place, sums, spikes)
+        return constant + sums * height
 
-    def _layer_of_decoded(self, key: tuple[str, int, int], call: partial[Any], name: str, decoded: Decoded) -> Tensor:
+    def _layer_of_decoded(
+        self, key: tuple[str, int, int], call: partial[Any], name: str, place: int, decoded: Decoded
+    ) -> Tensor:
         """A decoded value meets weights: W r is constant, and W d changes."""
         zero = torch.zeros_like(decoded.seen(decoded.updates[0].prior))
-        of_zero, constant = _with(call, zero), _with(call, decoded.seen(decoded.updates[0].prior))
+        through = partial(_with, call, place=place)
+        of_zero, constant = through(zero), through(decoded.seen(decoded.updates[0].prior))
         d = self._sums(key, of_zero, decoded)[0]
         for update in decoded.updates:
             change = torch.zeros_like(d)
             for spikes in update.spikes:
-                self._arrive(key, call, name, change, decoded.seen(spikes))
+                self._arrive(key, call, name, place, change, decoded.seen(spikes))
             if update.bias is not None:
-                change += _with(call, decoded.seen(update.bias.expand(update.after.shape))) - of_zero
+                change += through(decoded.seen(update.bias.expand(update.after.shape))) - of_zero
             d = update.keep * d + update.gain * change
         self.sums[key] = d, d
         result: Tensor = constant + d
@@ -132,11 +136,12 @@ class _Replayer(Meter):
 
     def _product(self, key: tuple[str, int, int], call: partial[Any], name: str, first: Tensor, second: Tensor) -> Tensor:
         """Two spikes meet."""
+        (one, height), (other, width) = _counts(first), _counts(second)
         result = first.new_zeros(_shape(call, first, second))
-        left = bool(first.abs().max() <= second.abs().max())
-        for spikes in _one_by_one(first if left else second):
-            self._meet(key, name, result, spikes if left else first, second if left else spikes, left)
-        return result
+        left = bool(one.abs().max() <= other.abs().max())
+        for spikes in _one_by_one(one if left else other):
+            self._meet(key, name, result, spikes if left else one, other if left else spikes, left)
+        return result * (height * width)
 
     def _product_of_decoded(
         self, key: tuple[str, int, int], call: partial[Any], name: str, first: Decoded, second: Decoded
@@ -168,8 +173,12 @@ class _Replayer(Meter):
         fresh = run is None or run.elapsed == 0 or self._coded[decoded.neuron].synchronous
         return (torch.zeros_like(like), torch.zeros_like(like)) if fresh else self.sums[key]
 
-    def _arrive(self, key: tuple[str, int, int], call: partial[Any], name: str, result: Tensor, spikes: Tensor) -> None:
+    def _arrive(
+        self, key: tuple[str, int, int], call: partial[Any], name: str, place: int, result: Tensor, spikes: Tensor
+    ) -> None:
         """Events arrive at weights."""
+        if name in MATRICES:
+            return self._meet(key, name, result, *(call.args[0], spikes) if place else (spikes, call.args[1]), left=not place)
         given = dict(zip(("input", "weight", "bias", *SETTINGS), call.args, strict=False)) | call.keywords
         if name == "linear":
             self.additions[key] += events.add_linear(result, spikes, given["weight"])
@@ -187,6 +196,16 @@ class _Replayer(Meter):
             self.additions[key] += (events.add_left if left else events.add_right)(result, first, second)
 
 
+def _counts(operand: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Spikes as whole numbers, and what one of them is worth."""
+    units = getattr(operand, "units", operand)
+    spikes = spikes_in(units)
+    assert spikes is not None
+    counts = units.sign() * spikes
+    largest = counts.abs().argmax()
+    return counts, operand.flatten()[largest] / counts.flatten()[largest] if counts.any() else 1.0
+
+
 def _one_by_one(x: Tensor) -> Iterator[Tensor]:
     """Integers as spikes one after another, each +1 or -1."""
     for n in range(1, int(x.abs().max()) + 1):
@@ -200,9 +219,9 @@ def _changes(decoded: Decoded, update: Update) -> tuple[list[Tensor], Tensor]:
     return spikes, update.gain * decoded.seen(bias.to(update.after).expand(update.after.shape))
 
 
-def _with(call: partial[Any], *operands: Tensor) -> Any:
-    """The call with other first operands."""
-    return call.func(*operands, *call.args[len(operands) :], **call.keywords)
+def _with(call: partial[Any], *operands: Tensor, place: int = 0) -> Any:
+    """The call with other operands, from the one at ``place`` on."""
+    return call.func(*call.args[:place], *operands, *call.args[place + len(operands) :], **call.keywords)
 
 
 def _shape(call: partial[Any], first: Tensor, second: Tensor) -> torch.Size:

@@ -214,7 +214,7 @@ def test_a_model_that_was_changed_after_timm_made_it_is_not_saved(recipe: str, i
     with pytest.raises(
         ArtifactError, match=r"is not this model: 'blocks\.0\.norm2' is .*eps=0\.3.*would be .*eps=1e-06"
     ) as error:
-        to_spiking(model, recipe, images).save(tmp_path / "out")
+        to_spiking(model, brief(recipe), images).save(tmp_path / "out")
     assert "builder=" in error.value.hint
     assert not list(tmp_path.iterdir())
 
@@ -230,7 +230,7 @@ def edited_vit() -> nn.Module:
 @pytest.mark.parametrize("recipe", ["faithful", "qkformer-membrane"])
 def test_a_changed_model_is_carried_by_the_name_of_its_builder(recipe: str, images: Tensor, tmp_path: Path) -> None:
     builder = f"{__name__}:edited_vit"
-    snn = to_spiking(edited_vit(), recipe, images)
+    snn = to_spiking(edited_vit(), brief(recipe), images)
     with pytest.raises(ArtifactError, match=r"is not this model: 'blocks\.0\.mlp\.act' is ReLU"):
         snn.save(tmp_path / "out")
     snn.save(tmp_path / "out", builder=builder)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import timm
 import torch
-from conftest import enliven, make_recipe
+from conftest import brief, enliven, make_recipe
 from torch import Tensor, nn
 
 import vit2snn.zoo
-from vit2snn.convert import RECIPES, Recipe, SpikingModel, load_model, to_spiking
+from vit2snn.convert import RECIPES, Coded, Recipe, SpikingModel, load_model, to_spiking
 from vit2snn.measure import Audit, Meter, audit, replay
 
-SPIKING = make_recipe(attention="ssa", mlp="spiking", norm="batchnorm", neuron="if", readout="mean", timesteps=3)
+SPIKING = make_recipe(attention="ssa+conv", mlp="relu", norm="static", readout="mean", refit="ridge", timesteps=3)
 REPLAYED = {
     "graded": Recipe(timesteps=3),
     "powers of two": make_recipe(timesteps=3, levels=3, ratio=2.0, bias=False, granularity="channel"),
@@ -21,9 +23,15 @@ REPLAYED = {
     "decaying": make_recipe(timesteps=3, levels=4, ratio=2.0, coding="decaying"),
     "bursts": make_recipe(timesteps=2, levels=1, spikes_per_step=3, input_spikes=3),
     "layer-synchronous": make_recipe(timesteps=3, levels=1, schedule="layer-synchronous"),
-    "spiking branches": SPIKING,
-    "experts": SPIKING.changed(attention="emsa+tim", mlp="emsp"),
-    "softmax beside spiking branches": SPIKING.changed(attention="softmax", norm="layernorm", readout="model"),
+    "membranes": SPIKING,
+    "experts on membranes": SPIKING.changed(attention={"0": "emsa+tim", "1": "experts+qk-relu"}, mlp="emsp"),
+    "two signs on gates": SPIKING.changed(attention={"0": "qk-mixed", "1": "sdsa"}, neuron="ternary"),
+    "softmax beside membranes": SPIKING.changed(attention="softmax", norm="layernorm", readout="model"),
+    "coded experts": make_recipe(
+        timesteps=2,
+        structure=dataclasses.replace(RECIPES["experts"].structure, refit="none"),
+        spikes=Coded(levels=3, ratio=2.0),
+    ),
 }
 ZOO = {
     "qkformer_4_384_cifar10": {"dims": [16, 32, 64]},
@@ -54,7 +62,18 @@ def test_adding_weights_where_events_arrive_gives_the_same_logits(name: str, vit
         assert found.left == ()
 
 
-@pytest.mark.parametrize("name", ["powers of two", "bursts", "layer-synchronous", "spiking branches", "experts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "powers of two",
+        "bursts",
+        "layer-synchronous",
+        "membranes",
+        "experts on membranes",
+        "two signs on gates",
+        "coded experts",
+    ],
+)
 def test_the_replay_makes_the_additions_that_the_meter_counts(name: str, vit: nn.Module, images: Tensor) -> None:
     recipe = REPLAYED[name].changed(bias=False)  # sums for biases are no events
     snn = to_spiking(vit, recipe, images)
@@ -97,7 +116,7 @@ def test_the_replay_notices_a_spike_that_is_not_there(vit: nn.Module, images: Te
 def test_the_embedded_model_is_replayed(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     calibration, scored, _ = demo_sample
     for name in ("faithful", "ternary-synchronous", "qkformer-membrane"):
-        recipe = RECIPES[name].changed(timesteps=2)
+        recipe = brief(name).changed(timesteps=2)
         found = replay(to_spiking(load_model("demo"), recipe, calibration[:32]), scored[:1])
         assert found.difference < 1e-13
         assert found.additions > 1e6

@@ -12,11 +12,11 @@ import torch
 from conftest import make_recipe
 from torch import Tensor, nn
 
-from vit2snn.convert import Coded, Recipe, Structure, to_spiking
-from vit2snn.convert.auto import SUBSTITUTES, candidates, choose
+from vit2snn.convert import Coded, Membrane, Recipe, Structure, auto as module, to_spiking
+from vit2snn.convert.auto import candidates, choose, provisional
 from vit2snn.convert.trials import Candidate
 from vit2snn.errors import DataError, ModelError, RecipeError
-from vit2snn.spiking.branches import kinds
+from vit2snn.spiking.substitutes import MLPS, is_sum
 
 KINDS = ("ssa", "qk-token", "sdsa")
 BLOCKS = 3
@@ -82,49 +82,10 @@ def test_a_budget_out_of_reach_is_told_with_the_best_figure(budget: dict[str, fl
     assert f"raise the recipe's {next(iter(budget))}" in caught.value.hint
 
 
-def test_candidates_are_measured_on_images(vit: nn.Module, images: Tensor) -> None:
-    recipe = make_recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean", neuron="if")
-    found = list(candidates(vit, recipe, images.split(5)))
-    assert len(found) == 2 * (len(kinds("attention")) + len(kinds("mlp")))
-    by_kind = {(c.block, c.kind): c for c in found}
-    assert by_kind[0, "qk-token"].energy < by_kind[0, "ssa"].energy < by_kind[0, "emsa"].energy * 1.5
-    assert by_kind[0, "spiking"].energy < by_kind[0, "emsp"].energy
-    tokens, width, hidden = 17, 32, 128
-    assert by_kind[1, "emsp"].ann_energy == pytest.approx(4.6 * 2 * tokens * width * hidden)
-    assert all(0 < c.error < 1.2 for c in found)
-    # A spike at each weight, in each timestep, is the most that there can be.
-    assert 0 < by_kind[0, "spiking"].energy < 0.9 * recipe.timesteps * 2 * tokens * width * hidden
-
-
-def test_no_more_batches_are_read_than_have_the_images(vit: nn.Module, images: Tensor) -> None:
-    read = []
-
-    def batches() -> Iterator[Tensor]:
-        for batch in images.split(5):
-            read.append(len(batch))
-            yield batch
-
-    recipe = auto(norm="batchnorm", refit="none")
-    torch.manual_seed(1)
-    found = next(candidates(vit, recipe, batches(), count=7))
-    assert read == [5, 5]
-    torch.manual_seed(1)
-    assert found == next(candidates(vit, recipe, [images[:7]], count=7))
-
-
-def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, images: Tensor) -> None:
-    snn = to_spiking(vit, make_recipe(attention="auto", norm="batchnorm", readout="mean", neuron="if", max_energy=0.9), images)
-    chosen = snn.recipe.structure.attention
-    assert isinstance(chosen, Mapping)
-    assert set(chosen) == {"0", "1"}
-    assert [plan.attention for plan in snn.plan.blocks] == list(chosen.values())
-    assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe
-
-
 def test_weights_that_are_not_finite_are_named_before_anything_is_fitted(vit: nn.Module, images: Tensor) -> None:
     vit.get_parameter("blocks.1.mlp.fc1.weight").data[3, 3] = float("inf")
     with pytest.raises(ModelError, match=r"the weights of 'blocks\.1\.mlp\.fc1\.weight' are not finite"):
-        next(candidates(vit, make_recipe(attention="auto", norm="batchnorm"), [images]))
+        next(candidates(vit, make_recipe(attention="auto", norm="static"), [images]))
 
 
 @pytest.fixture
@@ -134,35 +95,83 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vit2snn.convert.fitting.STEPS", 5)
 
 
-def substitutes(**fields: Any) -> Recipe:
-    return Recipe(structure=Structure("auto", "auto", norm="gated"), spikes=Coded(), timesteps=2).changed(**fields)
+def substitutes(spikes: Coded | Membrane | None = None, **fields: Any) -> Recipe:
+    norm = "static" if isinstance(spikes, Membrane) else "gated"
+    return Recipe(structure=Structure("auto", "auto", norm=norm), spikes=spikes or Coded(), timesteps=2).changed(**fields)
+
+
+@pytest.fixture
+def many() -> Tensor:
+    return torch.randn(40, 3, 16, 16)
+
+
+def test_what_there_is_to_choose_from_is_what_recipes_know_and_the_anns_own() -> None:
+    attention, mlp = (set(module.KINDS[field]) for field in ("attention", "mlp"))
+    assert all(is_sum(kind) for kind in attention - {"softmax"}) and mlp == {*MLPS, "mlp"}
+    first = provisional(substitutes(Membrane(), max_energy=0.5))
+    assert (first.structure.attention, first.structure.mlp, first.max_energy) == ("qk-relu+conv", "relu", None)
+    assert provisional(Recipe()) == Recipe()
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_substitutes_are_measured_by_the_error_of_the_logits_that_each_alone_causes(vit: nn.Module) -> None:
-    images = torch.randn(40, 3, 16, 16)
+@pytest.mark.parametrize("spikes", [Coded(), Membrane()], ids=["coded", "membrane"])
+def test_substitutes_are_measured_by_the_error_of_the_logits_that_each_alone_causes(
+    spikes: Coded | Membrane, vit: nn.Module, many: Tensor
+) -> None:
     before = {name: value.clone() for name, value in vit.state_dict().items()}
-    found = list(candidates(vit, substitutes(), [images[:30], images[30:]]))
+    found = list(candidates(vit, substitutes(spikes), [many[:30], many[30:]]))
     assert all(torch.equal(value, before[name]) for name, value in vit.state_dict().items())
-    assert len(found) == len(vit.blocks) * sum(map(len, SUBSTITUTES.values()))  # type: ignore[arg-type]
+    assert len(found) == len(vit.blocks) * sum(map(len, module.KINDS.values()))  # type: ignore[arg-type]
     for candidate in found:
         kept = candidate.kind in ("softmax", "mlp")
         assert (candidate.error == 0) == kept
         if kept:  # 2 additions of 0.9 pJ in place of each MAC of 4.6 pJ
             assert candidate.energy == pytest.approx(candidate.ann_energy * 2 * 0.9 / 4.6)
-    cheap, dear = ({c.block: c for c in found if c.kind == kind} for kind in ("qk-channel+conv", "qk-relu+conv"))
-    assert all(cheap[block].energy < dear[block].energy for block in cheap)
+    by_kind = {(c.block, c.kind): c for c in found}
+    tokens, width, hidden = 17, 32, 128
+    for block in range(2):
+        assert by_kind[block, "qk-channel+conv"].energy < by_kind[block, "qk-relu+conv"].energy
+        assert by_kind[block, "relu"].energy < by_kind[block, "emsp"].energy
+        assert by_kind[block, "emsp"].ann_energy == pytest.approx(4.6 * 2 * tokens * width * hidden)
+        assert by_kind[block, "relu"].energy == pytest.approx(2 * 0.9 * 2 * tokens * width * hidden)
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_coded_neurons_get_the_substitutes_that_keep_to_a_budget(vit: nn.Module) -> None:
-    images = torch.randn(40, 3, 16, 16)
-    snn = to_spiking(vit, substitutes(max_error=100.0), images)
+def test_no_more_batches_are_read_than_have_the_images(vit: nn.Module, many: Tensor) -> None:
+    read = []
+
+    def batches() -> Iterator[Tensor]:
+        for batch in many.split(10):
+            read.append(len(batch))
+            yield batch
+
+    torch.manual_seed(1)
+    found = next(candidates(vit, substitutes(), batches(), count=24))
+    assert read == [10, 10, 10]
+    torch.manual_seed(1)
+    assert found == next(candidates(vit, substitutes(), [many[:24]], count=24))
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_coded_neurons_get_the_substitutes_that_keep_to_a_budget(vit: nn.Module, many: Tensor) -> None:
+    snn = to_spiking(vit, substitutes(max_error=100.0), many)
     chosen = snn.recipe.structure
-    assert set(chosen.attention.values()) <= set(SUBSTITUTES["attention"])  # type: ignore[union-attr]
+    assert set(chosen.attention.values()) <= set(module.KINDS["attention"])  # type: ignore[union-attr]
     assert "softmax" not in chosen.attention.values()  # type: ignore[union-attr]
-    assert snn(images[:2]).isfinite().all()
-    best = to_spiking(vit, substitutes(), images).recipe.structure
+    assert snn(many[:2]).isfinite().all()
+    best = to_spiking(vit, substitutes(), many).recipe.structure
     assert len(best.kinds("attention") | best.kinds("mlp")) == 1  # something is new, and as little as may be
     with pytest.raises(DataError, match="20 images are too few to try substitutes on: 16"):
-        to_spiking(vit, substitutes(), images[:20])
+        to_spiking(vit, substitutes(), many[:20])
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, many: Tensor) -> None:
+    snn = to_spiking(vit, substitutes(Membrane(), refit="ridge", max_error=100.0), many)
+    chosen = snn.recipe.structure
+    assert isinstance(chosen.attention, Mapping) and isinstance(chosen.mlp, Mapping)
+    assert set(chosen.attention) == set(chosen.mlp) == {"0", "1"}
+    assert [plan.attention for plan in snn.plan.blocks] == list(chosen.attention.values())
+    assert [plan.mlp for plan in snn.plan.blocks] == list(chosen.mlp.values())
+    assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe
+    assert snn.recipe.spikes == Membrane() and snn(many[:2]).isfinite().all()

@@ -1,33 +1,31 @@
-"""Kinds of branches: what each says for itself, and that a new one is known everywhere."""
+"""Kinds of branches and of terms: what each says for itself, and that a new one is known everywhere."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from conftest import make_recipe, make_vit
+from conftest import make_recipe
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit2snn.convert import candidates, plan, to_spiking
-from vit2snn.convert.auto import choose, tried
-from vit2snn.convert.branches import own_maps
+from vit2snn.convert import Membrane, to_spiking
+from vit2snn.convert.blocks import AUTO
 from vit2snn.errors import ModelError, RecipeError
-from vit2snn.measure import diagnose
 from vit2snn.search import TASKS, Space, arguments, count, create
-from vit2snn.spiking import LIF, Balanced, BlockSize, ConvBN, SpikingAttention, SpikingProjection, branch, neurons
+from vit2snn.spiking import LIF, Balanced, BlockSize, SpikingAttention, TemporalInteraction, branch, neurons
 from vit2snn.spiking.branches import find, kinds, registry
-from vit2snn.spiking.branches.registry import for_tokens, spellings
+from vit2snn.spiking.substitutes import INTERACTION, MLPS, NORMS, Term, base, is_sum, term, terms
 from vit2snn.storage import load
 from vit2snn.zoo import AutoST, statistics
 
 SIZE = BlockSize(channels=32, heads=4, hidden=48, grid=(3, 5), prefix=1)
 ALL = [(place, kind) for place in ("attention", "mlp") for kind in kinds(place)]
-FIELDS: dict[str, Any] = {"norm": "batchnorm", "readout": "mean", "neuron": "if"}
 
 
 @pytest.fixture
@@ -52,29 +50,6 @@ def majority(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "majority"
 
 
-def test_a_new_kind_converts_and_comes_back_from_disk(majority: str, images: Tensor, tmp_path: Path) -> None:
-    snn = to_spiking(make_vit(), make_recipe(attention={"0": majority, "1": "majority+tim"}, mlp="spiking", **FIELDS), images)
-    assert [p.attention for p in snn.plan.blocks] == [majority, "majority+tim"]
-    assert diagnose(snn, images)[-1].relative_error[-1] < 0.5  # re-fitted by ridge regression
-    query = snn.network.get_parameter("blocks.0.attn.branch.query.project.conv.weight")
-    assert snn.network.get_submodule("blocks.0.attn.branch.neuron").gain.unique().numel() > 1
-    assert query.abs().sum() > 0
-    assert snn.is_new("blocks.1.attn.branch.interaction.conv.weight")
-    snn.save(tmp_path / "out")
-    with torch.no_grad():
-        assert torch.equal(load(tmp_path / "out")(images), snn(images))
-
-
-def test_a_new_kind_is_listed_and_may_be_chosen(majority: str, vit: nn.Module, images: Tensor) -> None:
-    with pytest.raises(RecipeError) as caught:
-        make_recipe(attention="minority")
-    assert "majority" in caught.value.hint and "majority+tim" in caught.value.hint
-    recipe = make_recipe(attention="auto", **FIELDS)
-    found = [c for c in candidates(vit, recipe, [images], count=8) if c.kind == majority]
-    assert [c.block for c in found] == [0, 1]
-    assert choose(recipe, found).structure.attention == {"0": majority, "1": majority}
-
-
 def test_a_new_kind_is_in_the_zoo_and_can_be_searched_for(majority: str) -> None:
     space = Space("spikformer", (32,), ((1, 2),), (2,), (4,), (majority, "ssa"))
     drawn = space.draw(Random(0))
@@ -85,6 +60,12 @@ def test_a_new_kind_is_in_the_zoo_and_can_be_searched_for(majority: str) -> None
         measured.parameters, measured.layer_macs, measured.neurons,
     )  # fmt: skip
     assert AutoST(32, (4, 2), (2, 2), attention=majority, depths=(2,)).eval()(torch.randn(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_a_kind_of_the_zoo_is_none_of_recipes(majority: str) -> None:
+    assert majority in kinds("attention")
+    with pytest.raises(RecipeError, match="has the unknown kind 'majority'"):
+        make_recipe(attention=majority)
 
 
 def test_after_that_nobody_knows_it() -> None:
@@ -114,30 +95,8 @@ def test_counts_are_those_of_the_module(place: str, kind: str) -> None:
     assert (counted.neurons, counted.leaks) == (sum(sent), len(sent))
 
 
-@pytest.mark.parametrize(("place", "kind"), ALL)
-def test_parts_are_all_parameters_and_inherit_maps_of_their_shape(place: str, kind: str) -> None:
-    vit: Any = make_vit(embed_dim=32, num_heads=4, mlp_ratio=1.5)
-    made = for_tokens(place, kind, SIZE, LIF)
-    block = vit.blocks[0]
-    maps = made.inherited(own_maps(block.attn if place == "attention" else block.mlp), 4)
-    types = {
-        "projection": SpikingProjection, "gate": SpikingProjection, "product": Balanced, "mask": Balanced, "output": ConvBN,
-    }  # fmt: skip
-    parts = made.parts()
-    assert [part.role for part in parts].index("output") == len(parts) - 1
-    for name, role in parts:
-        part: Any = made.get_submodule(name)
-        assert isinstance(part, types[role])
-        if role in ("projection", "output"):
-            conv = part.conv if role == "output" else part.project.conv
-            assert conv.weight.shape[:2] == maps[name].weight.shape
-            assert len(maps[name].bias) == len(conv.weight)
-    owned = {name for name, _ in made.named_parameters()}
-    assert all(name.split(".")[0] in {part.name for part in parts} for name in owned)
-
-
-def test_a_kind_says_whether_tokens_see_each_other() -> None:
-    torch.manual_seed(0)
+def test_all_attention_but_that_of_tokens_masks_shows_tokens_to_each_other() -> None:
+    mixing = set()
     for kind in kinds("attention"):
         attention = find("attention", kind).for_maps(SIZE, LIF).eval()
         for module in attention.modules():
@@ -147,26 +106,63 @@ def test_a_kind_says_whether_tokens_see_each_other() -> None:
         x = torch.randint(0, 2, (64, 32, 1, 8)).float()
         other = torch.cat([x[..., :1], torch.zeros_like(x[..., 1:])], -1)
         with torch.no_grad():
-            changed = not torch.equal(attention(x)[..., 0], attention(other)[..., 0])
-        assert changed == find("attention", kind).mixes_tokens, kind
+            if not torch.equal(attention(x)[..., 0], attention(other)[..., 0]):
+                mixing.add(kind)
+    assert mixing == set(kinds("attention")) - {"qk-token"}
 
 
-def test_interaction_mixes_tokens(vit: nn.Module) -> None:
-    assert plan(vit, make_recipe(attention="qk-token+tim", mlp="spiking"), (3, 16, 16)).blocks
-    assert spellings("mlp") == kinds("mlp")
+@pytest.fixture
+def loudest(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A term that only this file knows: the value passes where the query is positive, in the mean of its channels."""
+    monkeypatch.setattr(base, "_TERMS", dict(base._TERMS))
+
+    @term("loudest")
+    class Loudest(Term):
+        reads = ("query", "value")
+        queries = ("rectify",)
+
+        def __init__(self, size: BlockSize) -> None:
+            super().__init__(size)
+            self.gain = nn.Parameter(torch.ones(size.heads, 1, 1))
+            self.rectify = nn.ReLU()
+
+        def forward(self, normed: Tensor, read: Any) -> Tensor:
+            passed: Tensor = self.gain * self.rectify(read["query"]).mean(-1, keepdim=True) * read["value"]
+            return passed
+
+    yield "loudest"
 
 
-def test_kinds_that_a_block_is_too_small_for_are_not_tried() -> None:
-    recipe = make_recipe(attention="auto", mlp="spiking", **FIELDS)
-    assert "qk-mixed" in tried(make_vit(), recipe, "attention")  # type: ignore[arg-type]
-    assert "qk-mixed" not in tried(make_vit(num_heads=1), recipe, "attention")  # type: ignore[arg-type]
-    assert tried(make_vit(), recipe, "mlp") == []  # type: ignore[arg-type]
+def test_a_new_term_is_known_to_recipes_and_converts_and_comes_back_from_disk(
+    loudest: str, vit: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(attention="loud")
+    assert loudest in caught.value.hint
+    assert is_sum("loudest+conv+tim")
+    kinds = {"0": "loudest+ssa", "1": "conv+loudest+tim"}
+    snn = to_spiking(vit, make_recipe(attention=kinds, mlp="relu", norm="static", refit="ridge", timesteps=2), images)
+    assert [plan.attention for plan in snn.plan.blocks] == list(kinds.values())
+    rectify: Any = snn.network.get_submodule("blocks.1.attn.terms.loudest.rectify")
+    assert isinstance(rectify, Balanced) and any(isinstance(m, TemporalInteraction) for m in rectify.interaction.modules())
+    assert rectify.log_threshold.unique().numel() > 1  # balanced
+    assert snn.is_new("blocks.0.attn.terms.loudest.gain") and not snn.is_new("blocks.0.attn.qkv.weight")
+    snn.save(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "out")(images), snn(images))
+
+
+def test_after_that_there_is_no_such_term() -> None:
+    assert "loudest" not in terms()
+    with pytest.raises(RecipeError, match="has the unknown kind 'loudest'"):
+        make_recipe(attention="loudest")
 
 
 def test_the_documentation_lists_the_kinds() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "spike_driven.md").read_text()
-    rows = {
-        place: next(row for row in text.splitlines() if row.startswith(f"| `structure.{place}`"))
-        for place in ("attention", "mlp")
-    }
-    assert all(f"`{kind}`" in rows[place] for place, kind in ALL)
+    text = (Path(__file__).parents[1] / "docs" / "spike_driven.md").read_text(encoding="utf-8")
+    table = text.partition("| term |")[2].partition("\n\n")[0].splitlines()[2:]
+    listed = [name for row in table for name in re.findall("`([^`]+)`", row.split("|")[1])]
+    assert sorted(listed) == sorted(terms())
+    assert [name for name in (*MLPS, *NORMS, f"+{INTERACTION}", AUTO) if f"`{name}`" not in text] == []
+    neurons = next(row for row in text.splitlines() if row.startswith("| `spikes.neuron`"))
+    assert [name for name in get_args(get_type_hints(Membrane)["neuron"]) if f"`{name}`" not in neurons] == []

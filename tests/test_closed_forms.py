@@ -128,7 +128,7 @@ def test_an_ann_that_is_not_converted_costs_the_same(fused: bool) -> None:
 
 def test_an_ann_that_is_kept_as_a_teacher_costs_the_same() -> None:
     sizes = SIZES["small"]
-    recipe = make_recipe(timesteps=2, attention="ssa", mlp="spiking", norm="batchnorm", readout="mean", refit="none")
+    recipe = make_recipe(timesteps=2, attention="ssa", mlp="relu", norm="static", readout="mean", refit="none")
     snn = to_spiking(sizes.make(), recipe, sizes.images(4))
     assert snn.teacher is not None
     ann = dense(snn, sizes.images(2))

@@ -31,8 +31,9 @@ SMALL = [
     RECIPES["ternary"].changed(timesteps=5),
     RECIPES["binary"].changed(timesteps=5),
     make_recipe(timesteps=3, levels=3, spikes_per_step=2, granularity="channel", observer="max", headroom=1.0),
+    make_recipe(attention={"0": "ssa+conv+tim", "1": "experts+qk-token"}, mlp="emsp", norm="static", refit="ridge"),
 ]
-NAMES = ["faithful", "ternary", "binary", "burst"]
+NAMES = ["faithful", "ternary", "binary", "burst", "membrane"]
 
 
 @pytest.fixture(params=SMALL, ids=NAMES)
@@ -149,7 +150,7 @@ def test_the_model_handed_in_is_untouched(recipe: Recipe, vit: nn.Module, images
 
 @pytest.mark.parametrize("recipe", ["faithful", "qkformer-membrane"])
 def test_of_a_frozen_model_all_parameters_can_be_trained(recipe: str, vit: nn.Module, images: Tensor) -> None:
-    snn = to_spiking(vit.requires_grad_(False), recipe, images)
+    snn = to_spiking(vit.requires_grad_(False), brief(recipe), images)
     assert all(parameter.requires_grad for parameter in snn.network.parameters())
     assert not any(parameter.requires_grad for parameter in vit.parameters())
 

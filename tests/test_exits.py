@@ -60,7 +60,7 @@ def test_the_run_ends_when_all_have_stopped(snn: SpikingModel, images: Tensor) -
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(timesteps=3), make_recipe(attention="ssa", mlp="spiking", norm="batchnorm", timesteps=3)]
+    "recipe", [Recipe(timesteps=3), make_recipe(attention="ssa", mlp="relu", norm="static", refit="ridge", timesteps=3)]
 )
 def test_scored_beside_the_curve(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
     snn = to_spiking(vit, recipe, images)

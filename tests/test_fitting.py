@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from vit2snn import load, to_spiking
-from vit2snn.convert import Coded, Fitting, Progress, Recipe, SpikingModel, Structure, load_model
+from vit2snn.convert import Coded, Fitting, Membrane, Progress, Recipe, SpikingModel, Structure, load_model
 from vit2snn.convert.structures import Refit
 from vit2snn.convert.views import random_views
 from vit2snn.errors import ArtifactError, DataError, RecipeError, UnsupportedModuleError
@@ -22,12 +23,19 @@ from vit2snn.spiking import analog, simulate
 from vit2snn.spiking.substitutes import GatedNorm
 
 PLAN: dict[str, Any] = {"attention": {"0": "qk-channel+conv", "1": "experts+ssa"}, "mlp": "relu", "norm": "gated"}
+MEMBRANE: dict[str, Any] = {"spikes": Membrane(), "timesteps": 2, "norm": "static"}
+BRANCHES = ["blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp"]
+THROUGH_SPIKES = [f"{name}, spikes" for name in (*BRANCHES, "head")]
+
+
+def set_steps(patch: pytest.MonkeyPatch, count: int) -> None:
+    for module in ("fit_branches", "fitting"):
+        patch.setattr(f"vit2snn.convert.{module}.STEPS", count)
 
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("fit_branches", "fitting"):
-        monkeypatch.setattr(f"vit2snn.convert.{module}.STEPS", 30)
+    set_steps(monkeypatch, 30)
 
 
 @pytest.fixture
@@ -36,10 +44,9 @@ def many() -> Tensor:
 
 
 def convert(model: nn.Module, images: Any, seed: int = 0, fitting: Fitting | None = None, **fields: Any) -> SpikingModel:
-    recipe = Recipe(
-        structure=Structure(**(PLAN | {"refit": "network", "passes": 4} | fields)), spikes=Coded(levels=0), timesteps=1
-    )
-    return to_spiking(model, recipe, images, seed, fitting)
+    spikes, timesteps = fields.pop("spikes", Coded(levels=0)), fields.pop("timesteps", 1)
+    structure = Structure(**(PLAN | {"refit": "network", "passes": 4} | fields))
+    return to_spiking(model, Recipe(structure=structure, spikes=spikes, timesteps=timesteps), images, seed, fitting)
 
 
 def lost(snn: SpikingModel, images: Tensor) -> float:
@@ -95,17 +102,20 @@ def test_blocks_that_are_kept_stay_as_they_are_until_the_whole_is_fitted(vit: An
     torch.testing.assert_close(kept.mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight)
 
 
-def test_the_same_seed_gives_the_same_and_another_one_another(vit: nn.Module, many: Tensor) -> None:
-    one, same, other = (convert(vit, many, seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("fields", [{}, MEMBRANE], ids=["coded", "membrane"])
+def test_the_same_seed_gives_the_same_and_another_one_another(
+    fields: dict[str, Any], vit: nn.Module, many: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_steps(monkeypatch, 4)
+    one, same, other = (convert(vit, many, seed, **fields) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(same), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
 
 
-@pytest.mark.parametrize("stage", ["blocks.1.attn", "network"])
-def test_an_interrupted_fit_ends_as_one_that_was_not(
-    stage: str, vit: nn.Module, many: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vit2snn.convert.fitting.EVERY", 3)
+def interrupted_and_resumed(
+    stage: str, model: nn.Module, images: Tensor, folder: Path, **fields: Any
+) -> tuple[SpikingModel, list[Progress]]:
+    """A fit that was interrupted at the fifth update of a stage, and what the resumed one reported."""
     seen: list[str] = []
 
     def interrupt(progress: Progress) -> None:
@@ -113,16 +123,54 @@ def test_an_interrupted_fit_ends_as_one_that_was_not(
         if seen.count(stage) == 5:
             raise KeyboardInterrupt
 
-    folder = open_folder(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        convert(vit, many, fitting=Fitting(folder=folder, report=interrupt))
-    later: list[str] = []
-    resumed = convert(
-        vit, many, fitting=Fitting(folder=folder, resume=True, report=lambda progress: later.append(progress.stage))
-    )
-    assert later[0] == stage and len(later) < 4 * 30 + 16
+        convert(model, images, fitting=Fitting(folder=folder, report=interrupt), **fields)
+    later: list[Progress] = []
+    return convert(model, images, fitting=Fitting(folder=folder, resume=True, report=later.append), **fields), later
+
+
+@pytest.mark.parametrize("stage", ["blocks.1.attn", "network"])
+def test_an_interrupted_fit_ends_as_one_that_was_not(
+    stage: str, vit: nn.Module, many: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit2snn.convert.fitting.EVERY", 3)
+    resumed, later = interrupted_and_resumed(stage, vit, many, open_folder(tmp_path / "out"))
+    assert later[0].stage == stage and len(later) < 4 * 30 + 16
     whole = convert(vit, many)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def sample() -> Tensor:
+    """The same images each time."""
+    return torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+FEW = 8
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> tuple[SpikingModel, list[Progress]]:
+    """What a fit to `sample` in `FEW` steps gives that goes on through spikes, and its progress."""
+    found: list[Progress] = []
+    torch.manual_seed(0)  # as each test has it, for the biases of the ANN
+    with pytest.MonkeyPatch.context() as patch:
+        set_steps(patch, FEW)
+        return convert(make_vit(), sample(), fitting=Fitting(report=found.append), **MEMBRANE), found
+
+
+@pytest.mark.parametrize("stage", ["network", THROUGH_SPIKES[0], THROUGH_SPIKES[3], THROUGH_SPIKES[-1]])
+def test_a_fit_interrupted_with_its_spikes_to_come_or_half_fitted_ends_as_one_that_was_not(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[SpikingModel, list[Progress]]
+) -> None:
+    monkeypatch.setattr("vit2snn.convert.fitting.EVERY", 3)
+    set_steps(monkeypatch, FEW)
+    resumed, later = interrupted_and_resumed(stage, make_vit(), sample(), open_folder(tmp_path / "out"), **MEMBRANE)
+    expected, progress = uninterrupted
+    assert later[0].stage == stage
+    stages = list(dict.fromkeys(p.stage for p in progress))
+    assert list(dict.fromkeys(p.stage for p in later)) == stages[stages.index(stage) :]
+    assert later == progress[-len(later) :]  # it has not to do more, and says the same of itself
+    assert all(torch.equal(a, b) for a, b in zip(weights(expected), weights(resumed), strict=True))
 
 
 def test_a_fit_is_not_resumed_with_other_images_or_another_plan(vit: nn.Module, many: Tensor, tmp_path: Path) -> None:
@@ -134,20 +182,57 @@ def test_a_fit_is_not_resumed_with_other_images_or_another_plan(vit: nn.Module, 
         convert(vit, many, refit="blocks", mlp="emsp", fitting=Fitting(folder=folder, resume=True))
 
 
+def test_a_fit_through_spikes_is_not_resumed_with_other_neurons_or_timesteps(
+    vit: nn.Module, many: Tensor, tmp_path: Path
+) -> None:
+    folder, fields = open_folder(tmp_path / "out"), MEMBRANE | {"refit": "ridge"}
+    convert(vit, many, fitting=Fitting(folder=folder), **fields)
+    for other, name in (
+        ({"spikes": Membrane("plif")}, "spikes"),
+        ({"spikes": Membrane(kept=dataclasses.replace(Membrane().kept, levels=2))}, "spikes"),
+        ({"timesteps": 3}, "timesteps"),
+    ):
+        with pytest.raises(ArtifactError, match=f"was begun with {name}"):
+            convert(vit, many, fitting=Fitting(folder=folder, resume=True), **(fields | other))
+    convert(vit, many, fitting=Fitting(folder=folder, resume=True), **fields)
+
+
 def test_progress_rises_to_one(vit: nn.Module, many: Tensor) -> None:
     found: list[Progress] = []
     convert(vit, many, fitting=Fitting(report=found.append))
     shares = [progress.done for progress in found]
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
-    assert list(dict.fromkeys(progress.stage for progress in found)) == [
-        "blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp", "network",
-    ]  # fmt: skip
+    assert list(dict.fromkeys(progress.stage for progress in found)) == [*BRANCHES, "network"]
+
+
+def test_progress_rises_to_one_through_the_spikes(
+    vit: nn.Module, many: Tensor, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[SpikingModel, list[Progress]]
+) -> None:
+    set_steps(monkeypatch, FEW)
+    blocks: list[Progress] = []
+    convert(vit, many, fitting=Fitting(report=blocks.append), **(MEMBRANE | {"refit": "blocks"}))
+    for found, whole in ((blocks, []), (uninterrupted[1], ["network"])):
+        shares = [progress.done for progress in found]
+        assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == pytest.approx(1)
+        assert list(dict.fromkeys(progress.stage for progress in found)) == [*BRANCHES, *whole, *THROUGH_SPIKES]
+    last = next(progress.done for progress in reversed(blocks) if progress.stage == BRANCHES[-1])
+    assert last == pytest.approx(1 / 3)  # an update through spikes is as much work as one in float in each of the 2 timesteps
+
+
+def test_training_branches_through_their_spikes_does_better_than_balancing_alone(
+    monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[SpikingModel, list[Progress]]
+) -> None:
+    set_steps(monkeypatch, FEW)
+    monkeypatch.setattr("vit2snn.convert.fit_spikes._train", lambda *arguments: None)
+    balanced = convert(make_vit(), sample(), **MEMBRANE)
+    assert divergence(uninterrupted[0], sample()) < 0.8 * divergence(balanced, sample())
 
 
 def test_too_few_images_are_refused_with_what_to_expect(vit: nn.Module, images: Tensor) -> None:
     with pytest.raises(DataError, match="12 images are too few to fit substitutes"):
         convert(vit, images)
-    assert convert(vit, images[:1], refit="ridge")(images).isfinite().all()
+    for fields in ({}, MEMBRANE):
+        assert convert(vit, images[:1], refit="ridge", **fields)(images).isfinite().all()
 
 
 def test_a_loader_that_shuffles_and_half_precision_and_a_plan_of_averages(many: Tensor) -> None:

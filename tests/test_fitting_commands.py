@@ -61,6 +61,27 @@ def test_an_interrupted_fit_is_resumed_on_request_alone(tmp_path: Path, monkeypa
     assert not (tmp_path / "out.training").exists()
 
 
+def test_a_fit_interrupted_with_its_spikes_to_come_does_not_fit_its_structure_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    membrane = ["--recipe", "spike-driven", "--passes", "1", "--timesteps", "2"]
+    out, folder = tmp_path / "out", tmp_path / "out.training"
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit_spikes", killed)
+        assert convert(out, *membrane).exit_code != 0
+    assert {path.name for path in folder.iterdir()} >= {"branches", "checkpoint", "spikes"} and not out.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("vit2snn.convert.fit_branches._train", killed)
+        other = convert(out, *membrane, "--resume", "--seed", "1")
+        assert other.exit_code != 0 and "was begun with" in other.output
+        resumed = convert(out, *membrane, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert not folder.exists() and load(out).recipe.spike_driven
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

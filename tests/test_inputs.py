@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import brief, make_vit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,10 +19,10 @@ from vit2snn.errors import DataError, ModelError
 @pytest.mark.parametrize("recipe", ["faithful", "experts-membrane"])
 def test_the_same_arguments_give_the_same_network(recipe: str, vit: nn.Module, images: Tensor) -> None:
     before = torch.get_rng_state()
-    first = to_spiking(vit, recipe, images)
+    first = to_spiking(vit, brief(recipe), images)
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    second, other = to_spiking(vit, recipe, images), to_spiking(vit, recipe, images, seed=1)
+    second, other = to_spiking(vit, brief(recipe), images), to_spiking(vit, brief(recipe), images, seed=1)
     with torch.no_grad():
         assert torch.equal(first(images), second(images))
         assert torch.equal(first(images), other(images)) == (recipe == "faithful")
@@ -33,14 +33,14 @@ def test_the_model_keeps_its_mode_and_its_hooks(recipe: str, images: Tensor) -> 
     model = make_vit().train()
     model.blocks[0].eval()  # type: ignore[index, union-attr]
     modes = [module.training for module in model.modules()]
-    to_spiking(model, recipe, images)
+    to_spiking(model, brief(recipe), images)
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_the_teacher_is_no_part_of_the_student(images: Tensor) -> None:
     model = make_vit(proj_drop_rate=0.5)
-    snn = to_spiking(model, "qkformer-membrane", images)
+    snn = to_spiking(model, brief("qkformer-membrane"), images)
     assert snn.teacher is not None
     assert {name.partition(".")[0] for name, _ in snn.named_parameters()} == {"network"}
     own = {id(tensor) for tensor in (*snn.parameters(), *snn.buffers())}
@@ -58,9 +58,9 @@ def test_the_teacher_is_no_part_of_the_student(images: Tensor) -> None:
 
 @pytest.mark.parametrize("recipe", ["faithful", "experts-membrane"])
 def test_conversion_within_inference_mode(recipe: str, vit: nn.Module, images: Tensor) -> None:
-    expected = to_spiking(vit, recipe, images)
+    expected = to_spiking(vit, brief(recipe), images)
     with torch.inference_mode():
-        snn = to_spiking(vit, recipe, images.clone())
+        snn = to_spiking(vit, brief(recipe), images.clone())
         assert torch.equal(snn(images), expected(images))
     assert all(p.requires_grad and not p.is_inference() for p in snn.parameters())
 

@@ -20,10 +20,9 @@ from bruteforce import (
     spent,
     spikes,
 )
-from conftest import enliven, make_recipe, make_vit
+from conftest import enliven
 from torch import Tensor, nn
 
-from vit2snn.convert import to_spiking
 from vit2snn.measure import Meter
 from vit2snn.spiking import (
     LIF,
@@ -165,26 +164,6 @@ def test_tokens_on_a_grid_and_tokens_apart_from_it() -> None:
         for images in frames
     ]
     assert spent(metered(nn.Sequential(Sends(), conv), frames)) == counts
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        {"attention": {"0": "qk-token", "1": "ssa"}, "mlp": "spiking"},
-        {"attention": "sdsa", "mlp": "mlp", "norm": "layernorm"},
-        {"attention": "qk-channel+tim", "mlp": "spiking", "shortcut": "sew"},
-        {"attention": "emsa", "mlp": "spiking", "levels": 3, "ratio": 2.0},
-    ],
-)
-@torch.no_grad()
-def test_every_operation_of_a_network_with_spiking_branches(recipe: dict[str, Any]) -> None:
-    vit = make_vit(img_size=12, embed_dim=8, depth=2, num_classes=3)
-    recipe = {"norm": "batchnorm", "neuron": "if", "readout": "class-token", **recipe}
-    snn, x = to_spiking(vit, make_recipe(timesteps=T, **recipe), torch.randn(8, 3, 12, 12)), torch.randn(B, 3, 12, 12)
-    counts = counted(snn.network, B, lambda: snn(x, T, chunk=1))
-    with Meter(snn.network) as meter:
-        snn(meter.show(x), T, chunk=1)
-    check(meter, counts)
 
 
 def test_masks_are_binary_spikes() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, plan
 from vit2snn.errors import ModelError, NothingConvertedError, UnsupportedModuleError
+from vit2snn.spiking import IF, Balanced
 from vit2snn.tracing import record
 
 SIZE = (3, 16, 16)
@@ -110,6 +113,43 @@ def test_operations_of_an_einsum(equation: str, shapes: list[tuple[int, ...]], m
 
     (operation,) = record(Product(), (3, 4, 4))
     assert operation.macs == macs
+
+
+class Fires(nn.Module):
+    """Two neurons fire, and a layer reads what is made of their spikes, and of the signal."""
+
+    def __init__(self, made: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.other, self.made = Balanced(IF()), Balanced(IF()), made
+        self.layer, self.gain = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(self.made(self.one(x), self.other(x), x, self.gain))
+        return out
+
+
+MADE: dict[str, tuple[Callable[..., Tensor], bool]] = {
+    "spikes": (lambda s, z, x, gain: s, True),
+    "a view": (lambda s, z, x, gain: s.transpose(1, 2).reshape(s.shape).contiguous(), True),
+    "a sum": (lambda s, z, x, gain: s.sum(1), True),
+    "a mean": (lambda s, z, x, gain: s.mean(1, keepdim=True), True),
+    "a common factor": (lambda s, z, x, gain: s * 0.5, True),
+    "a product of spikes": (lambda s, z, x, gain: s * z, True),
+    "products of matrices": (lambda s, z, x, gain: s @ z.transpose(1, 2) @ s, True),
+    "a product with what gets neurons": (lambda s, z, x, gain: s * x, True),
+    "a factor for each channel": (lambda s, z, x, gain: s * gain, False),
+    "a function": (lambda s, z, x, gain: torch.tanh(s), False),
+    "spikes of two heights": (lambda s, z, x, gain: torch.cat([s, z], 1), False),
+    "spikes beside the signal": (lambda s, z, x, gain: torch.cat([s, x], 1), False),
+    "a sum with the signal": (lambda s, z, x, gain: s + x, False),
+    "the signal": (lambda s, z, x, gain: x, False),
+}
+
+
+@pytest.mark.parametrize(("made", "spikes"), MADE.values(), ids=MADE.keys())
+def test_what_is_made_of_spikes_is_counts_of_spikes_or_needs_neurons_again(made: Callable[..., Tensor], spikes: bool) -> None:
+    (layer,) = [operation for operation in record(Fires(made), (5, 8)) if operation.module == "layer"]
+    assert (layer.spikes, layer.driven) == (((0,), ()) if spikes else ((), (0,)))
 
 
 def test_a_conversion_of_nothing_is_an_error() -> None:

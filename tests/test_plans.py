@@ -44,33 +44,76 @@ def test_a_block_that_is_not_there_is_named(key: str) -> None:
 
 
 def test_a_plan_that_mixes_no_tokens_is_refused_with_the_reason(vit: nn.Module) -> None:
-    with pytest.raises(RecipeError, match="no block of this plan mixes all tokens: attention of the kind qk-token") as caught:
-        plan(vit, make_recipe(attention="qk-token", mlp="spiking"), SIZE)
-    assert '"second half": "ssa"' in caught.value.hint
-    mixed = make_recipe(attention={"0": "qk-token", "1": "softmax"}, mlp="spiking")
+    blind = make_recipe(attention={"0": "qk-token+conv", "1": "conv"}, mlp="relu")
+    with pytest.raises(
+        RecipeError, match="no block of this plan mixes all tokens: attention of the kind conv, qk-tok"
+    ) as caught:
+        plan(vit, blind, SIZE)
+    assert '"second half": "ssa+conv"' in caught.value.hint
+    mixed = make_recipe(attention={"0": "qk-token", "1": "softmax"}, mlp="relu")
     assert plan(vit, mixed, SIZE).blocks[1].attention == "softmax"
 
 
-@pytest.mark.parametrize("preset", ["qkformer-membrane", "experts-membrane", "spike-driven"])
-def test_the_plan_has_a_row_for_each_branch_and_its_cost(preset: str, vit: nn.Module) -> None:
+def test_a_temporal_interaction_mixes_tokens(vit: nn.Module) -> None:
+    planned = plan(vit, make_recipe(attention="qk-token+conv+tim", mlp="relu"), SIZE)
+    assert [block.attention for block in planned.blocks] == ["qk-token+conv+tim"] * 2
+
+
+NEURONS = {
+    "qkformer-membrane": {"qk-token.gate.rectify", "qk-token.gate.clip", "ssa.rectify_query", "ssa.rectify_key"},
+    "experts-membrane": {"experts.rectify"},
+    "spike-driven": {"ssa.rectify_query", "ssa.rectify_key"},
+}
+
+
+@pytest.mark.parametrize("preset", NEURONS)
+def test_the_plan_has_a_row_for_each_operation_and_each_neuron_and_their_cost(preset: str, vit: nn.Module) -> None:
     planned = plan(vit, RECIPES[preset], SIZE)
     rows = {module.name: module for module in planned.modules}
-    assert rows["patch_embed.proj"].action == "analog"
-    assert rows["blocks.0.norm1"].becomes == "BatchNorm2d + IF"
-    assert rows["blocks.1.attn"].type == "Attention"
-    expected = {
-        "qkformer-membrane": "SpikingSelfAttention",
-        "experts-membrane": "ExpertMixtureAttention",
-        "spike-driven": "SpikingSelfAttention",
-    }
-    assert rows["blocks.1.attn"].becomes == expected[preset]
+    neurons = {name for name, row in rows.items() if row.becomes}
+    terms = "blocks.0.attn.terms."
+    assert {name.removeprefix(terms) for name in neurons if name.startswith(terms)} == NEURONS[preset]
+    assert {rows[name].becomes for name in neurons} == {"IF"}
+    assert (rows["blocks.0.mlp.act"].type, rows["blocks.0.mlp.act"].action) == ("ReLU", "spiking")
+    assert ("blocks.0.mlp.clip" in rows) == (preset == "experts-membrane")
     tokens, width, hidden = 17, 32, 128
-    if preset == "spike-driven":  # q, k, v and output; k v and q (k v), heads of 16 channels
-        assert rows["blocks.0.attn"].macs == tokens * (4 * width * width + 2 * width * 16)
-        assert rows["blocks.0.mlp"].macs == 2 * tokens * width * hidden
-    assert all(module.action == "spiking" for name, module in rows.items() if name != "patch_embed.proj")
-    assert not planned.coded("blocks.0.attn")
-    assert not planned.coded("head")
+    if preset == "spike-driven":  # q, k, v; k v and q (k v), heads of 16 channels; output
+        assert rows["blocks.0.attn.qkv"].macs == tokens * 3 * width * width
+        assert rows["blocks.0.attn.terms.ssa"].macs == 2 * tokens * width * 16
+        assert rows["blocks.0.attn.proj"].macs == tokens * width * width
+        assert rows["blocks.0.mlp.fc1"].macs == rows["blocks.0.mlp.fc2"].macs == tokens * width * hidden
+    # All that has a cost is driven, but for what sees the image; all else is a neuron, or a constant that folds.
+    for name, row in rows.items():
+        if row.action == "analog" and name != "patch_embed.proj":
+            assert row.macs == 0 and {call.kind for call in row.calls} == {"scale"}, name
+    assert rows["patch_embed.proj"].action == "analog" and rows["patch_embed.proj"].macs > 0
+    assert {name for name, row in rows.items() if planned.driven(name)} == {
+        name for name, row in rows.items() if row.macs and name != "patch_embed.proj"
+    }
+
+
+def test_what_are_spikes_already_needs_no_neurons(vit: nn.Module) -> None:
+    planned = plan(vit, RECIPES["experts-membrane"], SIZE)
+    rows = {module.name: module for module in planned.modules}
+
+    def driven(name: str) -> list[tuple[int, ...]]:
+        return [call.driven for call in rows[name].calls if call.macs]
+
+    # A perceptron's ReLU is a neuron, which the layer behind it reads; and so is the router that gates it.
+    for name in ("mlp.fc2", "mlp.router", "mlp"):
+        assert not any(driven(f"blocks.0.{name}")), name
+    assert driven("blocks.0.mlp.fc1") == driven("blocks.0.attn.proj") == driven("head") == [(0,)]
+    # The router's spikes need none, and the maps' sums over tokens do.
+    assert driven("blocks.0.attn.terms.experts") == [(1,), (1,)]
+
+
+def test_a_plan_tells_what_is_in_substitutes_where_membrane_neurons_may_be(vit: nn.Module) -> None:
+    half = plan(vit, make_recipe(attention={"1": "ssa"}, mlp={"0": "relu"}), SIZE)
+    inside = ("blocks.1.attn.qkv", "blocks.1.attn.terms.ssa", "blocks.0.mlp.fc1")
+    outside = ("blocks.0.attn.qkv", "blocks.1.mlp.fc1", "patch_embed.proj", "head")
+    assert all(map(half.in_substitutes, inside)) and not any(map(half.in_substitutes, outside))
+    assert plan(vit, RECIPES["spike-driven"], SIZE).in_substitutes("head")  # which is behind one
+    assert not plan(vit, RECIPES["faithful"], SIZE).in_substitutes("head")
 
 
 def test_auto_needs_images(vit: nn.Module) -> None:
@@ -94,7 +137,7 @@ def test_blocks_of_another_kind_are_refused_by_name() -> None:
 def test_attention_pooling_has_no_spiking_form() -> None:
     pooled = make_vit(global_pool="map", class_token=False)
     with pytest.raises(UnsupportedModuleError, match="reads its tokens by attention pooling"):
-        plan(pooled, RECIPES["spike-driven"].changed(readout="model"), SIZE)
+        plan(pooled, RECIPES["spike-driven"].changed(readout="mean"), SIZE)
     assert plan(pooled, RECIPES["spike-driven"], SIZE).blocks
 
 
@@ -106,17 +149,24 @@ def test_a_spiking_network_is_not_converted_again() -> None:
 def test_the_command_shows_the_plan_and_what_it_costs(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "qkformer-membrane"])
     assert shown.exit_code == 0, shown.output
-    assert "QKTokenAttention" in shown.stdout
-    assert "BatchNorm2d + IF" in shown.stdout
+    row = next(line for line in shown.stdout.splitlines() if "qk-token.gate.clip" in line)
+    assert "Hardtanh" in row and "IF" in row and "(is a neuron)" in row
+    assert next(line for line in shown.stdout.splitlines() if "mlp.fc2" in line).split()[2:5] == [
+        "linear",
+        "(spikes",
+        "already)",
+    ]
+    assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "M accumulates in 4 timesteps, if each neuron sent a spike in each" in shown.stdout
     recipe = tmp_path / "recipe.json"
-    structure = {"attention": {"0-7": "qk-token", "8-11": "ssa"}, "mlp": "spiking"}
+    structure = {"attention": {"0-7": "qk-token+conv", "8-11": "ssa+conv"}, "mlp": "relu"}
     recipe.write_text(json.dumps({"structure": structure, "spikes": {"kind": "membrane"}}))
     refused = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", str(recipe)])
     assert refused.exit_code == 2
     assert "names block '0-7', and the model has the blocks 0-3" in refused.stderr
     document = CliRunner().invoke(cli, ["inspect", "demo", "--recipe", "experts-membrane", "--json"])
-    assert [block["attention"] for block in json.loads(document.stdout)["blocks"]] == ["emsa"] * 4
+    kinds = [(block["attention"], block["mlp"]) for block in json.loads(document.stdout)["blocks"]]
+    assert kinds == [("experts+conv", "emsp")] * 2 + [("emsa+conv", "emsp")] * 2
 
 
 def test_plans_need_neither_weights_nor_their_memory() -> None:
@@ -140,7 +190,7 @@ def test_parts_of_few_blocks_may_be_none() -> None:
 
 def test_hybrid_keeps_the_last_third_of_the_blocks(many_blocks: nn.Module) -> None:
     planned = plan(many_blocks, RECIPES["hybrid"], SIZE)
-    kinds = ["qk-channel+conv"] * 2 + ["qk-relu+conv"] * 2
+    kinds = ["qk-channel+ssa+conv"] * 2 + ["qk-relu+conv"] * 2
     assert [(block.attention, block.mlp) for block in planned.blocks] == [(kind, "relu") for kind in kinds] + [
         ("softmax", "mlp")
     ] * 2

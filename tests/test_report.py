@@ -196,11 +196,11 @@ def test_scored_calibration_images_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_recipe_without_a_name_is_told_by_its_main_fields(tmp_path: Path) -> None:
-    halves = {"first half": "qk-token", "second half": "ssa"}
-    recipe = make_recipe(attention=halves, mlp="spiking", neuron="plif", norm="batchnorm", refit="none")
+    halves = {"first half": "qk-token+conv", "second half": "ssa"}
+    recipe = make_recipe(attention=halves, mlp="relu", neuron="plif", norm="static", refit="none")
     parsed = Parsed(page(written(tmp_path / "one", recipe=recipe)))
-    branches = "structure.attention first half qk-token / second half ssa, structure.mlp spiking"
-    assert f"recipe of its own: {branches}, structure.norm batchnorm, spikes.neuron plif" in parsed.text
+    branches = "structure.attention first half qk-token+conv / second half ssa, structure.mlp relu"
+    assert f"recipe of its own: {branches}, structure.norm static, spikes.neuron plif" in parsed.text
 
 
 def test_sections_without_data_are_left_out(tmp_path: Path) -> None:

@@ -16,17 +16,16 @@ from conftest import make_recipe
 
 from vit2snn.cli import cli
 from vit2snn.convert import Recipe
-from vit2snn.convert.auto import opened
+from vit2snn.convert.auto import KINDS, opened
 from vit2snn.convert.plans import compromises, told, uniform
 from vit2snn.convert.trials import Candidate
 from vit2snn.errors import RecipeError
 from vit2snn.search.front import is_on_front
-from vit2snn.spiking.branches import kinds
 from vit2snn.storage import load, save_model
 
 BLOCKS = range(3)
-ATTENTION, MLP = ("ssa", "qk-token", "sdsa"), ("spiking", "emsp")
-BOTH = make_recipe(attention="auto", mlp="auto", norm="batchnorm", readout="mean")
+ATTENTION, MLP = ("ssa", "qk-token", "sdsa"), ("relu", "emsp")
+BOTH = make_recipe(attention="auto", mlp="auto", norm="static", readout="mean")
 
 
 def candidates(seed: int) -> list[Candidate]:
@@ -85,10 +84,11 @@ def test_plans_are_told_in_words() -> None:
     assert told({"0": "ssa", "1": "ssa", "2": "sdsa", "3": "ssa"}) == "ssa 0-1 sdsa 2 ssa 3"
 
 
-def test_a_recipe_is_opened_where_it_has_spikes() -> None:
+def test_a_recipe_is_opened_where_it_has_new_branches() -> None:
     both = opened(Recipe.find("qkformer-membrane"))
-    assert (both.structure.attention, both.structure.mlp, both.structure.norm) == ("auto", "auto", "batchnorm")
-    assert opened(both.changed(mlp="spiking", max_energy=0.5)).structure.mlp == "spiking"
+    assert (both.structure.attention, both.structure.mlp, both.structure.norm) == ("auto", "auto", "static")
+    assert both.spikes == Recipe.find("qkformer-membrane").spikes
+    assert opened(both.changed(mlp="relu", max_energy=0.5)).structure.mlp == "relu"
     with pytest.raises(RecipeError, match="no new branches"):
         opened(Recipe())
 
@@ -101,11 +101,12 @@ def run(*arguments: object) -> Result:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("planned")
     recipe = folder / "recipe.json"
-    opened = make_recipe(attention="auto", norm="batchnorm", neuron="if", readout="mean", refit="none")
+    opened = make_recipe(attention="auto", norm="static", neuron="if", readout="mean", refit="none")
     recipe.write_text(json.dumps(opened.to_json()))
-    result = run(
-        "plan", "demo", "--recipe", recipe, "--timesteps", 2, "--samples", 4, "--plans", 4, "-o", folder / "plans", "--json"
-    )
+    given = ("--recipe", recipe, "--timesteps", 2, "--samples", 24, "--plans", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vit2snn.convert.trials.STEPS", 2)
+        result = run("plan", "demo", *given, "-o", folder / "plans", "--json")
     assert result.exit_code == 0, result.output
     return folder / "plans", json.loads(result.stdout)
 
@@ -113,7 +114,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 def test_the_command_writes_plans_a_picture_and_recipes(planned: tuple[Path, dict[str, Any]]) -> None:
     out, document = planned
     assert json.loads((out / "front.json").read_text()) == document
-    assert len(document["candidates"]) == 4 * len(kinds("attention"))
+    assert len(document["candidates"]) == 4 * len(KINDS["attention"])
     plans = document["plans"]
     assert len(plans) >= 2
     assert {path.name for path in out.iterdir()} == {"front.json", "front.svg", *(plan["file"] for plan in plans)}
@@ -154,5 +155,5 @@ def test_bad_input(tmp_path: Path) -> None:
     save_model(timm.create_model("efficientformerv2_s0"), tmp_path / "other")
     other = run("plan", f"local-dir:{tmp_path / 'other'}", "--data", tmp_path, "-o", tmp_path / "plans")
     assert other.exit_code == 1
-    assert "spiking branches take the places of the blocks of timm's VisionTransformer" in other.stderr
+    assert "substitutes take the places of the blocks of timm's VisionTransformer" in other.stderr
     assert not (tmp_path / "plans").exists()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from conftest import make_vit
+from conftest import brief, make_vit
 from torch import Tensor, nn
 
 import vit2snn
@@ -25,7 +25,7 @@ T = 3
 @pytest.fixture(scope="module", params=["faithful", "qkformer-membrane"])
 def snn(request: pytest.FixtureRequest) -> SpikingModel:
     torch.manual_seed(0)
-    return to_spiking(make_vit(), request.param, torch.randn(12, 3, 16, 16))
+    return to_spiking(make_vit(), brief(request.param), torch.randn(12, 3, 16, 16))
 
 
 def in_threads(*jobs: Callable[[], object], times: int = 10) -> list[BaseException]:

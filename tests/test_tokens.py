@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vit2snn.spiking import IF, Balanced, GridConv2d, SpikingMLP, SpikingNorm, TokenBranch, to_map, to_tokens
+from vit2snn.spiking import IF, Balanced, GridConv2d, SpikingMLP, to_map, to_tokens
 
 
 def test_maps_of_tokens_are_views_and_go_back() -> None:
@@ -18,11 +18,12 @@ def test_maps_of_tokens_are_views_and_go_back() -> None:
 def test_gradients_through_batch_normalisation_of_tokens_are_right(training: bool) -> None:
     """On maps of N by 1, torch's CPU kernel mistakes the memory format, and they are not."""
     torch.manual_seed(0)
-    branch = TokenBranch(SpikingMLP(6, 8, lambda **constants: nn.Identity()).double())  # type: ignore[arg-type]
+    branch = SpikingMLP(6, 8, lambda **constants: nn.Identity()).double()  # type: ignore[arg-type]
     branch.train(training)
     for parameter in branch.parameters():
         parameter.data.normal_()
-    assert torch.autograd.gradcheck(branch, (torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True),))
+    x = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: to_tokens(branch(to_map(x))), (x,))
 
 
 def test_a_grid_convolution_is_one_of_the_patches_and_leaves_other_tokens_alone() -> None:
@@ -38,25 +39,25 @@ def test_a_grid_convolution_is_one_of_the_patches_and_leaves_other_tokens_alone(
     assert alone(x[..., 2:]).shape == (5, 4, 1, 6)
 
 
-def test_a_spiking_norm_normalises_channels_and_fires() -> None:
-    torch.manual_seed(0)
-    norm = SpikingNorm(nn.BatchNorm2d(3), IF(threshold=1.0)).train()
-    x = torch.randn(200, 7, 3) * torch.tensor([1.0, 5.0, 0.1]) + 4
-    spikes = norm(x)
-    assert spikes.shape == x.shape
-    assert torch.equal(spikes, ((x - x.mean((0, 1))) / x.std((0, 1), correction=0) >= 1).float())
+def test_a_balanced_neuron_has_a_threshold_for_each_channel_and_one_height() -> None:
+    neuron = Balanced(IF())
+    neuron.log_threshold.data = torch.tensor([[1.0, 0.5, 2.0]]).log()
+    neuron.offset.data = torch.tensor([[0.0, 0.0, 0.75]])
+    neuron.height.data = torch.tensor(-3.0)
+    assert neuron(torch.full((1, 2, 3), 0.6)).squeeze(0).tolist() == [[0.0, -3.0, -3.0]] * 2
 
 
-def test_a_balanced_neuron_has_a_threshold_for_each_channel() -> None:
-    neuron = Balanced(IF(), (3, 1))
-    neuron.gain.data = torch.tensor([[1.0], [2.0], [0.5]])
-    neuron.offset.data = torch.tensor([[0.0], [0.0], [0.75]])
-    assert torch.equal(neuron(torch.full((1, 3, 2), 0.6)).squeeze(0), torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]))
+def test_channels_are_the_last_axis_of_tokens_and_the_first_of_heads_and_maps() -> None:
+    neuron = Balanced(IF())
+    assert neuron.channels(torch.zeros(2, 5, 3)) == (-1,)
+    assert neuron.channels(torch.zeros(2, 4, 5, 3)) == (-3,)
+    assert Balanced(IF(), (-3, -1)).channels(torch.zeros(2, 4, 5, 3)) == (-3, -1)
 
 
-def test_spiking_branches_know_no_mask() -> None:
-    branch = TokenBranch(nn.Identity())
-    x = torch.randn(2, 5, 3)
-    assert torch.equal(branch(x, attn_mask=None, is_causal=False), x)
-    with pytest.raises(ValueError, match="knows no mask"):
-        branch(x, is_causal=True)
+def test_tables_of_any_shape_come_from_a_file() -> None:
+    neuron, again = Balanced(IF()), Balanced(IF())
+    neuron.log_threshold.data, neuron.offset.data = torch.randn(3, 1, 1), torch.randn(3, 1, 1)
+    again.load_state_dict(neuron.state_dict())
+    assert torch.equal(again.log_threshold, neuron.log_threshold) and again.log_threshold.requires_grad
+    x = torch.randn(2, 3, 5, 7)
+    assert torch.equal(again(x), neuron(x))

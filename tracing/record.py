@@ -17,8 +17,8 @@ from .calls import SYNAPTIC, tensors_in
 from .signals import VIEWS, Call, Kind, Signals, on_meta
 
 BATCH = 2
-SUMS = {"sum", "mean", "cat", "stack", "split", "chunk"}
-"""Functions that make of spikes nothing but spikes, or counts of them."""
+SUMS = {"sum", "mean"}
+"""Functions that make counts of the spikes of one neuron."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,13 @@ class _Recorder(Signals):
         self._follow_spikes(call, kind)
 
     def _follow_spikes(self, call: Call, kind: Kind | None) -> None:
-        """What is made of spikes alone by views, sums, products and common factors are still counts of spikes."""
+        """What is made of spikes by views, sums, products and common factors are still counts of spikes.
+
+        Of a product one operand is enough: where membrane neurons are, the other one gets some.
+        """
         signals = [operand for operand in call.operands if self.is_signal(operand)]
-        if not signals or any(id(operand) not in self.spiking for operand in signals):
+        are = [id(operand) in self.spiking for operand in signals]
+        if not any(are) or not (all(are) or kind == "product"):
             return
         constants = [operand for operand in call.operands if not self.is_signal(operand)]
         moved = call.name in VIEWS | SUMS and not constants

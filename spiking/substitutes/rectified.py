@@ -41,7 +41,8 @@ class RectifiedAttention(Term):
         self.slopes = nn.Parameter(torch.zeros(len(MEANS) - 1, *rows))
         self.levels = nn.Parameter(torch.zeros(len(MEANS) - 1, *rows))
         self.least = nn.Parameter(torch.ones(rows))
-        self.rectify, self.saturate = nn.ReLU(), nn.ReLU()
+        self.rectify = nn.ModuleList(nn.ReLU() for _ in KNOTS)
+        self.saturate = nn.ModuleList(nn.ReLU() for _ in MEANS[1:])
 
     @torch.no_grad()
     def start(self, attention: Tensor, read: Read, wanted: Tensor) -> None:
@@ -63,15 +64,16 @@ class RectifiedAttention(Term):
         means = attention.mean(-1, keepdim=True)
         by_token = self._by_token
         share = by_token(self.least, means)
-        for slope, level in zip(self.slopes, self.levels, strict=True):
-            share = share + self.saturate(means * by_token(slope, means) + by_token(level, means))
+        for saturate, slope, level in zip(self.saturate, self.slopes, self.levels, strict=True):
+            share = share + saturate(means * by_token(slope, means) + by_token(level, means))
         attended: Tensor = share / attention.shape[-1] * (attention @ read["value"])
         return attended
 
     def _map(self, read: Read) -> Tensor:
         key = read["key"]
         scores = read["query"] @ (key - key.mean(-2, keepdim=True)).transpose(-1, -2) * self.scale
-        lines = [self.rectify(scores * gain + offset) for gain, offset in zip(self.gains, self.offsets, strict=True)]
+        each = zip(self.rectify, self.gains, self.offsets, strict=True)
+        lines = [rectify(scores * gain + offset) for rectify, gain, offset in each]
         return torch.stack(lines).sum(0)
 
     def _by_token(self, rows: Tensor, x: Tensor) -> Tensor:
