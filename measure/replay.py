@@ -178,7 +178,8 @@ class _Replayer(Meter):
     ) -> None:
         """Events arrive at weights."""
         if name in MATRICES:
-            return self._meet(key, name, result, *(call.args[0], spikes) if place else (spikes, call.args[1]), left=not place)
+            first, second = (call.args[0], spikes) if place else (spikes, call.args[1])
+            return self._meet(key, name, result, first, second, left=not place)
         given = dict(zip(("input", "weight", "bias", *SETTINGS), call.args, strict=False)) | call.keywords
         if name == "linear":
             self.additions[key] += events.add_linear(result, spikes, given["weight"])

@@ -138,9 +138,13 @@ def test_a_network_of_half_precision_comes_back_from_disk(images: Tensor, tmp_pa
 
 
 @pytest.mark.slow
-def test_refitting_recovers_much_of_the_accuracy(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_refitting_recovers_much_of_the_accuracy(
+    demo_sample: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vit2snn.convert import load_model
 
+    monkeypatch.setattr("vit2snn.convert.fit_branches.STEPS", 60)
+    monkeypatch.setattr("vit2snn.convert.fitting.STEPS", 60)
     calibration, images, labels = demo_sample
     result = evaluate(to_spiking(load_model("demo"), "spike-driven", calibration), [(images, labels)])
     assert result.points[-1].top1 > 40  # of ten classes, from 64 images without labels
