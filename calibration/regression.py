@@ -39,7 +39,9 @@ class NormalEquations:
         mx, my = x / count, y / count
         covariance = xx / count - torch.outer(mx, mx)
         cross = xy / count - torch.outer(mx, my)
-        strength = ridge * covariance.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        # Inputs that do not vary, as those of one image do, have a variance of rounding errors.
+        least = 1e-9 * xx.diagonal().mean() / count + torch.finfo(torch.float32).tiny
+        strength = ridge * torch.maximum(covariance.diagonal().mean(), least)
         regular = covariance + strength * torch.eye(len(mx), dtype=torch.float64, device=mx.device)
         weight = torch.linalg.solve(regular, cross).T
         return weight, my - weight @ mx

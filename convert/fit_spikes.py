@@ -10,11 +10,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..calibration import balance
+from ..calibration import NormalEquations, balance
 from ..data import seed_of
 from ..finetune import train
 from ..spiking import Balanced, SpikingLinear, analog, over_time, shards
-from .fit_branches import BATCH, STARTED_ON, Effort, Streams, agree, settings
+from .fit_branches import BATCH, CHUNK, RIDGE, STARTED_ON, Effort, Place, Streams, agree, settings
 from .inputs import OwnItems
 from .substitution import is_new_parameter
 
@@ -48,13 +48,38 @@ def fit_spikes(network: VisionTransformer, ann: VisionTransformer, images: Tenso
             if count > effort.done:
                 lacking = streams.after - streams.ours.mean(0)
                 weights = place.weights(lacking)
-                _fit(nn.Sequential(*place.ours), streams.ours, lacking, weights, place.name, INHERITED, effort, count)
+                _fit(_Branch(place), streams.ours, lacking, weights, place.name, INHERITED, effort, count)
                 effort.fitted(count)
         count += 1
         if isinstance(network.head, SpikingLinear) and isinstance(network.head.neuron, Balanced) and count > effort.done:
             logits = ann.forward_head(ann.norm(streams.theirs))
-            _fit(_Readout(network), streams.ours, logits, torch.ones_like(logits[0]), "head", HEAD, effort, count)
+            _fit(_Readout(network), streams.ours, logits, logits.new_ones(1), "head", HEAD, effort, count)
             effort.fitted(count)
+
+
+class _Branch(nn.Module):
+    """A branch: the stream ``[B, N, C]`` to what is added to it."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.norm, self.branch, self.scale = place.ours
+
+    @property
+    def last(self) -> nn.Linear:
+        """Its last map."""
+        branch: Any = self.branch
+        last: nn.Linear = branch.last
+        return last
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """What that one reads, before a neuron of its own."""
+        branch: Any = self.branch
+        mixed: Tensor = branch.mixed(self.norm(x))
+        return mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.scale(self.branch(self.norm(x)))
+        return added
 
 
 class _Readout(nn.Module):
@@ -65,9 +90,21 @@ class _Readout(nn.Module):
         self.norm, self.fc_norm, self.head = network.norm, network.fc_norm, network.head
         self._whole = (network,)  # not all of it is trained
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def last(self) -> nn.Linear:
+        """The head."""
+        head: Any = self.head
+        last: nn.Linear = head
+        return last
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """What it reads, before a neuron of its own."""
         (network,) = self._whole
-        logits: Tensor = network.forward_head(network.norm(x))
+        features: Tensor = network.forward_head(network.norm(x), pre_logits=True)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.mixed(x))
         return logits
 
 
@@ -130,14 +167,24 @@ def _decoded(part: nn.Module) -> Iterator[dict[Balanced, _Decoded]]:
 
 
 def _fit(
-    part: nn.Module, given: Tensor, wanted: Tensor, weights: Tensor, name: str, inherited: float, effort: Effort, count: int
+    part: _Branch | _Readout,
+    given: Tensor,
+    wanted: Tensor,
+    weights: Tensor,
+    name: str,
+    inherited: float,
+    effort: Effort,
+    count: int,
 ) -> None:
     """Fit one part to give ``wanted`` ``[B, ...]`` in the mean over time of ``given`` ``[T, B, ...]``."""
     torch.manual_seed(seed_of("spikes", effort.seed, count))  # the same if a fit is resumed here
     with _decoded(part) as decoded:
         _balance(part, given[:, :STARTED_ON], decoded)
         agree(part)
-        if effort.refit not in ("none", "ridge"):
+        if effort.refit == "ridge":
+            _regress(part, given, wanted, weights)
+            agree(part)
+        elif effort.refit != "none":
             _train(_OverTime(part), given.transpose(0, 1), wanted, weights, name, inherited, effort)
 
 
@@ -153,6 +200,20 @@ def _balance(part: nn.Module, given: Tensor, decoded: dict[Balanced, _Decoded]) 
     over_time(part, given)
     for handle in handles:
         handle.remove()
+
+
+def _regress(part: _Branch | _Readout, given: Tensor, wanted: Tensor, weights: Tensor) -> None:
+    """Ridge regression of the last map on the mean over time of the spikes that it really reads."""
+    last, equations, some = part.last, NormalEquations(), max(CHUNK // len(given), 1)
+    neuron = getattr(last, "neuron", nn.Identity())
+    for x, y in zip(given.split(some, 1), wanted.split(some), strict=True):
+        read = over_time(lambda frames: neuron(part.mixed(frames)), x).mean(0)
+        lacks = y - nn.functional.linear(read, last.weight, last.bias)
+        equations.update(read.flatten(0, -2), lacks.flatten(0, -2), weights.expand(*lacks.shape[:-1], 1).flatten())
+    change, shift = equations.solve(RIDGE)
+    last.weight.add_(change.to(last.weight))
+    if last.bias is not None:
+        last.bias.add_(shift.to(last.bias))
 
 
 @torch.enable_grad()

@@ -50,7 +50,7 @@ def test_json_is_nested_and_fields_left_out_have_their_defaults() -> None:
 
 @pytest.mark.parametrize("page", ["docs/recipes.md", "docs/spike_driven.md"])
 def test_the_documentation_shows_a_recipe(page: str) -> None:
-    assert Recipe.from_json(example(page)).spike_driven
+    assert Recipe.from_json(example(page)).structure.replaces
 
 
 def test_the_complete_example_has_every_field() -> None:
