@@ -108,13 +108,13 @@ class Recipe:
 
     @property
     def membrane(self) -> Membrane:
-        """Its membrane neurons; only for recipes that replace branches."""
+        """Its membrane neurons; only for recipes that have some."""
         assert isinstance(self.spikes, Membrane)
         return self.spikes
 
     @property
     def spike_driven(self) -> bool:
-        """Whether some block gets a branch of membrane neurons in place of its own, which lives in time."""
+        """Whether its substitutes have membrane neurons, so that they live in time."""
         return isinstance(self.spikes, Membrane)
 
     @property

@@ -31,8 +31,8 @@ class Structure:
             for coded neurons; ``layernorm``; or ``shift-layernorm``, which takes the place of every LayerNorm.
         readout: the head reads the ``class-token``, the ``mean`` over the patches, or what the ``model`` does.
         refit: of new branches on the calibration images: ``none``, ``ridge`` regression of their weights, gradient descent on
-            their ``blocks``, or on the whole ``network`` after that. Membrane neurons are balanced in any case, and with
-            ``blocks`` or ``network`` branches are trained again through their spikes. Unless it is given, a recipe has
+            their ``blocks``, or on the whole ``network`` after that. Membrane neurons are balanced in any case, and then
+            the same is done through their spikes, branch by branch. Unless it is given, a recipe has
             ``blocks``; None where no branch is new.
         passes: how often the fit of the whole network goes through the images.
 

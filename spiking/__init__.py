@@ -54,6 +54,7 @@ from .shift import ShiftGELU as ShiftGELU, ShiftLayerNorm as ShiftLayerNorm, Shi
 from .shortcut import MembraneShortcut as MembraneShortcut, SEWShortcut as SEWShortcut
 from .surrogate import Surrogate as Surrogate
 from .time import (
+    FullPrecision as FullPrecision,
     Neuron as Neuron,
     Run as Run,
     neurons as neurons,

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .time import Neuron
+from .time import HALF, FullPrecision, Neuron
 
 TABLES = ("log_threshold", "offset", "height")
 
 
-class Balanced(nn.Module):
+class Balanced(FullPrecision):
     """height · N(x / θ + b): a membrane neuron with a threshold and a resting current for each channel.
 
     It stands in front of a synaptic operation, or in place of a function that a neuron's threshold or saturation computes (a
@@ -41,8 +41,9 @@ class Balanced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T * B, ...]`` to the same shape."""
-        spikes: Tensor = self.interaction(self.neuron(x * torch.exp(-self.log_threshold) + self.offset))
-        return self.height * spikes
+        currents = (x.float() if x.dtype in HALF else x) * torch.exp(-self.log_threshold) + self.offset
+        spikes: Tensor = self.interaction(self.neuron(currents))
+        return (self.height * spikes).to(x.dtype)
 
     def no_weight_decay(self) -> set[str]:
         """As timm's models have it: tables of neurons are no weights."""

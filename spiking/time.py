@@ -75,7 +75,21 @@ def running(run: Run) -> Iterator[Run]:
         _present.reset(token)
 
 
-class Neuron(nn.Module):
+class FullPrecision(nn.Module):
+    """A module whose tensors, and those of all within it, stay in float32 when the network gets half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FullPrecision:
+        """As of every module (``to``, ``cuda``, ``half``, ...), but for half precision."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in HALF else moved
+
+        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Neuron(FullPrecision):
     """A module that sees time. Subclasses implement one timestep; the state of a run never survives into the next.
 
     Outside of a `Run` its input is a single timestep from rest. In a network of half precision it computes in float32 and keeps
@@ -132,16 +146,6 @@ class Neuron(nn.Module):
             run.states[self] = state
         outputs = outputs.reshape(-1, *x.shape[1:])
         return outputs.to(x.dtype) if x.dtype in HALF and not _is_autocast(x) else outputs
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Neuron:
-        """As of every module (``to``, ``cuda``, ``half``, ...), but all tensors within it do not get half precision."""
-
-        def kept(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in HALF else moved
-
-        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 def _is_autocast(x: Tensor) -> bool:

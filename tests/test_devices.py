@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, Structure, candidates, structure, to_spiking
-from vit2snn.spiking import Neuron
+from vit2snn.spiking import FullPrecision
 
 SIZE = (3, 16, 16)
 B: dict[str, Any] = {"norm": "static", "readout": "mean", "neuron": "if"}
@@ -141,15 +141,17 @@ IN_SINGLE: dict[Recipe, float] = {}
 @pytest.mark.parametrize("recipe", DRIVEN.values(), ids=DRIVEN)
 def test_half_precision_converts_and_neurons_keep_float32(recipe: Recipe, dtype: torch.dtype, images: Tensor) -> None:
     snn = to_spiking(make_vit().to(dtype), recipe, images.to(dtype))
-    own = {x for module in snn.network.modules() if isinstance(module, Neuron) for x in tensors(module).values()}
-    kept = {x for x in own if x.is_floating_point() and x.dtype != dtype}
+    own = {x for module in snn.network.modules() if isinstance(module, FullPrecision) for x in tensors(module).values()}
+    kept = {x for x in own if x.is_floating_point()}
     assert all(x.dtype == torch.float32 for x in kept)
     assert all(x.dtype == dtype for x in tensors(snn.network).values() if x.is_floating_point() and x not in kept)
     with torch.no_grad():
         assert snn(images.to(dtype)).dtype == dtype
+    # Regression knows a dozen images by heart, down to single spikes, which rounding moves.
+    unseen = torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     if recipe not in IN_SINGLE:
-        IN_SINGLE[recipe] = error(to_spiking(make_vit(), recipe, images), images)
-    assert error(snn, images.to(dtype)) < 1.3 * IN_SINGLE[recipe]
+        IN_SINGLE[recipe] = error(to_spiking(make_vit(), recipe, images), unseen)
+    assert error(snn, unseen.to(dtype)) < 1.3 * IN_SINGLE[recipe]
 
 
 def test_fitting_leaves_the_ann_as_it_is(images: Tensor) -> None:
