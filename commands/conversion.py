@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vit2snn.measure import Evaluation, Point
 
 DEMO_TIMESTEPS = 8
-PLENTY = 500  # images, on which a fit of substitutes is not worth a word
+PLENTY = 128  # images, on which a fit of substitutes is not worth a word
 COMPARED = 16  # calibration images on which the network is compared with the ANN at the end
 
 
@@ -69,7 +69,7 @@ def convert(
     """Convert MODEL and write the spiking network to OUT.
 
     MODEL is a timm name (with tag), hf-hub:NAME, local-dir:PATH, or demo. Several processes share the calibration images:
-    torchrun --nproc-per-node 2 -m vit2snn convert ... Recipes such as qkformer fit substitutes to MODEL, on a thousand images
+    torchrun --nproc-per-node 2 -m vit2snn convert ... Recipes such as qkformer fit substitutes to MODEL, on some hundred images
     for some minutes; an interrupted fit goes on with --resume.
 
     \b
@@ -193,7 +193,7 @@ def _convert(
     samples = _calibration_samples(ann, images)
     pixels = torch.stack([sample.image for sample in samples])
     if recipe.structure.replaces and len(samples) * processes() < PLENTY:
-        note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on a thousand: --samples 1000")
+        note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on some hundreds: --samples 512")
     passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
     snn = to_spiking(ann.to(device), recipe, passes, images["seed"], fitting)
     result = evaluate(snn, bar(batches(samples[: -(-COMPARED // processes())], images["batch_size"]), "comparing"))

@@ -45,7 +45,7 @@ from .teacher import Teacher
 from .trials import Candidate
 
 THRESHOLDS_ON = 256
-"""Images from which the thresholds of a substitute's neurons are taken. Its weights are fitted to a thousand or more, of which
+"""Images from which the thresholds of a substitute's neurons are taken. Its weights may be fitted to more, of which
 thresholds, a few numbers a neuron, would gain nothing."""
 
 
@@ -69,8 +69,7 @@ def to_spiking(
         model: the ANN, with its weights.
         recipe: a `Recipe`, or the name of one.
         images: calibration images, preprocessed: ``[N, C, H, W]``, or batches (see `vit2snn.convert.inputs.Batches`) that can
-            be iterated over several times, such as a DataLoader. A few dozen to a few hundred, or a thousand where substitutes
-            are fitted; labels are not used.
+            be iterated over several times, such as a DataLoader. A few dozen to a few hundred; labels are not used.
         seed: of what has no counterpart in the ANN, such as the routers of experts, and of the order of images in a fit.
         fitting: how substitutes are fitted: precision, progress, checkpoints; see `Fitting`.
 

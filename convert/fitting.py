@@ -88,7 +88,7 @@ class Fit:
         self.images = _held(batches)
         if self.refit in ("blocks", "network") and len(self.images) < BATCH:
             raise DataError(
-                f"{len(self.images)} images are too few to fit substitutes: a batch has {BATCH}, and accuracy takes a thousand",
+                f"{len(self.images)} images are too few to fit substitutes: a batch has {BATCH}, accuracy takes hundreds",
                 "give more images (--samples), or choose structure.refit 'ridge' or 'none'",
             )
         self.whole = len(self.images) == len(batches.digests)

@@ -30,7 +30,7 @@ def test_a_fit_leaves_its_metrics_and_no_checkpoint(tmp_path: Path) -> None:
     done = convert(tmp_path / "out", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["images"] == 16
-    assert "substitutes fitted on 16 images keep less than on a thousand: --samples 1000" in done.stderr
+    assert "substitutes fitted on 16 images keep less than on some hundreds: --samples 512" in done.stderr
     snn = load(tmp_path / "out")
     assert snn.recipe.structure.passes == 2
     assert any(isinstance(module, SubstituteAttention) for module in snn.network.modules())
