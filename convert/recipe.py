@@ -107,12 +107,6 @@ class Recipe:
         return self.spikes if isinstance(self.spikes, Coded) else self.spikes.kept
 
     @property
-    def membrane(self) -> Membrane:
-        """Its membrane neurons; only for recipes that have some."""
-        assert isinstance(self.spikes, Membrane)
-        return self.spikes
-
-    @property
     def spike_driven(self) -> bool:
         """Whether its substitutes have membrane neurons, so that they live in time."""
         return isinstance(self.spikes, Membrane)

@@ -71,16 +71,6 @@ def first(x: Tensor) -> Tensor:
     return carried.to(x.device)
 
 
-def joined(x: Tensor, axis: int = 0) -> Tensor:
-    """What all processes have, along ``axis``, of equal length: the inverse of `share`."""
-    if processes() == 1:
-        return x
-    carried = _carried(x)
-    parts = [torch.empty_like(carried) for _ in range(processes())]
-    dist.all_gather(parts, carried)
-    return torch.stack(parts, axis + 1).flatten(axis, axis + 1).to(x.device)
-
-
 def collected(items: Iterable[Item]) -> tuple[Item, ...]:
     """What all processes have, one after another; they may have unequally many."""
     if processes() == 1:

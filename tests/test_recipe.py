@@ -72,9 +72,9 @@ def test_new_branches_are_fitted_unless_it_is_said_how() -> None:
 
 def test_fields_are_changed_by_their_names_in_whatever_part() -> None:
     changed = RECIPES["qkformer-membrane"].changed(timesteps=2, refit="none", neuron="lif", levels=2)
-    assert (changed.timesteps, changed.structure.refit, changed.membrane.neuron, changed.coded.levels) == (2, "none", "lif", 2)
+    assert (changed.timesteps, changed.structure.refit, changed.spikes.neuron, changed.coded.levels) == (2, "none", "lif", 2)
     assert changed.structure.attention == RECIPES["qkformer-membrane"].structure.attention
-    assert Recipe().changed(structure=Structure("ssa"), spikes=Membrane(), neuron="plif").membrane.neuron == "plif"
+    assert Recipe().changed(structure=Structure("ssa"), spikes=Membrane(), neuron="plif").spikes.neuron == "plif"
     with pytest.raises(RecipeError, match="recipe field 'neuron' is unknown") as caught:
         Recipe().changed(neuron="if")
     assert caught.value.hint == "it is written as spikes.neuron, with spikes of kind 'membrane'"

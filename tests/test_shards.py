@@ -112,7 +112,7 @@ def figures(images: Tensor, scored: Tensor, labels: Tensor, cases: Iterable[str]
 def test_shares_and_figures_of_one_process_are_the_whole() -> None:
     x = torch.arange(6.0)
     assert list(shards.share("abc")) == ["a", "b", "c"] and shards.processes() == 1
-    for read in (shards.total, shards.largest, shards.smallest, shards.first, shards.joined):
+    for read in (shards.total, shards.largest, shards.smallest, shards.first):
         assert read(x) is x
     assert shards.collected(["a", "b"]) == ("a", "b")
 
@@ -126,8 +126,6 @@ def together(out: Path) -> None:
     assert torch.equal(shards.largest(x), x + 10 - 10 * rank) and torch.equal(shards.smallest(x), x - 10 * rank)
     assert x[0, 0] == 10 * rank
     assert shards.collected(["a"] * (rank + 1)) == ("a", "a", "a")
-    whole = torch.arange(8).reshape(2, 4)
-    assert torch.equal(shards.joined(torch.stack(list(shards.share(whole.T)), 1), 1), whole)
     images, labels = sample()
     with pytest.raises(DataError, match="from 1 to 2 batches of calibration images"):
         to_spiking(make_vit(), Recipe(), list(images.split(16 // (rank + 1))))
