@@ -69,14 +69,16 @@ def env(as_json: bool) -> None:
 
     import torch
 
-    from vit2snn.spiking import native
+    from vit2snn.spiking import gpu, native
     from vit2snn.storage.versions import versions
 
+    devices = range(torch.cuda.device_count())
     found = versions() | {
         "platform": platform.platform(),
         "threads": str(torch.get_num_threads()),
         "neurons": "torch" if native.library() is None else "kernels in C",
-        "cuda": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
+        "cuda": ", ".join(torch.cuda.get_device_name(i) for i in devices) or "none",
+        "neurons on cuda": ", ".join("kernels in Triton" if gpu.is_available(i) else "torch" for i in devices) or "none",
     }
     emit(as_json, found, "\n".join(f"{name}: {value}" for name, value in found.items()))
 

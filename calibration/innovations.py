@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..spiking import CodedNeuron
+from ..spiking import CodedNeuron, gpu
 from ..spiking.coding import Constants
 from ..spiking.native import address, kernels
 from .activity import Activity
@@ -38,15 +38,18 @@ def show(observer: Observer, neuron: CodedNeuron, seen: Activity, t: int, x: Ten
 
 
 def _counted(neuron: CodedNeuron, t: int, x: Tensor, before: Tensor | None, prior: Tensor) -> Tensor | None:
-    """Their histogram ``[1, BINS]``, in one pass over memory; None if the kernel cannot do it."""
-    library = kernels(x)
-    if library is None or prior.dtype != torch.float32 or x.ndim < 2 or not x.numel():
+    """Their histogram ``[1, BINS]``, in one pass over memory; None if no kernel can do it."""
+    library, on_gpu = kernels(x), gpu.can_compute(x)
+    if (library is None and not on_gpu) or prior.dtype != torch.float32 or x.ndim < 2 or not x.numel():
         return None
     assert neuron.alphabet is not None
+    coefficients, is_signed = neuron.coding.coefficients(t), neuron.alphabet.signed
+    if on_gpu:
+        return gpu.innovations(x, before, prior, coefficients, is_signed, FIRST, BINS).unsqueeze(0)
     x = x if x.stride(-1) == 1 else x.contiguous()
     before = before if before is None else before.contiguous()
     counts = torch.zeros(1, BINS, dtype=torch.int64)
-    layout = x.shape[1:], x.stride()[1:]
-    constants = Constants(*layout, neuron.coding.coefficients(t), neuron.alphabet.signed, [prior])
+    constants = Constants(x.shape[1:], x.stride()[1:], coefficients, is_signed, [prior])
+    assert library is not None
     library.innovations(constants.kernel, address(x), x.stride(0), address(before), len(x), FIRST, BINS, address(counts))
     return counts

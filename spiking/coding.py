@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import gpu
 from .alphabet import Alphabet, Levels
-from .fused import compiled
+from .layout import places, rows
 from .native import MOST_STEPS, TABLES, Coded, Table, address, checked, compiling, kernels
 from .operators import operator
 
@@ -131,6 +131,8 @@ class CodedStep:
         is_known = self._is_known(x, before)
         if is_known and kernels(x) is not None:
             return self._native(x, before, out, told)
+        if is_known and gpu.can_compute(x):
+            return self._on_gpu(x, before, out, told)
         decoded, spikes = self._in_graph(x, before, told) if is_known and compiling(x) else self.reference(x, before)
         return decoded if out is None else out.copy_(decoded), spikes
 
@@ -138,15 +140,16 @@ class CodedStep:
         """What the kernel computes, in torch; differentiable."""
         a, b = self.coding.coefficients(self.t)
         constants = self.alphabet, self.levels, self.prior, self.bias, self.count
-        respond = _respond if self._is_graded(x, before) else compiled(_respond, x)
-        return respond(x, self.prior.expand(x.shape) if before is None else before, a, b, *constants)
+        return _respond(x, self.prior.expand(x.shape) if before is None else before, a, b, *constants)
 
     def _is_known(self, x: Tensor, before: Tensor | None) -> bool:
-        """Whether a kernel could do it: it knows ratios of 2^(1/m), and no gradients."""
+        return self.has_kernel and x.ndim > 1 and x.numel() > 0 and not self._is_graded(x, before)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether kernels know it: ratios of 2^(1/m), in float32. They know no gradients."""
         steps = self.levels.steps
-        if steps is None or len(steps) > MOST_STEPS or x.ndim < 2 or self.prior.dtype != torch.float32 or not x.numel():
-            return False
-        return not self._is_graded(x, before)
+        return steps is not None and len(steps) <= MOST_STEPS and self.prior.dtype == torch.float32
 
     def _is_graded(self, x: Tensor, before: Tensor | None) -> bool:
         return torch.is_grad_enabled() and (x.requires_grad or (before is not None and before.requires_grad))
@@ -161,18 +164,32 @@ class CodedStep:
         constants.respond(x, before, out, sent)
         return out, [] if sent is None else list(sent)
 
+    def _on_gpu(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        sent = x.new_empty(1, self.count, *x.shape) if told else None
+        together([self]).respond(x[None], before, out[None], sent=sent)
+        return out, [] if sent is None else list(sent[0])
+
     def _in_graph(self, x: Tensor, before: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
-        tables = self.prior, self.bias, self.levels.least, self._of_levels()
+        tables = self.prior, self.bias, self.levels.least, self.of_levels()
         constants = *self.coding.coefficients(self.t), self.count, self.alphabet.signed, told
         decoded, sent = _operator(x, before, *tables, *constants)
         return decoded, list(sent)
 
     def _constants(self, image: torch.Size, strides: tuple[int, ...]) -> Constants:
-        tables = self.prior, self.bias, self.levels.least, *torch.broadcast_tensors(*self._of_levels())
+        tables = self.prior, self.bias, self.levels.least, *torch.broadcast_tensors(*self.of_levels())
         return Constants(image, strides, self.coding.coefficients(self.t), self.alphabet.signed, tables, self.count)
 
-    def _of_levels(self) -> list[Tensor]:
+    def of_levels(self) -> list[Tensor]:
+        """The tables of levels, as kernels want them."""
         return [self.levels.threshold, self.levels.gain, self.levels.floor, *(self.levels.steps or ())]
+
+
+def together(steps: Sequence[CodedStep]) -> gpu.Coded:
+    """Timesteps of one neuron that follow each other, as GPUs compute them: in one pass over memory."""
+    alphabet, prior, count = steps[0].alphabet, steps[0].prior, steps[0].count
+    tables = [step.bias for step in steps], [step.levels.least for step in steps], [step.of_levels() for step in steps]
+    return gpu.Coded([step.coding.coefficients(step.t) for step in steps], alphabet.signed, prior, *tables, count)
 
 
 class Constants:
@@ -191,18 +208,18 @@ class Constants:
         self, image: torch.Size, strides: tuple[int, ...], coefficients: tuple[float, float], is_signed: bool,
         tables: Sequence[Tensor | None], count: int = 1,
     ) -> None:  # fmt: skip
-        (a, b), rows = coefficients, _rows(image, strides)
-        self._kept = [rows]  # what the kernel has pointers to
+        (a, b), starts = coefficients, rows(image, strides)
+        self._kept = [starts]  # what the kernel has pointers to
         filled = [Table() for _ in range(TABLES)]
         for index, table in enumerate(tables):
             if table is not None:
                 values = table.contiguous()
-                offset, per_value = _places(values.shape, image)
+                offset, per_value = places(values.shape, image)
                 self._kept += [values, offset]
                 filled[index] = Table(values.data_ptr(), offset.data_ptr(), per_value)
         steps = max(len(tables) - (TABLES - MOST_STEPS), 0)
         self.kernel = Coded(
-            len(rows), image[-1], rows.data_ptr(), (Table * TABLES)(*filled), steps, count, is_signed, a, 1 - a, 1 / b, b
+            len(starts), image[-1], starts.data_ptr(), (Table * TABLES)(*filled), steps, count, is_signed, a, 1 - a, 1 / b, b
         )
 
     def respond(self, x: Tensor, before: Tensor | None, out: Tensor, sent: Tensor | None) -> None:
@@ -214,29 +231,16 @@ class Constants:
         checked(library.coded_step(self.kernel, *pointers, len(x)))
 
 
-@lru_cache(maxsize=1024)
-def _rows(image: torch.Size, strides: tuple[int, ...]) -> Tensor:
-    """Where each row of an image begins."""
-    rows = torch.zeros(1, dtype=torch.int64)
-    for size, stride in zip(image[:-1], strides[:-1], strict=True):
-        rows = (rows[:, None] + stride * torch.arange(size)).flatten()
-    return rows
-
-
-@lru_cache(maxsize=1024)
-def _places(table: torch.Size, image: torch.Size) -> tuple[Tensor, int]:
-    """Where each row of an image finds a table that broadcasts against the image, and whether it varies along the row."""
-    shape = (1,) * (len(image) - len(table)) + tuple(table)[max(len(table) - len(image), 0) :]
-    places = torch.arange(table.numel()).reshape(shape).expand(*image[:-1], shape[-1])
-    return places[..., 0].flatten().contiguous(), int(shape[-1] > 1)
-
-
 def _step(
     x: Tensor, before: Tensor | None, prior: Tensor, bias: Tensor | None, least: Tensor, levels: list[Tensor],
     a: float, b: float, count: int, is_signed: bool, told: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """m[t] and the spikes ``[count, *x.shape]``, of which there are none unless they are ``told``."""
     decoded, sent = _like_step(x, count, is_signed, told)
+    if gpu.can_compute(x):
+        step = gpu.Coded([(a, b)], is_signed, prior, [bias], [least], [levels], count)
+        step.respond(x[None], before, decoded[None], sent=sent[None] if told else None)
+        return decoded, sent
     if kernels(x) is None:
         threshold, gain, floor, *steps = levels
         known = Levels(threshold, gain, floor, least, tuple(steps), ratio=threshold)  # which the steps make superfluous

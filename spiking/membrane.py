@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import gpu
 from .alphabet import spread
 from .surrogate import Surrogate, spike
 from .time import Neuron, Run
@@ -73,6 +74,10 @@ class IF(Neuron):
         if torch.is_grad_enabled() and not dynamics.differentiable:
             return super().advance(frames, state, run)
         return unrolled(frames, state, dynamics, keeps=not run.last)
+
+    def takes_half(self, frames: Tensor, run: Run) -> bool:
+        """See `Neuron.takes_half`."""
+        return not torch.is_grad_enabled() and gpu.can_compute(frames)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""
@@ -216,6 +221,10 @@ class IntegerLIF(Neuron):
         if torch.is_grad_enabled():
             return super().advance(frames, state, run)
         return unrolled(frames, state, self.dynamics(), keeps=not run.last)
+
+    def takes_half(self, frames: Tensor, run: Run) -> bool:
+        """See `Neuron.takes_half`."""
+        return not torch.is_grad_enabled() and gpu.can_compute(frames)
 
     def extra_repr(self) -> str:
         """The constants, as ``print(model)`` shows them."""

@@ -46,23 +46,22 @@ def is_eager() -> bool:
     return not torch.compiler.is_compiling() and _eager.get()
 
 
+def is_called(x: Tensor) -> bool:
+    """Whether kernels may be called with ``x``: it is a tensor of torch's own, and no graph is being made."""
+    return not torch.compiler.is_compiling() and not is_eager() and type(x) in (Tensor, torch.nn.Parameter)
+
+
 def compiling(x: Tensor) -> bool:
     """Whether a graph is being made of what happens to ``x``, and is to hold the kernels, as operators.
 
     These find out whether there are kernels when the graph runs: it may do so on another machine, or within `eager`.
     """
-    return torch.compiler.is_compiling() and _is_plain(x)
+    return torch.compiler.is_compiling() and x.dtype == torch.float32 and x.device.type in ("cpu", "cuda")
 
 
 def kernels(x: Tensor) -> ctypes.CDLL | None:
     """The kernels, if they can compute with ``x``: a float32 tensor in the memory of the host."""
-    if torch.compiler.is_compiling() or is_eager() or type(x) not in (Tensor, torch.nn.Parameter):
-        return None
-    return library() if _is_plain(x) else None
-
-
-def _is_plain(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu"
+    return library() if x.dtype == torch.float32 and x.device.type == "cpu" and is_called(x) else None
 
 
 @cache

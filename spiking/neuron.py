@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import gpu
 from .alphabet import Alphabet, Ladder
-from .coding import CodedStep, Coding
+from .coding import CodedStep, Coding, together
 from .time import Neuron, Run
 
 TABLES = ("threshold", "ratio", "silence", "bias", "prior")
@@ -42,6 +43,7 @@ class _Prepared:
     stamp: object
     tables: list[Tensor | None]  # whose ids are in the stamp
     steps: dict[int, CodedStep] = field(default_factory=dict)
+    together: dict[range, gpu.Coded | None] = field(default_factory=dict)  # timesteps as GPUs compute them
 
 
 class CodedNeuron(Neuron):
@@ -115,14 +117,19 @@ class CodedNeuron(Neuron):
         ratio, silence = (table[t] if len(table) else None for table in (self.ratio, self.silence))
         return self.alphabet.ladder(self.threshold[t], ratio, silence)
 
-    def coded_step(self, t: int) -> CodedStep:
-        """What this neuron does in timestep ``t``; it is kept until a table changes."""
+    def _known(self) -> _Prepared:
+        """What is prepared, which is thrown away when a table changes."""
         tables = [self._buffers[name] for name in TABLES]
         versions = [(id(table), table._version if table is not None and not table.is_inference() else 0) for table in tables]
         stamp = versions, self.alphabet, self.coding, self.spikes_per_step
         prepared = self._prepared  # another thread may put another one there
         if prepared is None or prepared.stamp != stamp:
             prepared = self._prepared = _Prepared(stamp, tables)
+        return prepared
+
+    def coded_step(self, t: int) -> CodedStep:
+        """What this neuron does in timestep ``t``."""
+        prepared = self._known()
         if t not in prepared.steps:
             assert self.alphabet is not None
             bias = self.bias[t] if t < len(self.bias) else None
@@ -130,6 +137,17 @@ class CodedNeuron(Neuron):
                 levels = self.alphabet.rounding(self.ladder(t))
             prepared.steps[t] = CodedStep(self.alphabet, self.coding, t, levels, self.prior, bias, self.spikes_per_step)
         return prepared.steps[t]
+
+    def _together(self, frames: Tensor, run: Run) -> gpu.Coded | None:
+        """What this neuron does in the timesteps of a chunk, if a GPU computes them all at once: nobody asks for each."""
+        is_plain = not self.synchronous and self not in _probes.get() and frames.ndim > 2 and frames.numel() > 0
+        if not is_plain or not gpu.can_compute(frames):
+            return None
+        prepared, timesteps = self._known(), range(run.elapsed, run.elapsed + len(frames))
+        if timesteps not in prepared.together:
+            steps = [self.coded_step(t) for t in timesteps]
+            prepared.together[timesteps] = together(steps) if all(step.has_kernel for step in steps) else None
+        return prepared.together[timesteps]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_prepared": None}  # copies make their own
@@ -159,13 +177,21 @@ class CodedNeuron(Neuron):
             return frames, None
         if self.is_analog or self._is_differentiated(frames, state):
             return super().advance(frames, state, run)
-        decoded = frames.new_empty(frames.shape)
+        decoded, kernel = frames.new_empty(frames.shape), self._together(frames, run)
+        if kernel is not None:
+            last = None if run.last else torch.empty(frames.shape[1:], device=frames.device)
+            kernel.respond(frames, state, decoded, last)
+            return decoded, last
         for t, (x, out) in enumerate(zip(frames, decoded, strict=True), start=run.elapsed):
             run.stepping = t
             state, _ = self.step(t, x, state, out)
         run.stepping = None
         # A part of the output would keep all of it in memory.
         return decoded, state.clone() if state is not None and len(frames) > 1 and not run.last else state
+
+    def takes_half(self, frames: Tensor, run: Run) -> bool:
+        """See `Neuron.takes_half`."""
+        return not torch.is_grad_enabled() and not self.is_analog and self._together(frames, run) is not None
 
     def _is_differentiated(self, frames: Tensor, state: Tensor | None) -> bool:
         return torch.is_grad_enabled() and (frames.requires_grad or (state is not None and state.requires_grad))

@@ -114,14 +114,16 @@ class Neuron(FullPrecision):
         run.stepping = None
         return outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs), state
 
+    def takes_half(self, frames: Tensor, run: Run) -> bool:
+        """Whether `advance` takes frames of half precision, and computes with them in float32 by itself."""
+        return False
+
     def unfold(self, x: Tensor, run: Run) -> Tensor:
-        """The input of a chunk as ``[T, B, ...]``, at least in float32.
+        """The input of a chunk as ``[T, B, ...]``.
 
         Raises:
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
-        if x.dtype in HALF:
-            x = x.float()
         if x.shape[0] == run.still:
             return x.expand(run.timesteps, *x.shape)
         images = run.batch or 1
@@ -141,11 +143,15 @@ class Neuron(FullPrecision):
             RuntimeError: the batch is not a multiple of the chunk's timesteps.
         """
         run = _present.get() or Run()
-        outputs, state = self.advance(self.unfold(x, run), run.states.pop(self, None), run)
+        frames, state = self.unfold(x, run), run.states.pop(self, None)
+        in_half = x.dtype in HALF and not _is_autocast(x)
+        if x.dtype in HALF and not (in_half and self.takes_half(frames, run)):
+            frames = frames.float()
+        outputs, state = self.advance(frames, state, run)
         if not run.last:
             run.states[self] = state
         outputs = outputs.reshape(-1, *x.shape[1:])
-        return outputs.to(x.dtype) if x.dtype in HALF and not _is_autocast(x) else outputs
+        return outputs.to(x.dtype) if in_half else outputs
 
 
 def _is_autocast(x: Tensor) -> bool:

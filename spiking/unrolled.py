@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from . import gpu
 from .alphabet import spread
-from .fused import compiled
 from .native import Membrane, address, checked, compiling, is_eager, kernels
 from .operators import operator
 from .surrogate import SHAPES, Surrogate
@@ -130,36 +130,39 @@ class _Unrolled(torch.autograd.Function):
 
 
 def _forward(frames: Tensor, v: Tensor | None, dynamics: Dynamics, keeps: bool) -> tuple[Tensor, Tensor | None]:
-    library = kernels(frames)
-    if library is None:
-        spikes, last = compiled(forward_reference, frames)(frames, v, dynamics)
+    library, on_gpu = kernels(frames), gpu.can_compute(frames)
+    if library is None and not on_gpu:
+        spikes, last = forward_reference(frames, v, dynamics)
         return spikes, last if keeps else None
     frames = _in_order(frames)
     spikes = frames.new_empty(frames.shape).as_strided(frames.shape, (frames[0].numel(), *frames.stride()[1:]))
-    after = torch.empty_like(frames[0]) if keeps else None
+    after = torch.empty_like(frames[0], dtype=torch.float32) if keeps else None
     before = None if v is None else _laid_out(v, frames[0])
-    pointers = address(frames), frames.stride(0), address(before), address(spikes), address(after)
-    library.membrane_forward(dynamics.constants(), *pointers, len(frames), frames[0].numel())
+    if on_gpu:
+        gpu.membrane_forward(frames, before, spikes, after, dynamics)
+    elif library is not None:
+        pointers = address(frames), frames.stride(0), address(before), address(spikes), address(after)
+        library.membrane_forward(dynamics.constants(), *pointers, len(frames), frames[0].numel())
     return spikes, after
 
 
 def _backward(
     frames: Tensor, v: Tensor | None, grad_spikes: Tensor, grad_last: Tensor | None, dynamics: Dynamics
 ) -> tuple[Tensor, Tensor]:
-    library = kernels(frames)
-    if library is None:
-        return compiled(backward_reference, frames)(frames, v, grad_spikes, grad_last, dynamics)
+    library, on_gpu = kernels(frames), gpu.can_compute(frames) and frames.dtype == torch.float32
+    if library is None and not on_gpu:
+        return backward_reference(frames, v, grad_spikes, grad_last, dynamics)
     frames = _in_order(frames)
     x = frames[0]
     grad_x = frames.new_empty(frames.shape).as_strided(frames.shape, (x.numel(), *frames.stride()[1:]))
     grad_v = torch.empty_like(x)
     before, grad_last = (None if given is None else _laid_out(given, x) for given in (v, grad_last))
     tensors = before, _laid_out(grad_spikes, grad_x), grad_last, grad_x, grad_v
-    checked(
-        library.membrane_backward(
-            dynamics.constants(), address(frames), frames.stride(0), *map(address, tensors), len(frames), x.numel()
-        )
-    )
+    if on_gpu:
+        gpu.membrane_backward(frames, *tensors, dynamics)
+    elif library is not None:
+        arguments = dynamics.constants(), address(frames), frames.stride(0), *map(address, tensors), len(frames), x.numel()
+        checked(library.membrane_backward(*arguments))
     return grad_x, grad_v
 
 
@@ -175,7 +178,7 @@ def _in_order(frames: Tensor) -> Tensor:
 
 def _laid_out(values: Tensor, like: Tensor) -> Tensor:
     """``values`` in memory as ``like`` is."""
-    return values if values.stride() == like.stride() else torch.empty_like(like).copy_(values)
+    return values if values.stride() == like.stride() else torch.empty_like(like, dtype=values.dtype).copy_(values)
 
 
 def forward_reference(frames: Tensor, v: Tensor | None, dynamics: Dynamics) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels for GPUs are run line by line on the CPU
+
 from vit2snn.convert import RECIPES, Coded, Membrane, Recipe, Structure
 from vit2snn.data import array_source, prepared
 from vit2snn.spiking import prepare_process

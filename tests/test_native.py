@@ -29,9 +29,8 @@ from vit2snn.spiking import (
     probing,
     simulate,
 )  # fmt: skip
-from vit2snn.spiking.fused import _compiled
 from vit2snn.spiking.surrogate import SHAPES
-from vit2snn.spiking.unrolled import backward_reference, forward_reference
+from vit2snn.spiking.unrolled import forward_reference
 
 T, B = 5, 3
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="no C compiler")
@@ -209,48 +208,3 @@ def test_kernels_are_built_where_the_cache_cannot_be_written(monkeypatch: pytest
     assert native.library() is not None
     assert len(list((tmp_path / "new" / "cache" / "vit2snn").glob("neurons-*.so"))) == 1
     native.library.cache_clear()
-
-
-def test_a_reference_that_cannot_be_compiled_is_used_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(function: Any, **options: Any) -> Any:
-        def run(*args: Any) -> Any:
-            raise RuntimeError("no compiler\nat all")
-
-        return run
-
-    def double(x: Tensor) -> Tensor:
-        return 2 * x
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    monkeypatch.setattr("vit2snn.spiking.fused.HOT", 3)
-    run = _compiled(double)
-    with caplog.at_level(logging.WARNING, logger="vit2snn"):
-        assert [run(torch.ones(2)).tolist() for _ in range(4)] == [[2.0, 2.0]] * 4
-    assert [record.getMessage() for record in caplog.records] == [
-        "double cannot be compiled, so neurons are slower: no compiler"
-    ]
-
-
-@pytest.mark.slow
-@needs_kernels
-def test_references_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What accelerators use, here by the compiler for CPUs."""
-    monkeypatch.setattr("vit2snn.spiking.fused.HOT", 0)
-    dynamics = LIF().dynamics()
-    x, g = 2 * torch.randn(T, B, 40), torch.randn(T, B, 40)
-    with torch.no_grad():
-        spikes, last = _compiled(forward_reference)(x, None, dynamics)
-        expected, after = forward_reference(x, None, dynamics)
-        assert torch.equal(spikes, expected) and torch.equal(last, after)
-        found = _compiled(backward_reference)(x, None, g, None, dynamics)
-        for gradient, reference in zip(found, backward_reference(x, None, g, None, dynamics), strict=True):
-            torch.testing.assert_close(gradient, reference, rtol=1e-5, atol=1e-6)
-    neuron = calibrated(ALPHABETS["quarter octave"], Coding.DIFFERENTIAL, (4, 19), "scalar")
-    with torch.no_grad(), eager():
-        expected = simulate(neuron, frames((4, 19), neuron), T, chunk=1)
-    monkeypatch.setattr("vit2snn.spiking.coding.compiled", lambda reference, x: _compiled(reference))
-    monkeypatch.setattr("vit2snn.spiking.coding.kernels", lambda x: None)
-    with torch.no_grad():
-        assert torch.equal(simulate(neuron, frames((4, 19), neuron), T, chunk=1), expected)
