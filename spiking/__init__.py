@@ -19,6 +19,7 @@ from .branches import (
     branch as branch,
 )
 from .coding import Coding as Coding
+from .graphs import Graphed as Graphed, graphed as graphed
 from .interaction import ByToken as ByToken, TemporalInteraction as TemporalInteraction
 from .layers import (
     InTurn as InTurn,

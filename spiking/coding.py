@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -167,8 +168,12 @@ class CodedStep:
     def _on_gpu(self, x: Tensor, before: Tensor | None, out: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
         out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
         sent = x.new_empty(1, self.count, *x.shape) if told else None
-        together([self]).respond(x[None], before, out[None], sent=sent)
+        self._alone.respond(x[None], before, out[None], sent=sent)
         return out, [] if sent is None else list(sent[0])
+
+    @cached_property
+    def _alone(self) -> gpu.Coded:
+        return together([self])
 
     def _in_graph(self, x: Tensor, before: Tensor | None, told: bool) -> tuple[Tensor, list[Tensor]]:
         tables = self.prior, self.bias, self.levels.least, self.of_levels()

@@ -145,8 +145,8 @@ def membrane_forward(frames: Tensor, before: Tensor | None, spikes: Tensor, afte
     """
     size = frames[0].numel()
     _launch(
-        "membrane_forward", (-(-size // BLOCK),), frames, before, spikes, after, dynamics.leak, dynamics.threshold,
-        dynamics.start, dynamics.reset or 0.0, float(dynamics.levels), len(frames), size, frames.stride(0),
+        "membrane_forward", (-(-size // BLOCK),), frames, before, spikes, after, dynamics.leak, *_numbers(dynamics),
+        float(dynamics.levels), len(frames), size, frames.stride(0),
         isinstance(dynamics.leak, Tensor), dynamics.decays, dynamics.reset is not None, dynamics.sends,
         before is not None, after is not None, BLOCK,
     )  # fmt: skip
@@ -160,10 +160,15 @@ def membrane_backward(
     size = frames[0].numel()
     _launch(
         "membrane_backward", (-(-size // BLOCK),), frames, before, grad_spikes, grad_after, grad_x, grad_before,
-        dynamics.leak, dynamics.threshold, dynamics.start, dynamics.reset or 0.0, dynamics.surrogate.alpha,
+        dynamics.leak, *_numbers(dynamics), float(dynamics.surrogate.alpha),
         len(frames), size, frames.stride(0), dynamics.decays, dynamics.reset is not None, dynamics.detached,
         dynamics.surrogate.shape, before is not None, grad_after is not None, BLOCK,
     )  # fmt: skip
+
+
+def _numbers(dynamics: Dynamics) -> tuple[float, float, float]:
+    """The threshold, the membrane at rest and the one after a hard reset: floats, as for integers there are other kernels."""
+    return float(dynamics.threshold), float(dynamics.start), float(dynamics.reset or 0.0)
 
 
 def side_by_side(x: Tensor, axes: int) -> Tensor:

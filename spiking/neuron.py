@@ -155,7 +155,7 @@ class CodedNeuron(Neuron):
     @property
     def is_analog(self) -> bool:
         """Whether it passes its input through: it has no alphabet, or this is called within `analog`."""
-        return self.alphabet is None or _analog.get()
+        return self.alphabet is None or is_within_analog()
 
     def speaking(self, x: Tensor) -> Tensor:
         """``x`` ``[B, ...]`` with zeros where the neuron never fires."""
@@ -254,6 +254,11 @@ def analog() -> Iterator[None]:
         yield
     finally:
         _analog.reset(token)
+
+
+def is_within_analog() -> bool:
+    """Whether this is called within `analog`."""
+    return _analog.get()
 
 
 @contextmanager
