@@ -20,6 +20,7 @@ from vit2snn.commands.shared import (
     bar,
     check_data,
     data_options,
+    device_option,
     emit,
     find_recipe,
     fit_bar,
@@ -133,17 +134,18 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 @click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; vit2snn-demo unless given.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def demo(out: Path | None, overwrite: bool, as_json: bool) -> None:
+def demo(out: Path | None, overwrite: bool, device: str, as_json: bool) -> None:
     """Convert the embedded ViT, score it on embedded Fashion-MNIST images, and draw the curve. Needs no network."""
     from vit2snn.measure.text import curve_table
 
     folder = out or Path("vit2snn-demo")
-    images = {"seed": 0, "batch_size": 32, "samples": 128, "split": "train"}
+    images = {"seed": 0, "batch_size": 32, "samples": 128, "split": "train", "workers": 0}
     recipe = find_recipe("faithful", timesteps=DEMO_TIMESTEPS)
-    with launched("auto") as device:
-        _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, device, None)
-        result = evaluate_folder(folder, None, images | {"samples": None, "split": "validation"}, device)
+    with launched(device) as found:
+        _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, found, None)
+        result = evaluate_folder(folder, None, images | {"samples": None, "split": "validation"}, found)
     emit(as_json, result.to_json(), curve_table(result))
     note(f"the converted model, the curve and its data are in {folder}")
 
@@ -224,7 +226,8 @@ def _calibration_samples(ann: nn.Module, images: dict[str, Any]) -> list[Sample]
     from vit2snn.spiking.shards import processes, smallest
 
     source, count = own_images(image_source(ann, images), images["samples"], images["seed"])
-    samples = list(bar(prepared(ann, source, count=count, seed=images["seed"]), "reading images"))
+    found = prepared(ann, source, count=count, seed=images["seed"], workers=images["workers"])
+    samples = list(bar(found, "reading images"))
     samples = samples[: int(smallest(torch.tensor(len(samples))))]
     if not samples:
         raise DataError("there are no images to calibrate on", "give a folder with images to --data")

@@ -120,7 +120,7 @@ def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole:
         raise click.UsageError("give the images or recordings with --data DATA")
     model: Any = open_network(out)
     cut = max(timesteps or 0, model.timesteps) if whole else timesteps or model.timesteps
-    return model, scored_batches(model, cut, images, shared=True)
+    return model, scored_batches(model, cut, images)
 
 
 def _artifact(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple[Any, Any]:
@@ -134,7 +134,9 @@ def _artifact(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple
     if timesteps and timesteps > snn.timesteps:
         note(f"note: calibrated for {snn.timesteps} timesteps; later ones reuse the last thresholds")
     source, count = own_images(image_source(snn.network, images), images["samples"], images["seed"])
-    samples = prepared(snn.network, source, count=count, seed=images["seed"], exclude=snn.calibrated_on)
+    samples = prepared(
+        snn.network, source, count=count, seed=images["seed"], exclude=snn.calibrated_on, workers=images["workers"]
+    )
     return snn, batches(samples, images["batch_size"])
 
 
@@ -145,15 +147,14 @@ def _trained_on_demo(out: Path) -> bool:
         return False
 
 
-def scored_batches(model: Any, timesteps: int, images: dict[str, Any], shared: bool = False) -> Any:
-    """Batches of images, or of frames, to score a zoo model on: all, or this process's share."""
+def scored_batches(model: Any, timesteps: int, images: dict[str, Any]) -> Any:
+    """This process's batches of images, or of frames, to score a zoo model on."""
     from vit2snn.data import batches, event_batches, prepared
 
-    count, seed, batch_size = images["samples"], images["seed"], images["batch_size"]
+    seed, batch_size, workers = images["seed"], images["batch_size"], images["workers"]
     events = event_source(model, images)
     if events is not None:
-        events, count = own_events(events, count, seed) if shared else (events, count)
-        return event_batches(events, timesteps, model.pretrained_cfg["input_size"][1:], batch_size, count, seed)
-    source = image_source(model, images)
-    source, count = own_images(source, count, seed) if shared else (source, count)
-    return batches(prepared(model, source, count=count, seed=seed), batch_size)
+        own, count = own_events(events, images["samples"], seed)
+        return event_batches(own, timesteps, model.pretrained_cfg["input_size"][1:], batch_size, count, seed, workers)
+    source, count = own_images(image_source(model, images), images["samples"], seed)
+    return batches(prepared(model, source, count=count, seed=seed, workers=workers), batch_size)

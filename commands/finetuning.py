@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.shared import check_data, data_options, emit, image_source
-from vit2snn.commands.training import (
-    SETTINGS,
-    check_training,
-    finish_training,
-    run_training,
-    training_device,
-    training_options,
-)
+from vit2snn.commands.shared import check_data, data_options, emit, image_source, is_main, launched, note
+from vit2snn.commands.training import SETTINGS, check_training, run_training, training_options
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:
@@ -25,7 +18,7 @@ if TYPE_CHECKING:
 
     from vit2snn.convert import SpikingModel
     from vit2snn.data import ImageSource
-    from vit2snn.finetune import Distillation
+    from vit2snn.finetune import Distillation, Summary
 
 AUGMENTATION = ("scale", "hflip", "aa", "reprob", "mixup", "cutmix", "no_aug")
 EXIT_IMAGES = 128  # on which early exits are calibrated
@@ -86,17 +79,31 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     vit2snn finetune demo-snn -o demo-tuned
     vit2snn finetune deit-snn --data imagenet --loss soft=1,features=0.5 --epochs 3 -o deit-tuned
     """
+    from vit2snn.finetune import close_folder
+    from vit2snn.storage.artifact import is_artifact, read_config
+
+    check_training(out, options, is_artifact)
+    check_data(read_config(model)["vit2snn"]["source"], options)
+    with launched(options["device"]) as device:
+        summary = _finetune(model, out, options, device)
+    if is_main():
+        close_folder(out)
+    document = {"out": str(out), "updates": summary.updates, "loss": summary.loss, "seconds": round(summary.seconds, 1)}
+    loss = "" if summary.loss is None else f", loss {summary.loss:.4g}"
+    emit(as_json, document, f"{summary.updates} updates{loss}, {summary.seconds:.0f} s, in {out}")
+    data = f" --data {options['data']}" if options["data"] else ""
+    note(f"score it with: vit2snn evaluate {out}{data}")
+
+
+def _finetune(model: Path, out: Path, options: Mapping[str, Any], device: Any) -> Summary:
+    """Train and save. The processes of a group do it together."""
     from vit2snn import load
     from vit2snn.convert import Teacher
     from vit2snn.data import training_images
     from vit2snn.measure import exit_table
-    from vit2snn.storage.artifact import is_artifact, read_config
+    from vit2snn.storage.artifact import read_config
     from vit2snn.storage.versions import versions
 
-    check_training(out, options, is_artifact)
-    source = read_config(model)["vit2snn"]["source"]
-    check_data(source, options)
-    device = training_device(options["device"])
     snn = load(model).to(device)
     if options["timesteps"]:
         snn.recipe = snn.recipe.changed(timesteps=options["timesteps"])
@@ -109,26 +116,24 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     identity = {"model": str(model.resolve()), **{name: options[name] for name in IDENTITY}}
     summary = run_training(snn, batches, out, options, identity, objective=objective, lr_scale=_lr_scale(snn, options))
     snn.teacher = Teacher(original)  # what the network no longer computes
-    if summary.main:
-        document = {"updates": summary.updates, "loss": summary.loss, "seconds": round(summary.seconds, 1)}
-        settings = {name: options[name] for name in (*SETTINGS, *IDENTITY)}
+    if is_main():
         run = {
-            "command": sys.argv, "model": str(model), "data": options["data"], **settings, **document, "versions": versions(),
+            "command": sys.argv, "model": str(model), "data": options["data"],
+            **{name: options[name] for name in (*SETTINGS, *IDENTITY)}, "updates": summary.updates, "loss": summary.loss,
+            "seconds": round(summary.seconds, 1), "versions": versions(),
         }  # fmt: skip
-        snn.exits = exit_table(snn, _plain_images(snn, images, options["seed"], device))
+        snn.exits = exit_table(snn, _plain_images(snn, images, options, device))
+        source = read_config(model)["vit2snn"]["source"]
         snn.save(out, source=source, overwrite=options["overwrite"], records={"run.json": run})
-        loss = "" if summary.loss is None else f", loss {summary.loss:.4g}"
-        emit(as_json, {"out": str(out), **document}, f"{summary.updates} updates{loss}, {summary.seconds:.0f} s, in {out}")
-        data = f" --data {options['data']}" if options["data"] else ""
-        click.echo(f"score it with: vit2snn evaluate {out}{data}", err=True)
-    finish_training(out)
+    return summary
 
 
-def _plain_images(snn: SpikingModel, source: ImageSource, seed: int, device: Any) -> Iterator[Tensor]:
+def _plain_images(snn: SpikingModel, source: ImageSource, options: Mapping[str, Any], device: Any) -> Iterator[Tensor]:
     """Some of the training images as they are scored, batch by batch."""
     from vit2snn.data import batches, prepared
 
-    for images, _ in batches(prepared(snn.network, source, count=EXIT_IMAGES, seed=seed), 32):
+    samples = prepared(snn.network, source, count=EXIT_IMAGES, seed=options["seed"], workers=options["workers"])
+    for images, _ in batches(samples, 32):
         yield images.to(device)
 
 

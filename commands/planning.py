@@ -64,8 +64,8 @@ def plan(
     device = find_device(images["device"])
     ann: Any = load_model(model, checkpoint, num_classes)
     planned(ann, provisional(chosen), resolve_model_data_config(ann)["input_size"])  # refuses what it cannot convert
-    source = image_source(ann, images)
-    samples = list(bar(prepared(ann, source, count=images["samples"], seed=images["seed"]), "reading images"))
+    read = prepared(ann, image_source(ann, images), count=images["samples"], seed=images["seed"], workers=images["workers"])
+    samples = list(bar(read, "reading images"))
     if not samples:
         raise DataError("there are no images to measure on", "give a folder with images to --data")
     pixels = torch.stack([sample.image for sample in samples]).to(device)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from vit2snn.data import EventSource, ImageSource
 
 DEMO = "demo"
+DEVICES = "auto|cpu|cuda|cuda:N"
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar=DEVICES, help="auto: CUDA where there is a GPU. No mps."
+)
 
 
 def timestep_list(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
@@ -41,7 +46,8 @@ DATA_OPTIONS = [
     click.option("--class-map", type=click.Path(exists=True, dir_okay=False), help="Class folder names, one a line."),
     click.option("--seed", default=0, show_default=True, help="Of the choice of images."),
     click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1)),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="That read images ahead."),
+    device_option,
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
 ]
 
@@ -100,18 +106,35 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
 
 
 def find_device(name: str) -> Any:
-    """A torch device by name; ``auto`` is CUDA where there is one."""
+    """A torch device by name; ``auto`` is CUDA where there is a GPU, and the CPU elsewhere.
+
+    Raises:
+        click.UsageError: it is not there, or of a kind on which nothing runs, or has been run.
+    """
     import torch
 
     from vit2snn.spiking import prepare_process
 
     prepare_process()
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = torch.cuda.device_count()
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise click.UsageError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise _unusable(name, "PyTorch knows none of that name") from error
+    if device.type == "cpu":
+        return device
+    if device.type == "mps":
+        raise _unusable(name, "it has no double precision, in which what is measured is added up")
+    if device.type != "cuda":
+        raise _unusable(name, "nothing has ever been run on one")
+    index = device.index or 0
+    if index >= gpus:
+        raise _unusable(name, f"PyTorch sees {gpus} GPUs")
+    return torch.device("cuda", index)
+
+
+def _unusable(name: str, why: str) -> click.UsageError:
+    return click.UsageError(f"device {name!r} cannot be used: {why}; choose cpu, cuda or cuda:N")
 
 
 def is_main() -> bool:
@@ -120,24 +143,44 @@ def is_main() -> bool:
 
 
 @contextmanager
-def launched(device: str) -> Iterator[Any]:
+def launched(name: str) -> Iterator[Any]:
     """Within this context the processes that a launcher (``torchrun``, ``accelerate launch``) has started are a group.
 
-    It gives the device by name; among several processes on GPUs, the one that the launcher has given to this process.
+    It gives the device by name; on GPUs, a launched process gets the one of its number, which becomes the current one: groups
+    move Python objects through that.
+
+    Raises:
+        click.UsageError: the device cannot be used, or not by each of the processes.
     """
-    found = find_device(device)
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield found
+    device = find_device(name)
+    if "LOCAL_RANK" not in os.environ:
+        yield device
         return
+    if device.type == "cuda":
+        _check_shares(name)
     from accelerate import PartialState
 
-    group = PartialState(cpu=found.type == "cpu")
+    group = PartialState(cpu=device.type == "cpu")
     try:
         yield group.device
         group.wait_for_everyone()
     finally:
         group.destroy_process_group()
         PartialState._reset_state()  # accelerate keeps the first group of a process for good
+
+
+def _check_shares(name: str) -> None:
+    """Refuse GPUs that the processes of a launcher cannot have one each."""
+    import torch
+
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if ":" in name:
+        raise click.UsageError(
+            f"--device {name} is one GPU, and the launcher has a GPU for each process: give --device cuda, and choose GPUs by "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    if processes > gpus:
+        raise click.UsageError(f"{processes} processes need a GPU each, of {gpus}: start fewer, or give --device cpu")
 
 
 def wait() -> None:
@@ -163,11 +206,9 @@ def own_images(source: ImageSource, count: int | None, seed: int) -> tuple[Image
 
     if processes() == 1:
         return source, count
-    read, labels = source.read, source.labels
-    if read is None or labels is None:
+    if source.labels is None:
         return ImageSource(None, None, lambda: share(source.stream())), _own_count(count)
-    order = _own_order(labels, count, seed)
-    return ImageSource([labels[i] for i in order], None, lambda: map(read, order)), _own_count(count)
+    return replace(source, order=_own_order(source.labels, count, seed)), _own_count(count)
 
 
 def own_events(source: EventSource, count: int | None, seed: int) -> tuple[EventSource, int | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.evaluation import scored_batches
-from vit2snn.commands.shared import bar, data_options, emit, event_source, find_device, image_source, is_main
+from vit2snn.commands.shared import bar, data_options, emit, event_source, image_source, is_main, launched
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:
     from vit2snn.finetune import Step, Summary
+    from vit2snn.measure import Evaluation
 
 SETTINGS = (
     "epochs", "max_steps", "lr", "opt", "sched", "warmup_epochs", "weight_decay", "accumulate", "precision", "ema", "seed",
@@ -39,7 +39,6 @@ def training_options(epochs: int, lr: float) -> Callable[[Any], Any]:
         click.option("--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Batches to an update."),
         click.option("--precision", default="no", show_default=True, type=precisions, help="Mixed precision."),
         click.option("--ema", type=share, metavar="DECAY", help="Give the moving average of the weights."),
-        click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that read images."),
         click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Updates; an epoch unless given."),
         click.option("--resume", is_flag=True, help="Continue a training that was interrupted."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier model at the output, and its training."),
@@ -64,23 +63,15 @@ def check_training(out: Path, options: Mapping[str, Any], replaceable: Any) -> N
         check_folder(out, options["resume"], options["overwrite"])
 
 
-def training_device(name: str) -> Any:
-    """The device by name; among several processes on GPUs, the one that the launcher has given to this process."""
-    device = find_device(name)
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
-        return find_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    return device
-
-
 def run_training(
     model: Any, batches: Any, out: Path, options: Mapping[str, Any], identity: Mapping[str, Any], **more: Any
 ) -> Summary:
     """Train ``model`` with the settings among ``options``; checkpoints and metrics go beside ``out``."""
     from vit2snn.finetune import Settings, Workspace, drop_folder, folder_of, open_folder, train
+    from vit2snn.spiking.shards import processes
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     # As the same images are seen by two processes with half the batch size, a training may go on with other processes.
-    given = {**identity, "data": options["data"], "batch_size of all processes": options["batch_size"] * processes}
+    given = {**identity, "data": options["data"], "batch_size of all processes": options["batch_size"] * processes()}
     folder = open_folder(out, options["resume"]) if is_main() else folder_of(out)
     settings = Settings(**{name: options[name] for name in SETTINGS})
     workspace = Workspace(folder, options["checkpoint_every"], options["resume"], given, options["tensorboard"])
@@ -90,18 +81,6 @@ def run_training(
         if is_main():
             drop_folder(out)
         raise
-
-
-def finish_training(out: Path) -> None:
-    """Clear the folder of the training away once ``out`` is written, and leave the process group."""
-    import torch.distributed as dist
-
-    from vit2snn.finetune import close_folder
-
-    if is_main():
-        close_folder(out)
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 class Progress:
@@ -163,35 +142,45 @@ def train(
     \b
     vit2snn train qkformer_4_384_cifar10 -a dims=[32,64,128] --data cifar10 -o qk
     """
+    from vit2snn.finetune import close_folder
+    from vit2snn.measure.text import curve_table
+    from vit2snn.storage import is_model_folder
+
+    check_training(out, options, is_model_folder)
+    identity = {"model": model, "arguments": arguments, "img_size": img_size, "num_classes": num_classes}
+    with launched(options["device"]) as device:
+        parameters, seconds, scored = _train(out, identity, options, device)
+    if is_main():
+        close_folder(out)
+    document = {"out": str(out), "parameters": parameters, "seconds": seconds, **scored.to_json()}
+    emit(as_json, document, f"{parameters:,} parameters, {seconds:.0f} s\n{curve_table(scored)}")
+
+
+def _train(out: Path, identity: Mapping[str, Any], options: dict[str, Any], device: Any) -> tuple[int, float, Evaluation]:
+    """Make, train, score, save; parameters, seconds, and the curve. The processes of a group do it together."""
     import torch
 
     from vit2snn.measure import evaluate
-    from vit2snn.measure.text import curve_table
-    from vit2snn.storage import is_model_folder, save_model
+    from vit2snn.storage import save_model
     from vit2snn.storage.versions import versions
 
     started = time.time()
-    check_training(out, options, is_model_folder)
     torch.manual_seed(options["seed"])
-    network = _create(model, arguments, img_size, num_classes).to(training_device(options["device"]))
-    identity = {"model": model, "arguments": arguments, "img_size": img_size, "num_classes": num_classes}
-    batches = _training_batches(network, options)
-    if not run_training(network, batches, out, options, identity).main:
-        return finish_training(out)
-    scored = evaluate(network, bar(scored_batches(network, network.timesteps, options), "scoring"), shared=False)
-    run = {
-        "command": sys.argv, "data": options["data"], **{name: options[name] for name in SETTINGS}, "versions": versions(),
-        "seconds": round(time.time() - started, 1),
-    }  # fmt: skip
-    records = {"run.json": run, "evaluation.json": scored.to_json()}
-    save_model(network, out, overwrite=options["overwrite"], records=records)
-    finish_training(out)
-    parameters = sum(p.numel() for p in network.parameters())
-    document = {"out": str(out), "parameters": parameters, "seconds": run["seconds"], **scored.to_json()}
-    emit(as_json, document, f"{parameters:,} parameters, {run['seconds']:.0f} s\n{curve_table(scored)}")
+    network = _create(**identity).to(device)
+    run_training(network, _training_batches(network, options), out, options, identity)
+    scored = evaluate(network, bar(scored_batches(network, network.timesteps, options), "scoring"))
+    seconds = round(time.time() - started, 1)
+    if is_main():
+        run = {
+            "command": sys.argv, "data": options["data"], **{name: options[name] for name in SETTINGS},
+            "versions": versions(), "seconds": seconds,
+        }  # fmt: skip
+        records = {"run.json": run, "evaluation.json": scored.to_json()}
+        save_model(network, out, overwrite=options["overwrite"], records=records)
+    return sum(p.numel() for p in network.parameters()), seconds, scored
 
 
-def _create(name: str, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:
+def _create(model: str, arguments: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:
     """The untrained model."""
     import inspect
 
@@ -200,24 +189,24 @@ def _create(name: str, given: dict[str, str], img_size: int | None, num_classes:
     from vit2snn.storage import is_model_folder
     from vit2snn.zoo import VARIANTS
 
-    if is_model_folder(Path(name)):
-        return _created(Path(name), given, img_size, num_classes)
-    if name not in VARIANTS:
-        raise ModelError(f"the zoo has no model {name!r}", "vit2snn zoo list shows all")
-    variant = VARIANTS[name]
+    if is_model_folder(Path(model)):
+        return _created(Path(model), arguments, img_size, num_classes)
+    if model not in VARIANTS:
+        raise ModelError(f"the zoo has no model {model!r}", "vit2snn zoo list shows all")
+    variant = VARIANTS[model]
     known = inspect.signature(variant.architecture).parameters
-    for argument in given:
+    for argument in arguments:
         if argument not in known:
-            raise ModelError(f"{name} has no argument {argument!r}", f"choose of {', '.join(known)}")
+            raise ModelError(f"{model} has no argument {argument!r}", f"choose of {', '.join(known)}")
     # Text stays text where the model takes text: a JSON reader would make a number of pools=0011.
     textual = {key for key, parameter in known.items() if str(parameter.annotation).startswith("str")}
-    arguments = {key: text if key in textual else _value(key, text) for key, text in given.items()}
+    typed = {key: text if key in textual else _value(key, text) for key, text in arguments.items()}
     channels = variant.cfg["input_size"][0]
     overlay = {"input_size": (channels, img_size, img_size)} if img_size else {}
     try:
-        return timm.create_model(name, pretrained_cfg_overlay=overlay, num_classes=num_classes, **arguments)
+        return timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=num_classes, **typed)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{name} cannot be made with {arguments}: {error}", "see its class in vit2snn.zoo") from error
+        raise ModelError(f"{model} cannot be made with {typed}: {error}", "see its class in vit2snn.zoo") from error
 
 
 def _created(folder: Path, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:

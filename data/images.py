@@ -23,8 +23,9 @@ class Sample(NamedTuple):
 
 
 def prepared(
-    model: nn.Module, source: ImageSource, *, count: int | None = None, seed: int = 0, exclude: Iterable[str] = ()
-) -> Iterator[Sample]:
+    model: nn.Module, source: ImageSource, *, count: int | None = None, seed: int = 0, exclude: Iterable[str] = (),
+    workers: int = 0,
+) -> Iterator[Sample]:  # fmt: skip
     """Images as ``model``'s pretrained configuration wants them (size, crop, mean, standard deviation).
 
     Args:
@@ -33,12 +34,18 @@ def prepared(
         count: how many, class-balanced and seeded; None for all.
         seed: of the choice.
         exclude: digests of images to leave out, such as those a model was calibrated on.
+        workers: threads that read ahead; the images and their order are the same.
+
+    Raises:
+        DataError: an image cannot be read, when it would come.
     """
     from timm.data import create_transform, resolve_model_data_config
 
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     left_out = frozenset(exclude)
-    return choose(source, lambda image, label: sample_of(transform(image), label), count, seed, lambda s: s.digest in left_out)
+    return choose(
+        source, lambda image, label: sample_of(transform(image), label), count, seed, lambda s: s.digest in left_out, workers
+    )
 
 
 def sample_of(image: Tensor, label: int) -> Sample:
@@ -55,7 +62,7 @@ def digest(image: Tensor) -> str:
 
 
 def batches(samples: Iterable[Sample], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images ``[B, C, H, W]`` and labels ``[B]``, at most ``size`` at a time.
+    """Images ``[B, C, H, W]`` and labels ``[B]``, at most ``size`` at a time; in pinned memory where CUDA is in use.
 
     Raises:
         DataError: there are no samples.
@@ -74,4 +81,9 @@ def batches(samples: Iterable[Sample], size: int) -> Iterator[tuple[Tensor, Tens
 
 
 def _stack(block: list[Sample]) -> tuple[Tensor, Tensor]:
-    return torch.stack([sample.image for sample in block]), torch.tensor([sample.label for sample in block])
+    return pinned(torch.stack([sample.image for sample in block])), torch.tensor([sample.label for sample in block])
+
+
+def pinned(x: Tensor) -> Tensor:
+    """``x`` in memory from which a GPU copies while the program goes on, where CUDA is in use."""
+    return x.pin_memory() if torch.cuda.is_initialized() else x

@@ -6,8 +6,9 @@ import hashlib
 import multiprocessing
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError
+from .ahead import ahead
 from .events import EventSource
+from .images import pinned
 from .sources import ImageSource
 from .subset import balanced_order
 
@@ -281,12 +284,18 @@ def training_events(
 
 
 def event_batches(
-    source: EventSource, timesteps: int, size: tuple[int, int], batch_size: int, count: int | None = None, seed: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Frames ``[T, B, 2, H, W]`` and labels ``[B]`` to score: all recordings, or ``count`` of them, class-balanced."""
+    source: EventSource, timesteps: int, size: tuple[int, int], batch_size: int, count: int | None = None, seed: int = 0,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Frames ``[T, B, 2, H, W]`` and labels ``[B]`` to score: all recordings, or ``count`` of them, class-balanced.
+
+    Threads, as many as ``workers``, read ahead. The frames are in pinned memory where CUDA is in use.
+    """
     chosen = range(len(source.labels)) if count is None else balanced_order(source.labels, seed)[:count]
-    for start in range(0, len(chosen), batch_size):
-        yield time_first([(source.frames(i, timesteps, size), source.labels[i]) for i in chosen[start : start + batch_size]])
+    with closing(ahead(lambda i: (source.frames(i, timesteps, size), source.labels[i]), chosen, workers)) as items:
+        while batch := list(islice(items, batch_size)):
+            frames, labels = time_first(batch)
+            yield pinned(frames), labels
 
 
 def time_first(items: Sequence[Item]) -> tuple[Tensor, Tensor]:

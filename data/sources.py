@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,15 @@ class ImageSource:
 
     Attributes:
         labels: the label of each image; None for a stream, whose labels are known only when it is read.
-        read: image and label by index; None for a stream.
+        read: image and label by index, in several threads at once; None for a stream.
         stream: images and labels in order.
+        order: the indices in which images are chosen, where that is settled already.
     """
 
     labels: list[int] | None
     read: Callable[[int], tuple[Image.Image, int]] | None
     stream: Callable[[], Iterator[tuple[Image.Image, int]]]
+    order: Sequence[int] | None = None
 
 
 def array_source(images: np.ndarray, labels: np.ndarray, mode: str | None = None) -> ImageSource:
@@ -88,27 +92,32 @@ def open_images(
 
 def _random_access(dataset: Any, data: str, mode: str) -> tuple[list[int], Callable[[int], tuple[Image.Image, int]]]:
     """Labels and a reader; timm's own ``dataset[i]`` replaces an unreadable image by the next one, which would be scored."""
+    from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+
     reader = getattr(dataset, "reader", None)
     if reader is None:  # torchvision
         labels = [int(label) for label in getattr(dataset, "targets", getattr(dataset, "labels", ()))]
         return labels, lambda index: (dataset[index][0].convert(mode), labels[index])
-    if hasattr(reader, "samples"):
+    in_tar = isinstance(reader, ReaderImageInTar)
+    if in_tar:
+        labels = [int(label) for label in reader.targets]
+    elif hasattr(reader, "samples"):
         labels = [int(sample[1]) for sample in reader.samples]
     else:
         labels = [int(label) for label in reader.iter_targets()]
 
+    # The images of a tar file are read through one handle, by one thread at a time.
+    turn: AbstractContextManager[Any] = Lock() if in_tar else nullcontext()
+
     def read(index: int) -> tuple[Image.Image, int]:
-        file = reader[index][0]
         try:
-            with Image.open(file) as image:
+            with turn, reader[index][0] as file, Image.open(file) as image:
                 return image.convert(mode), labels[index]
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise DataError(
                 f"{dataset.filename(index)!r} in {data!r} is not an image that can be read: {error}",
                 "remove or replace it",
             ) from error
-        finally:
-            file.close()
 
     return labels, read
 
@@ -142,7 +151,8 @@ def _check_classes(dataset: Any, labels: list[int], classes: int, data: str, map
             f"{data!r} has labels from {min(labels)} to {max(labels)}, the model tells {classes} classes apart",
             "check that model and data set belong together",
         )
-    folders = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    reader = getattr(dataset, "reader", None)
+    folders = getattr(reader, "class_to_idx", getattr(reader, "class_name_to_idx", None))  # the latter of a tar file
     if folders is None:
         return
     if not mapped and len(folders) != classes:
@@ -150,7 +160,7 @@ def _check_classes(dataset: Any, labels: list[int], classes: int, data: str, map
             f"{data!r} has {len(folders)} class folders, the model tells {classes} classes apart",
             "name the model's classes in order with --class-map FILE (one class folder name a line)",
         )
-    root = getattr(dataset.reader, "root", None)
+    root = getattr(reader, "root", None)
     if mapped and root and Path(root).is_dir():
         strange = sorted(p.name for p in Path(root).iterdir() if p.is_dir() and p.name not in folders)
         if strange:

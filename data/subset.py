@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 
+from .ahead import ahead, stream_ahead
 from .sources import ImageSource
 
 S = TypeVar("S")
@@ -26,10 +29,11 @@ def balanced_order(labels: list[int], seed: int) -> list[int]:
 
 def choose(
     source: ImageSource,
-    prepare: Callable[..., S],
+    prepare: Callable[[Any, int], S],
     count: int | None,
     seed: int,
     unwanted: Callable[[S], bool] = lambda sample: False,
+    workers: int = 0,
 ) -> Iterator[S]:
     """The chosen images of a source, prepared one by one.
 
@@ -40,16 +44,20 @@ def choose(
             in the source's order.
         seed: of the choice.
         unwanted: tells prepared samples that are passed over; they do not count.
+        workers: threads that read and prepare ahead; see `ahead`.
     """
-    raw = source.stream()
-    if source.read is not None and source.labels is not None and count is not None:
-        raw = map(source.read, balanced_order(source.labels, seed))
-    chosen = 0
-    for image, label in raw:
-        sample = prepare(image, label)
-        if unwanted(sample):
-            continue
-        yield sample
-        chosen += 1
-        if chosen == count:
-            return
+    with closing(_prepared(source, prepare, count, seed, workers)) as samples:
+        yield from islice((sample for sample in samples if not unwanted(sample)), count)
+
+
+def _prepared(
+    source: ImageSource, prepare: Callable[[Any, int], S], count: int | None, seed: int, workers: int
+) -> Generator[S, None, None]:
+    """All images of a source, in the order in which they are chosen."""
+    read, labels = source.read, source.labels
+    if read is None or labels is None:
+        return ahead(lambda pair: prepare(*pair), stream_ahead(source.stream(), workers), workers)
+    order = source.order
+    if order is None:
+        order = range(len(labels)) if count is None else balanced_order(labels, seed)
+    return ahead(lambda index: prepare(*read(index)), order, workers)

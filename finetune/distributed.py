@@ -6,6 +6,7 @@ does, and leaves no trace.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,9 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -32,7 +33,7 @@ def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
         precision: of the forward pass.
 
     Raises:
-        ModelError: the device does not have that precision.
+        ModelError: the device does not have that precision, or accelerate is told to shard by FSDP 1.
     """
     if precision == "fp16" and device.type != "cuda":
         raise ModelError(f"the precision 'fp16' needs a GPU, and the model is on {device}", "choose --precision bf16 or no")
@@ -42,20 +43,50 @@ def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
         torch.cuda.set_device(device)
     # Which parameters the losses reach depends on the objective. (A static graph would not go with accumulated gradients.)
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[ddp])
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[ddp])
+    if is_sharded(accelerator):
+        if not accelerator.is_fsdp2:
+            raise ModelError(
+                "FSDP 1 joins parameters into one, and some have learning rates of their own",
+                "set FSDP_VERSION=2 at the launch",
+            )
+        # It would round all parameters, also those of neurons; autocast leaves neurons in float32.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether FSDP spreads the parameters over the processes."""
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def shardable(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose parameters without an axis, which FSDP refuses, have one of length 1."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.ndim:
+                setattr(module, name, nn.Parameter(parameter.detach().reshape(1), parameter.requires_grad))
+    return model
+
+
+def whole_weights(task: nn.Module) -> dict[str, Any]:
+    """The whole state of a sharded model, in each process, where its parameters are; all processes call it."""
+    return dict(get_model_state_dict(task, options=StateDictOptions(full_state_dict=True)))
 
 
 def gather(task: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Whole states, on the CPU, of a model and its optimizer that FSDP has sharded; all processes call it.
+    """Whole states of a sharded model and its optimizer, on the CPU of the first process, and empty ones in the others.
 
-    It has run with models that are not sharded only, for want of a machine with two GPUs.
+    All processes call it.
     """
-    weights, moments = get_state_dict(task, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = get_state_dict(task, optimizer, options=options)
     return dict(weights), dict(moments)
 
 
 def scatter(task: nn.Module, optimizer: Optimizer, weights: dict[str, Any], moments: Any) -> None:
-    """The inverse of `gather`, under the same reserve."""
+    """Give a sharded model and its optimizer whole states, which all processes have."""
     options = StateDictOptions(full_state_dict=True)
     set_state_dict(task, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
 

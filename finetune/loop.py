@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -12,7 +11,6 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import DistributedType
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -21,7 +19,7 @@ from ..data import TrainingLoader, seed_of
 from ..errors import DataError, ModelError
 from .checkpoint import Workspace, load_checkpoint, save_checkpoint
 from .diagnosis import first_non_finite
-from .distributed import gather, make_accelerator, scatter, synchronised
+from .distributed import gather, is_sharded, make_accelerator, scatter, shardable, synchronised, whole_weights
 from .metrics import Metrics, Step
 from .objectives import Objective, classification
 from .optimisation import Scale, make_optimizer, make_schedule, uniform
@@ -75,9 +73,10 @@ def train(
     from the seed, the update and the process, so that a resumed training ends in the very weights of one that was not
     interrupted.
 
-    FSDP, which accelerate offers, is provided for (sharded weights and optimizer states are gathered into the checkpoint and,
-    at the end, into ``model``), but has never been run, for want of a machine with two GPUs; nor has ``fp16``. FSDP excludes
-    ``ema``.
+    FSDP 2 shards weights and optimizer states where accelerate is told to (``ACCELERATE_USE_FSDP=true FSDP_VERSION=2``; it does
+    so on GPUs only). They are gathered into the checkpoint and, at the end, into ``model``, of which each process keeps a whole
+    copy. FSDP excludes ``ema``. Two processes on CPUs, which accelerate was made to take for GPUs, have trained to the weights
+    of one; on GPUs FSDP has never been run, nor has ``fp16``.
 
     Args:
         model: on a device of the kind to train on; left in evaluation mode.
@@ -91,7 +90,7 @@ def train(
     Raises:
         DataError: there are no batches, or fewer than one update needs.
         ModelError: a loss or a gradient is not finite (the message names the module), no parameter can be trained, or the
-            optimizer, schedule or precision cannot be had.
+            optimizer, schedule, precision or way of sharding cannot be had.
         ArtifactError: the checkpoint cannot be written or read, or is one of other settings.
     """
     started = time.time()
@@ -122,10 +121,11 @@ class Trainer:
         self, model: nn.Module, batches: Batches, settings: Settings, objective: Objective, lr_scale: Scale,
         workspace: Workspace | None,
     ) -> None:  # fmt: skip
-        self.settings, self.batches, self.workspace, self.result = settings, batches, workspace, model
+        self.settings, self.batches, self.workspace = settings, batches, workspace
+        self.objective, self.result = objective, model
         self.context = ExitStack()
         self.accelerator = make_accelerator(next(model.parameters()).device, settings.precision)
-        self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.sharded = is_sharded(self.accelerator)
         if isinstance(batches, TrainingLoader):
             batches.share(self.accelerator.process_index, self.accelerator.num_processes)
         self.steps = len(batches) // settings.accumulate
@@ -135,13 +135,15 @@ class Trainer:
                 "give more images, or a smaller batch size",
             )
         self.updates, self.update = settings.updates(self.steps), 0
-        self.model = copy.deepcopy(model) if self.sharded else model
+        self.model = shardable(model) if self.sharded else model
         optimizer = make_optimizer(self.model, settings, lr_scale)
         self.ema = self._average()
         self.model.train()
         self.task, self.optimizer = self.accelerator.prepare(_Task(self.model, objective), optimizer)
         self.scheduler = make_schedule(self.optimizer, settings, self.steps)
-        self.identity = asdict(settings) | (dict(workspace.identity) if workspace else {})
+        self.identity = (
+            asdict(settings) | (dict(workspace.identity) if workspace else {}) | ({"FSDP": 2} if self.sharded else {})
+        )
 
     def run(self, report: Callable[[Step], None]) -> float | None:
         """Make all updates; the mean loss of the last epoch."""
@@ -165,7 +167,7 @@ class Trainer:
         batches = self._batches(epoch, first * accumulate)
         for step in range(first, min(self.steps, self.updates - epoch * self.steps)):
             started = time.perf_counter()
-            update = [(x.to(self.accelerator.device), y.to(self.accelerator.device)) for x, y in islice(batches, accumulate)]
+            update = [self._moved(x, y) for x, y in islice(batches, accumulate)]
             self.scheduler.step_update(self.update)
             terms = self._step(epoch, step, update)
             images = sum(len(labels) for _, labels in update) * self.accelerator.num_processes
@@ -186,6 +188,11 @@ class Trainer:
             return iter(self.batches)
         return islice(self.batches, start, None)
 
+    def _moved(self, x: Tensor, labels: Tensor) -> Batch:
+        """A batch on the device; what is pinned is copied while the program goes on."""
+        device = self.accelerator.device
+        return x.to(device, non_blocking=x.is_pinned()), labels.to(device, non_blocking=labels.is_pinned())
+
     def _step(self, epoch: int, step: int, update: Sequence[Batch]) -> dict[str, float]:
         """One update; the terms of its loss, averaged over batches and processes."""
         self.optimizer.zero_grad()
@@ -196,7 +203,8 @@ class Trainer:
             # Gradients travel between the processes once, with the last batch.
             last = number == len(update) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.task):
-                terms = self.task(x, labels)
+                with self.accelerator.autocast():
+                    terms = self.task(x, labels)
                 names, stacked = list(terms), torch.stack(list(terms.values()))
                 self.accelerator.backward(stacked.sum() / len(update))
             values.append(stacked.detach())
@@ -223,16 +231,18 @@ class Trainer:
     def _check(self, what: str, value: float, epoch: int, step: int, update: Sequence[Batch]) -> None:
         if math.isfinite(value):
             return
-        task = self.accelerator.unwrap_model(self.task)
+        model = self._assembled()
         # Each process looks by itself: batch normalisations would wait for those that have found it already.
         self.context.close()
 
         def losses() -> Iterator[Tensor]:
             for number, (x, labels) in enumerate(update):
                 self._seed(number)
-                yield torch.stack(list(task(x, labels).values())).sum()
+                with self.accelerator.autocast():
+                    loss = torch.stack(list(self.objective(model, x, labels).values())).sum()
+                yield loss
 
-        where = first_non_finite(self.model, losses, torch.cat([x.flatten() for x, _ in update]))
+        where = first_non_finite(model, losses, torch.cat([x.flatten() for x, _ in update]))
         raise ModelError(
             f"the {what} is {value} at step {step} of epoch {epoch + 1}: {where}",
             "lower the learning rate (--lr); the last checkpoint, if there is one, is from before this step",
@@ -240,18 +250,23 @@ class Trainer:
 
     def _finish(self) -> None:
         """The final weights and their statistics, in the model that was given."""
-        device = self.accelerator.device
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
-        if self.sharded:
-            weights, _ = gather(self.task, self.optimizer.optimizer)
-            self.result.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-            self.result.to(device)
+        model = self._assembled()
         # Running averages still remember their start after few steps, and sparse spikes have variances far below it.
         batches = self._batches(-(-self.updates // self.steps), 0, mixed=False)
         self._seed(0)
-        with synchronised(self.result):
-            update_bn(islice(batches, STATISTICS_BATCHES), self.result.train(), device)
+        with synchronised(model):
+            update_bn(islice(batches, STATISTICS_BATCHES), model.train(), self.accelerator.device)
+
+    def _assembled(self) -> nn.Module:
+        """The model that was given, with the weights of now; all processes call it, as each has but its shard."""
+        if self.sharded:
+            weights = {name.removeprefix("model."): value for name, value in whole_weights(self.task).items()}
+            own = self.result.state_dict()
+            self.result.load_state_dict({name: value.reshape(own[name].shape) for name, value in weights.items()})
+            self.result.to(self.accelerator.device)
+        return self.result
 
     def _average(self) -> Any:
         if self.settings.ema is None:

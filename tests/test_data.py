@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gc
 import pickle
+import tarfile
+import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from safetensors.torch import save_file
 
 from vit2snn.convert import load_model
 from vit2snn.data import ImageSource, array_source, balanced_order, batches, choose, open_images, prepared
+from vit2snn.data.ahead import AHEAD
 from vit2snn.errors import CheckpointError, DataError, ModelError
 from vit2snn.zoo.demo import demo_images
 
@@ -228,3 +233,113 @@ def test_unknown_models_come_with_near_names() -> None:
         load_model("local-dir:nowhere")
     with pytest.raises(ModelError, match=r"cannot create 'vit_tiny_patch16_224\.nonsense'"):
         load_model("vit_tiny_patch16_224.nonsense")
+
+
+# Reading ahead
+
+
+def numbered(count: int, seen: list[int]) -> ImageSource:
+    """Images whose label is their index; ``seen`` gets what has been read."""
+
+    def read(index: int) -> tuple[Image.Image, int]:
+        seen.append(index)
+        return Image.new("L", (2, 2), index), index
+
+    return ImageSource(list(range(count)), read, lambda: map(read, range(count)))
+
+
+def label_of(image: Image.Image, label: int) -> int:
+    assert image.getpixel((0, 0)) == label
+    return label
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_read_ahead_is_what_is_read_one_by_one(workers: int) -> None:
+    model, source = load_model("demo"), array_source(*demo_images("val"))
+    wanted = list(prepared(model, source, count=60, seed=3))
+    left_out = [sample.digest for sample in wanted[5:9]]
+    for exclude in ([], left_out):
+        one, other = (
+            [(s.digest, s.label) for s in prepared(model, source, count=60, seed=3, exclude=exclude, workers=n)]
+            for n in (0, workers)
+        )
+        assert one == other and len(one) == 60
+    stream = ImageSource(None, None, source.stream)
+    assert [s.digest for s in prepared(model, stream, count=40, workers=workers)] == [
+        s.digest for s in prepared(model, stream, count=40)
+    ]
+
+
+def test_a_settled_order_is_kept() -> None:
+    for order in ([], [3, 1, 2]):
+        source = replace(numbered(5, []), order=order)
+        for count in (None, 4):
+            assert list(choose(source, label_of, count, 0)) == order
+    assert list(choose(source, label_of, 2, 0, workers=2)) == [3, 1]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_reading_ahead_is_bounded_and_ends_with_the_reader(streamed: bool) -> None:
+    before, seen = threading.active_count(), list[int]()
+    source = numbered(200, seen)
+    if streamed:
+        source = ImageSource(None, None, source.stream)
+    reading = choose(source, label_of, None, 0, workers=2)
+    assert [next(reading) for _ in range(3)] == [0, 1, 2]
+    assert threading.active_count() > before
+    reading.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    assert len(seen) <= 3 + 3 * AHEAD
+
+
+def test_images_are_read_while_others_are_computed_on() -> None:
+    """The second image is read although nobody has asked for it."""
+    read = threading.Event()
+
+    def prepare(image: Image.Image, label: int) -> int:
+        if label == 1:
+            read.set()
+        return label
+
+    reading = choose(numbered(2, []), prepare, None, 0, workers=1)
+    assert next(reading) == 0
+    assert read.wait(timeout=10)
+    assert list(reading) == [1]
+
+
+def test_an_image_that_cannot_be_read_is_told_where_it_would_come(tmp_path: Path) -> None:
+    model = make_vit(num_classes=3)
+    write_folder(tmp_path)
+    (tmp_path / "class1" / "0.png").write_bytes(b"no image")
+    reading = prepared(model, open_images(tmp_path, "train", classes=3), workers=2)
+    assert [next(reading).label for _ in range(4)] == [0] * 4
+    with pytest.raises(DataError, match=r"class1/0.png' in .* is not an image that can be read"):
+        next(reading)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # timm leaves the tar file open
+def test_threads_take_turns_at_a_tar_file(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", each=30)
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        for path in sorted(folder.glob("*/*")):
+            archive.add(path, path.relative_to(folder))
+    model = make_vit(num_classes=3)
+    wanted = [s.digest for s in prepared(model, open_images(folder, "train", classes=3))]
+    for _ in range(3):
+        source = open_images(tmp_path / "images.tar", "train", classes=3)
+        assert [s.digest for s in prepared(model, source, workers=4)] == wanted
+    with pytest.raises(DataError, match="3 class folders, the model tells 4 classes apart"):
+        open_images(tmp_path / "images.tar", "train", classes=4)
+    del source
+    gc.collect()
+
+
+def test_batches_are_pinned_where_cuda_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = list(prepared(load_model("demo"), array_source(*demo_images("val")), count=4))
+    moved: list[torch.Size] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: moved.append(x.shape) or x)
+    list(batches(samples, 4))
+    assert moved == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    list(batches(samples, 4))
+    assert moved == [(4, 1, 28, 28)]

@@ -66,6 +66,8 @@ def test_batches_have_time_first(recordings: Path) -> None:
     assert [len(labels) for _, labels in batches] == [6, 6, 4]
     chosen = list(event_batches(source, 5, (32, 32), 16, count=10))
     assert chosen[0][1].bincount().tolist() == [5, 5]
+    ahead = list(event_batches(source, 5, (32, 32), 16, count=10, workers=2))
+    assert torch.equal(ahead[0][0], chosen[0][0]) and torch.equal(ahead[0][1], chosen[0][1])
 
 
 def test_recordings_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
