@@ -12,7 +12,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..data import digest
-from ..errors import DataError
 from ..finetune import Precision, Step, Workspace
 from ..finetune.checkpoint import BRANCHES, SPIKES, load_checkpoint, save_checkpoint
 from ..measure.batches import set_digest
@@ -75,8 +74,6 @@ class Fit:
         seed: of their order and their views.
         fitting: see `Fitting`.
 
-    Raises:
-        DataError: there are fewer images than a batch of the fit has.
     """
 
     def __init__(
@@ -86,13 +83,8 @@ class Fit:
         self.network, self.ann, self.recipe, self.batches = network, full_precision(ann), recipe, batches
         self.refit, self.seed, self.fitting = recipe.structure.refit, seed, fitting
         self.images = _held(batches)
-        if self.refit in ("blocks", "network") and len(self.images) < BATCH:
-            raise DataError(
-                f"{len(self.images)} images are too few to fit substitutes: a batch has {BATCH}, accuracy takes hundreds",
-                "give more images (--samples), or choose structure.refit 'ridge' or 'none'",
-            )
         self.whole = len(self.images) == len(batches.digests)
-        steps = len(self.images) // BATCH if self.whole else sum(1 for _ in batches)
+        steps = max(len(self.images) // BATCH, 1) if self.whole else sum(1 for _ in batches)
         self.work = _Work(places(network, ann), recipe, recipe.structure.passes * steps, fitting.report)
         self.identity = {
             "structure": to_fields(recipe.structure), "seed": seed, "precision": fitting.precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..data import TrainingLoader, digest
 from ..errors import DataError, ModelError
 from ..measure.batches import IMAGES
+from ..spiking import shards
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -51,6 +53,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+FEW = 32
+"""Calibration images from which thresholds suit others nearly as well as from hundreds."""
+
+SAME, ALIKE = 1e-10, 1e-2
+"""Shares of the variance of images that are between them: rounding, and that of pictures of one scene."""
+
+logger = logging.getLogger("vit2snn")
+
+
 class Batches:
     """Batches of calibration images that can be iterated over again.
 
@@ -65,7 +76,7 @@ class Batches:
         digests: of all images, once they have been iterated over. They must be the same in every pass, in any order.
 
     Raises:
-        DataError: they can be iterated over only once, or there are none.
+        DataError: they can be iterated over only once, or there are none; at the end of the first pass, they do not differ.
     """
 
     def __init__(self, images: Any, like: Tensor, size: int = 32) -> None:
@@ -106,17 +117,62 @@ class Batches:
             DataError: a batch has none, or they are others than in the pass before.
         """
         seen: list[str] = []
+        spread = None if self.digests else _Spread()
         for batch in self.batches:
             images = images_of(batch)
             if len(images):
                 seen += map(digest, images)
+                if spread:
+                    spread.add(images)
                 yield images.detach().to(self.like)
+        if spread:
+            spread.check()
         if self.digests and set(seen) != set(self.digests):
             raise DataError(
                 "the calibration images are others in every pass: they are augmented, or chosen anew",
                 "pass a loader without augmentation and drop_last, or a list: list(loader)",
             )
         self.digests = self.digests or tuple(seen)
+
+
+class _Spread:
+    """How far images differ from each other, over all processes.
+
+    A neuron learns from them what its input may be: from one image, or equal ones, that its input is always the same.
+    """
+
+    def __init__(self) -> None:
+        self.images, self.total, self.squares = torch.zeros((), dtype=torch.int64), torch.zeros(()), torch.zeros(())
+
+    def add(self, images: Tensor) -> None:
+        """Take in a batch."""
+        x = images.detach().double()
+        self.images += len(x)
+        self.total, self.squares = self.total.to(x.device) + x.sum(0), self.squares.to(x.device) + x.square().sum()
+
+    def check(self) -> None:
+        """Warn where they are few or much alike.
+
+        Raises:
+            DataError: there is one, or they are all the same.
+        """
+        if not int(self.images):
+            return
+        count, total, squares = int(shards.total(self.images)), shards.total(self.total), shards.total(self.squares)
+        power = squares / count / total.numel()
+        at_each, overall = power - (total / count).square().mean(), power - (total.mean() / count).square()
+        share = float(at_each / overall) if float(overall) > SAME * float(power) else 0.0
+        if count == 1 or not share > SAME:
+            which = "there is 1 calibration image" if count == 1 else f"the {count} calibration images are the same"
+            raise DataError(
+                f"{which}, from which no neuron can learn how its input changes", f"give {FEW} or more different ones"
+            )
+        if count < FEW and shards.is_main():
+            logger.warning("%d calibration images are few: thresholds may not suit others (%d or more do well)", count, FEW)
+        elif share < ALIKE and shards.is_main():
+            logger.warning(
+                "the calibration images hardly differ (%.2g of their variance): thresholds may not suit others", share
+            )
 
 
 class OwnItems(TrainingLoader):

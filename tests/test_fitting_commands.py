@@ -86,7 +86,7 @@ def test_a_fit_interrupted_with_its_spikes_to_come_does_not_fit_its_structure_ag
     ("options", "message"),
     [
         (["--resume"], "there is no unfinished training"),
-        (["--samples", "8"], "8 images are too few to fit substitutes"),
+        (["--samples", "1"], "there is 1 calibration image"),
         (["--precision", "fp16"], "the precision 'fp16' needs a GPU"),
         (["--passes", "0"], "0 is not in the range"),
         (["--refit", "all"], "'all' is not one of"),

@@ -106,6 +106,28 @@ def test_what_are_no_calibration_images_is_told(wrong: Any, message: str, vit: n
         to_spiking(vit, "faithful", wrong(images))
 
 
+def test_images_that_say_too_little_are_refused(vit: nn.Module, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    """From them a network would learn to give the same answer to all images, without error on these."""
+    same = images[:1].expand(16, -1, -1, -1)
+    for given, message in ((images[:1], "there is 1 calibration"), (same, "the 16 calibration images are the same")):
+        for form in (given, DataLoader(TensorDataset(given), 5), torch.zeros_like(given)):
+            with pytest.raises(DataError, match=r"calibration image"):
+                to_spiking(vit, "faithful", form)
+        with pytest.raises(DataError, match=message):
+            to_spiking(vit, brief("qkformer"), given)
+    for given, words in ((images[:4], ["4 calibration images are few"]), (same + 0.01 * torch.randn_like(same), ["few"])):
+        caplog.clear()
+        to_spiking(vit, "faithful", given)
+        assert len(caplog.messages) == 1 and all(word in caplog.messages[0] for word in words)
+    caplog.clear()
+    many = torch.randn(32, 3, 16, 16)
+    to_spiking(vit, "faithful", many.split(7))
+    assert not caplog.messages
+    to_spiking(vit, "faithful", 3 + 0.01 * many)
+    to_spiking(vit, "faithful", many[:1] + 0.01 * many)
+    assert ["hardly differ" in message for message in caplog.messages] == [True]
+
+
 def test_a_loader_may_shuffle_and_must_not_augment(vit: nn.Module, images: Tensor) -> None:
     shuffled = DataLoader(TensorDataset(images), batch_size=4, shuffle=True)
     assert len(set(to_spiking(vit, Recipe(timesteps=2), shuffled).calibrated_on)) == len(images)
