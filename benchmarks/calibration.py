@@ -44,10 +44,12 @@ class InTurn:
             yield batch
 
 
-def measure(model: str, images: int, batch_size: int, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(
+    model: str, images: int, batch_size: int, recipe: str, device: str = "cpu"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The machine and the row."""
-    ann: Any = timm.create_model(model).eval()
-    batches = list(torch.randn(images, *ann.default_cfg["input_size"]).split(batch_size))
+    ann: Any = timm.create_model(model).eval().to(device)
+    batches = list(torch.randn(images, *ann.default_cfg["input_size"], device=device).split(batch_size))
     first = type(ann.patch_embed)
     passed: list[int] = []
     took: list[float] = []
@@ -58,10 +60,10 @@ def measure(model: str, images: int, batch_size: int, recipe: str) -> tuple[dict
 
     with torch.no_grad():
         ann(batches[0])
-        held_by_ann = memory(lambda: ann(batches[0]))
+        held_by_ann = memory(lambda: ann(batches[0]), device)
     in_turn = InTurn(ann, batches)
     with register_module_forward_hook(count):
-        held = memory(lambda: took.append(seconds(lambda: to_spiking(ann, recipe, in_turn))))
+        held = memory(lambda: took.append(seconds(lambda: to_spiking(ann, recipe, in_turn))), device)
     spent, one, passes = took[0] - in_turn.total, statistics.median(in_turn.by_image), sum(passed) / images
     return describe(), {
         "model": model, "images": images, "batch_size": batch_size, "recipe": recipe, "seconds": spent,

@@ -11,6 +11,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -32,7 +34,10 @@ def describe() -> dict[str, Any]:
         "processor": (names or [platform.machine()])[0], "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "system": platform.system(), "torch": torch.__version__,
     }  # fmt: skip
-    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+    if torch.cuda.is_available():
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        found |= {name: version(name) for name in ("triton", "spikingjelly") if find_spec(name)}
+    return found
 
 
 def alone(call: Callable[..., R], *arguments: Any, threads: int | None = None) -> R:
@@ -54,18 +59,18 @@ def _started(call: Callable[..., R], arguments: tuple[Any, ...]) -> R:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Of one call."""
-    _wait()
-    start = time.perf_counter()
+    """Of one call; where there is a GPU, by its clock, from when it has nothing to do until it has done the call's work."""
+    if not torch.cuda.is_available():
+        before = time.perf_counter()
+        call()
+        return time.perf_counter() - before
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
     call()
-    _wait()
-    return time.perf_counter() - start
-
-
-def _wait() -> None:
-    """Until the GPU, if there is one, has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -92,6 +97,7 @@ class Memory(NamedTuple):
 def memory(call: Callable[[], Any], device: str = "cpu") -> Memory:
     """Of one call; in a process of its own, and not its first such call, or what stays in memory for good counts as its own."""
     if device != "cpu":
+        gc.collect()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
