@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -29,21 +29,13 @@ class Activity:
         self.name, self.axes, self.sensitivity = name, axes, sensitivity
         self.images = torch.zeros((), dtype=torch.int64)
         self._silences: dict[float, Tensor] = {}
+        self._places: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, event: Event) -> None:
-        """Take in one batch.
-
-        Raises:
-            ModelError: it has values that are not finite.
-        """
+        """Take in one batch."""
         x = event.target
         summed, minimum = x.sum(0).double(), x.amin(rest(x, self.axes), keepdim=True)[0]
         scale = torch.maximum(-minimum.amin(), x.amax())
-        if not torch.isfinite(scale):
-            raise ModelError(
-                f"the activations that reach {self.name!r} are not finite (NaN or infinity)",
-                "check the weights just before this module and the preprocessing of the images",
-            )
         if self.images == 0:
             self.total, self.minimum, self.scale = summed, minimum, scale
         else:
@@ -72,6 +64,11 @@ class Activity:
             return torch.ones_like(self.scale, dtype=torch.bool)
         kept = [axis for axis in range(-self.sensitivity.ndim, 0) if axis in self.axes]
         return self.sensitivity.amax(kept, keepdim=True) > 0
+
+    @cached_property
+    def _borne(self) -> int:
+        """How many these are."""
+        return int(self.bearing.sum())
 
     @cached_property
     def _box(self) -> tuple[slice, ...]:
@@ -106,7 +103,7 @@ class Activity:
         """How many values of each channel bear on the logits, in all images together."""
         shape = self.mean.shape
         channels = math.prod(shape[axis] for axis in range(-len(shape), 0) if axis in self.axes)
-        positions = int(self.bearing.sum()) if self.sensitivity is not None else self.mean.numel() // channels
+        positions = self._borne if self.sensitivity is not None else self.mean.numel() // channels
         return int(self.images) * positions
 
     def silence(self, price: float) -> Tensor:
@@ -131,7 +128,13 @@ class Activity:
         """``[B, ...]`` to ``[channels, samples]`` for channels along ``axes``, without positions that have no bearing."""
         part = self.part(x)
         columns = to_channels(part, axes)
-        return columns[:, to_channels(self.part(self.bearing).expand_as(part), axes)[0]] if self.scattered else columns
+        if not self.scattered:
+            return columns
+        if axes not in self._places:
+            borne = to_channels(self.part(self.bearing).expand_as(part[:1]), axes)[0]
+            self._places[axes] = borne.nonzero().flatten()
+        by_image: Tensor = columns.unflatten(1, (len(part), -1))
+        return by_image[..., self._places[axes]].flatten(1)
 
 
 def observe(
@@ -140,11 +143,33 @@ def observe(
     neurons: dict[str, CodedNeuron],
     sensitivity: Mapping[str, Tensor],
 ) -> dict[str, Activity]:
-    """The activity of each of ``neurons`` over the images of all processes, with the whole network analog."""
+    """The activity of each of ``neurons`` over the images of all processes, with the whole network analog.
+
+    Raises:
+        ModelError: a neuron's input is not finite; the message names the first.
+    """
     activity = {name: Activity(name, neuron.axes, sensitivity.get(name)) for name, neuron in neurons.items()}
-    with probing(network, activity), analog(), torch.no_grad():
+    order: dict[str, None] = {}
+
+    def take(name: str, event: Event) -> None:
+        order[name] = None
+        activity[name](event)
+
+    with probing(network, {name: partial(take, name) for name in neurons}), analog(), torch.no_grad():
         for batch in batches:
             simulate(network, batch, 1)
     for seen in activity.values():
         seen.join()
+    _check_finite([activity[name] for name in order])
     return activity
+
+
+def _check_finite(activity: Sequence[Activity]) -> None:
+    """Refuse what neurons see, in order of execution, if it is not finite: what is wrong is before the first such neuron."""
+    finite = torch.stack([seen.scale for seen in activity]).isfinite() if activity else torch.ones(0)
+    for seen, is_finite in zip(activity, finite.tolist(), strict=True):
+        if not is_finite:
+            raise ModelError(
+                f"the activations that reach {seen.name!r} are not finite (NaN or infinity)",
+                "check the weights just before this module and the preprocessing of the images",
+            )

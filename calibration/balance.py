@@ -78,5 +78,5 @@ def least_error(neuron: Neuron, currents: Tensor, target: Tensor) -> tuple[Tenso
             correlation = (rate * centred).sum(0) / rate.norm(dim=0).clamp(min=1e-6)
             better = correlation > best + 1e-4
             best = torch.where(better, correlation, best)
-            gain[better], offset[better] = g, b
+            gain, offset = torch.where(better, g, gain), torch.where(better, b, offset)
     return gain, offset

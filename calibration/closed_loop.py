@@ -76,7 +76,7 @@ class ClosedLoop(Neuron):
         show(self.observers[t], neuron, self.seen, t, x, before)
         levels = self.rule.levels(neuron, self.observers[t], self.seen, t, self.levels[t - 1] if t else None)
         self.levels[t:] = [levels, *self.levels[t + 1 :]]
-        constants = alphabet.rounding(levels), neuron.prior, None, neuron.spikes_per_step
+        constants = alphabet.rounding(levels, alphabet.versions), neuron.prior, None, neuron.spikes_per_step
         return CodedStep(alphabet, neuron.coding, t, *constants)
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ClosedLoop(Neuron):
         lack = (aim - self.seen.channel_means(decoded)) * len(decoded)
         if t == len(self.lacks):
             self.lacks.append(torch.zeros_like(lack))
-            self.images.append(torch.zeros((), dtype=torch.int64))
+            self.images.append(torch.zeros((), dtype=torch.int64, device=lack.device))
         self.lacks[t] = self.lacks[t] + lack
         self.images[t] += len(decoded)
         return self._lack(t)

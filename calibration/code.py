@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..spiking import Alphabet, CodedNeuron, Coding
 from ..spiking.coding import CodedStep
-from .histogram import edges
+from .histogram import BINS, edges
 
 POINTS = 5  # in each bin of a histogram, because the decoded values may lie closer together than its edges
 
@@ -43,30 +43,51 @@ class Code:
 
 
 @cache
-def points() -> Tensor:
+def points(device: torch.device) -> Tensor:
     """``[BINS, POINTS]``: magnitudes spread over each bin of a histogram; those of the first bin, whose edge is 0, are 0."""
-    edge = edges()
-    within = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
+    edge = edges(device)
+    within = (torch.arange(POINTS, dtype=torch.float64, device=device) + 0.5) / POINTS
     spread = edge[:-1, None] + within * edge.diff()[:, None]
     spread[0] = 0.0
     return spread
 
 
 @cache
-def thresholds() -> Tensor:
+def thresholds(device: torch.device) -> Tensor:
     """``[2 * BINS]``: the thresholds worth trying are lower edges of bins (at even places) and the middles of bins."""
-    edge = edges()
+    edge = edges(device)
     return torch.stack([edge[:-1], (edge[:-1] + edge[1:]) / 2], 1).flatten().clamp(min=edge[1] / 2)
 
 
 @lru_cache(maxsize=16)
-def squared_errors(code: Code, ratio: float) -> Tensor:
+def squared_errors(code: Code, ratio: float, device: torch.device) -> Tensor:
     """``[2 * BINS, BINS, POINTS]``: of `points` decoded with each of `thresholds`. It depends on no data, and so is kept."""
-    values = points().float()
-    return (code.decode(values, thresholds().float()[:, None, None], ratio) - values).square()
+    values = points(device).float()
+    return (code.decode(values, thresholds(device).float()[:, None, None], ratio) - values).square()
 
 
 @lru_cache(maxsize=16)
-def mean_errors(code: Code, ratios: tuple[float, ...]) -> Tensor:
+def mean_errors(code: Code, ratios: tuple[float, ...], device: torch.device) -> Tensor:
     """``[2 * BINS, ratios, BINS]``: the means over the points of each bin."""
-    return torch.stack([squared_errors(code, ratio).mean(2) for ratio in ratios], 1)
+    return torch.stack([squared_errors(code, ratio, device).mean(2) for ratio in ratios], 1)
+
+
+@lru_cache(maxsize=16)
+def decoded_alike(code: Code, device: torch.device) -> Tensor:
+    """``[BINS, BINS]``: bins with the same number in a row decode alike, with the upper edge of the row's bin as threshold.
+
+    Bins above the threshold have none, that is 0.
+    """
+    edge = edges(device)
+    centre = (edge[1:] + edge[:-1]) / 2
+    centre[0] = 0.0
+    alike = torch.zeros(BINS, BINS, dtype=torch.int64, device=device)
+    for row, threshold in enumerate(edge[1:]):
+        alike[row, : row + 1] = code.decode(centre[: row + 1], threshold).unique(return_inverse=True)[1]
+    return alike
+
+
+@cache
+def float64(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Constants, ``[values]``."""
+    return torch.tensor(values, dtype=torch.float64, device=device)

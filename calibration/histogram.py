@@ -19,11 +19,11 @@ FIRST = (127 + LOWEST) * PER_OCTAVE - 1  # the leading bits of numbers in bin 0,
 
 
 @cache
-def edges() -> Tensor:
+def edges(device: torch.device) -> Tensor:
     """``[BINS + 1]``: bin i holds magnitudes in ``edges[i] <= x < edges[i + 1]``; bin 0 starts at zero."""
     octave = torch.arange(LOWEST, HIGHEST, dtype=torch.float64).repeat_interleave(PER_OCTAVE)
     within = 1 + torch.arange(PER_OCTAVE, dtype=torch.float64).repeat(HIGHEST - LOWEST) / PER_OCTAVE
-    return torch.cat([torch.zeros(1), torch.exp2(octave) * within, torch.tensor([2.0**HIGHEST])]).double()
+    return torch.cat([torch.zeros(1), torch.exp2(octave) * within, torch.tensor([2.0**HIGHEST])]).double().to(device)
 
 
 class Histogram:
@@ -58,16 +58,18 @@ class Histogram:
         index = torch.searchsorted(cumulative, rank).clamp(max=BINS - 1)
         count = self.counts.gather(1, index).clamp(min=1)
         fraction = (1 - (cumulative.gather(1, index) - rank) / count).clamp(0, 1)
-        edge = edges()
+        edge = edges(index.device)
         return (edge[index] + fraction * (edge[index + 1] - edge[index])).squeeze(1)
 
 
 def _counted(magnitudes: Tensor) -> Tensor:
-    """``[channels, samples]`` to ``[channels, BINS]``, on the host.
+    """``[channels, samples]`` to ``[channels, BINS]``.
 
     Eight bins to the octave are told by the exponent and the first three bits of the mantissa, which are those of one integer.
     """
     channels = len(magnitudes)
     bins = (magnitudes.float().view(torch.int32) >> 20).sub_(FIRST).clamp_(0, BINS - 1)
     bins += torch.arange(channels, dtype=bins.dtype, device=bins.device).unsqueeze(1) * BINS
-    return torch.bincount(bins.flatten(), minlength=channels * BINS).view(channels, BINS).cpu()
+    counts = torch.zeros(channels * BINS, dtype=torch.int64, device=bins.device)
+    one = torch.ones((), dtype=torch.int64, device=bins.device)  # `bincount` would make the host wait for the largest value
+    return counts.index_add_(0, bins.flatten(), one.expand(bins.numel())).view(channels, BINS)

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spiking.alphabet import is_at_hand
 from ..spiking.shards import largest
-from .code import Code, mean_errors, points, squared_errors, thresholds
+from .code import Code, decoded_alike, float64, mean_errors, points, squared_errors, thresholds
 from .histogram import BINS, PER_OCTAVE, Histogram, edges
 
 TINY = torch.finfo(torch.float64).tiny
+AT_ONCE = 16  # channels, so that memory stays small
 
 
 class Observer(ABC):
@@ -45,7 +47,7 @@ class MaxObserver(Observer):
 
     def update(self, magnitudes: Tensor) -> None:
         """See ``[channels, samples]``."""
-        maximum = magnitudes.amax(1).double().cpu()
+        maximum = magnitudes.amax(1).double()
         self.maximum = maximum if self.maximum is None else torch.maximum(self.maximum, maximum)
 
     def value(self) -> Tensor:
@@ -86,12 +88,24 @@ class PercentileObserver(HistogramObserver):
         return self.histogram.over_processes().percentile(self.percentile)
 
 
-def _candidates(histogram: Histogram) -> range:
-    """Bins whose lower edges are worth trying as thresholds: eight octaves below a channel's largest magnitude to one above."""
-    occupied = histogram.counts > 0
-    tops = (occupied * torch.arange(BINS)).amax(1)[occupied.any(1)]
-    lowest, highest = (int(tops.min()), int(tops.max())) if len(tops) else (0, 0)
-    return range(max(lowest - 8 * PER_OCTAVE, 1), min(highest + PER_OCTAVE, BINS) + 1)
+def _worth_trying(counts: Tensor, places: Tensor) -> Tensor:
+    """Which ``places`` on the scale of bins (any shape) are worth trying as thresholds, by counts ``[channels, BINS]``.
+
+    Those are from eight octaves below a channel's largest magnitude to one above.
+    """
+    tops = torch.where(counts > 0, torch.arange(BINS, device=counts.device), 0).amax(1)
+    return (places >= (tops.amin() - 8 * PER_OCTAVE).clamp(min=1)) & (places <= tops.amax() + PER_OCTAVE)
+
+
+def _span(tempting: Tensor) -> slice:
+    """A part of the thresholds that has all those in it that are worth trying, ``[thresholds]``, so that work is saved.
+
+    It is all of them where the host would have to wait for a device to know better.
+    """
+    if not is_at_hand(tempting):
+        return slice(None)
+    places = tempting.nonzero()
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 class MseObserver(HistogramObserver):
@@ -105,38 +119,41 @@ class MseObserver(HistogramObserver):
         """The best threshold for the alphabet's own ratio."""
         return self.search([self.code.alphabet.ratio])[0]
 
-    def search(self, ratios: Sequence[float], silence: float = 0.0, least: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    def search(
+        self, ratios: Sequence[float], silence: Tensor | None = None, least: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """The best of the candidate thresholds and of ``ratios`` for each channel, by exhaustive search on the histogram.
 
         Args:
             ratios: ρ that may be chosen.
-            silence: magnitudes below it send nothing, and its square is the price of a spike that is sent.
+            silence: magnitudes below this scalar send nothing, and its square is the price of a spike that is sent.
             least: thresholds below it are not chosen, for each channel or for all.
 
         Returns:
             Thresholds and ratios, both ``[channels]`` float64.
         """
-        histogram = self.histogram.over_processes()
-        candidates = _candidates(histogram)
-        span = slice(2 * candidates.start, 2 * candidates.stop - 1)
-        tried, least = thresholds()[span], torch.as_tensor(least).reshape(-1, 1)
-        errors = self._errors(tuple(ratios), span, silence).flatten(0, 1)  # [thresholds * ratios, BINS]
-        excluded = (tried < least).repeat_interleave(len(ratios), 1)
-        best = (histogram.counts.float() @ errors.T).masked_fill(excluded, torch.inf).argmin(1)  # [channels]
-        chosen = torch.tensor(ratios, dtype=torch.float64)[best % len(ratios)]
+        counts = self.histogram.over_processes().counts
+        device = counts.device
+        tempting = _worth_trying(counts, torch.arange(2 * BINS, device=device) / 2)
+        span = _span(tempting)
+        tried, least = thresholds(device)[span], torch.as_tensor(least).reshape(-1, 1)
+        errors = self._errors(tuple(ratios), span, silence, device).flatten(0, 1)  # [thresholds * ratios, BINS]
+        excluded = (~tempting[span] | (tried < least)).repeat_interleave(len(ratios), 1)
+        best = (counts.float() @ errors.T).masked_fill(excluded, torch.inf).argmin(1)  # [channels]
+        chosen = float64(tuple(ratios), device)[best % len(ratios)]
         return torch.maximum(tried[best // len(ratios)], least.flatten()), chosen
 
-    def _errors(self, ratios: tuple[float, ...], span: slice, silence: float) -> Tensor:
+    def _errors(self, ratios: tuple[float, ...], span: slice, silence: Tensor | None, device: torch.device) -> Tensor:
         """``[thresholds, ratios, BINS]``: the cost of a magnitude, for the thresholds in ``span``."""
-        errors = mean_errors(self.code, ratios)[span]
-        if not silence:
+        errors = mean_errors(self.code, ratios, device)[span]
+        if silence is None:
             return errors
-        values = points().float()
+        values = points(device).float()
         squares, silent = values.square(), values < silence
         errors = torch.where(silent.all(1), squares.mean(1), errors + silence**2)
-        for split in (silent.any(1) & ~silent.all(1)).nonzero().flatten().tolist():  # a bin with both, if there is one
-            spoken = torch.stack([squared_errors(self.code, ratio)[span, split] for ratio in ratios], 1) + silence**2
-            errors[..., split] = torch.where(silent[split], squares[split], spoken).mean(-1)
+        split = (silent.any(1) & ~silent.all(1)).int().argmax(0, keepdim=True)  # a bin with both; the first if there is none
+        spoken = torch.stack([squared_errors(self.code, ratio, device)[span, split] for ratio in ratios], 1) + silence**2
+        errors[..., split] = torch.where(silent[split], squares[split], spoken).mean(-1)
         return errors
 
 
@@ -154,25 +171,24 @@ class EntropyObserver(HistogramObserver):
 
     def value(self) -> Tensor:
         """The best of the candidate thresholds for each channel, by exhaustive search on the histogram."""
-        edge, histogram = edges(), self.histogram.over_processes()
-        candidates, counts = _candidates(histogram), histogram.counts.double()
-        divergence = torch.stack([self._divergence(edge[: end + 1], counts) for end in candidates])
-        return edge[candidates][divergence.argmin(0)]
+        counts = self.histogram.over_processes().counts
+        candidates = torch.arange(1, BINS + 1, device=counts.device)
+        divergence = torch.cat([self._divergence(some.double()) for some in counts.split(AT_ONCE)])
+        excluded = ~_worth_trying(counts, candidates)
+        return edges(counts.device)[candidates][divergence.masked_fill(excluded, torch.inf).argmin(1)]
 
-    def _divergence(self, edge: Tensor, counts: Tensor) -> Tensor:
-        """For each channel, with the last of the edges as threshold."""
-        inside, end = counts[:, : len(edge) - 1], len(edge) - 1
-        centre = (edge[1:] + edge[:-1]) / 2
-        centre[0] = 0.0
-        level = self.code.decode(centre, edge[-1]).unique(return_inverse=True)[1].expand_as(inside)
-        width = torch.where(inside > 0, edge.diff(), 0.0)
-        mass = torch.zeros_like(inside).scatter_add_(1, level, inside).gather(1, level)
-        room = torch.zeros_like(inside).scatter_add_(1, level, width).gather(1, level)
+    def _divergence(self, counts: Tensor) -> Tensor:
+        """``[channels, BINS]``: with the upper edge of each bin as threshold."""
+        below = torch.ones(BINS, BINS, dtype=torch.bool, device=counts.device).tril()  # thresholds along the first axis
+        inside = counts[:, None] * below
+        level = decoded_alike(self.code, counts.device).expand_as(inside)
+        width = torch.where(inside > 0, edges(counts.device).diff(), 0.0)
+        mass = torch.zeros_like(inside).scatter_add_(2, level, inside).gather(2, level)
+        room = torch.zeros_like(inside).scatter_add_(2, level, width).gather(2, level)
         decoded = mass * width / room.clamp(min=TINY)
-        true = inside.clone()
-        true[:, -1] += counts[:, end:].sum(1)
-        true, decoded = (p / p.sum(1, keepdim=True).clamp(min=TINY) for p in (true, decoded))
-        divergence: Tensor = torch.special.xlogy(true, true.clamp(min=TINY) / decoded.clamp(min=TINY)).sum(1)
+        true = inside + (counts.sum(1, keepdim=True) - counts.cumsum(1)).diag_embed()
+        true, decoded = (p / p.sum(2, keepdim=True).clamp(min=TINY) for p in (true, decoded))
+        divergence: Tensor = torch.special.xlogy(true, true.clamp(min=TINY) / decoded.clamp(min=TINY)).sum(2)
         return divergence
 
 

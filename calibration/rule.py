@@ -60,16 +60,16 @@ class ThresholdRule:
         """
         assert neuron.alphabet is not None
         silence = seen.silence(self.price / PRICE_FALL**t)
-        least = STEEPEST * before.threshold.flatten().double().cpu() if before else torch.zeros(1, dtype=torch.float64)
+        least = STEEPEST * before.threshold.flatten().double() if before else torch.zeros_like(seen.scale).double().unsqueeze(0)
         if isinstance(observer, MseObserver):
-            given = finer_ratios(neuron.alphabet.ratio), float(silence.min().nan_to_num(posinf=0.0)), least / self.headroom
-            values, ratios = observer.search(*given)
+            lowest = silence.min().nan_to_num(posinf=0.0) if self.price else None
+            values, ratios = observer.search(finer_ratios(neuron.alphabet.ratio), lowest, least / self.headroom)
         else:
             values = observer.value()
             ratios = torch.full_like(values, neuron.alphabet.ratio)
         values = torch.maximum(values * self.headroom, least)
-        floor = max(float(values.max()) * 2.0**-10, float(seen.scale) * 2.0**-20)
-        values = values.clamp(min=floor) if floor > 0 else torch.ones_like(values)
+        floor = torch.maximum(values.max() * 2.0**-10, seen.scale.double() * 2.0**-20)
+        values = torch.where(floor > 0, values.clamp(min=floor), 1.0)
         axes = threshold_axes(neuron, seen)
         threshold, ratio = (from_channels(column, seen.mean.unsqueeze(0), axes) for column in (values, ratios))
         return Ladder(threshold, ratio, silence)

@@ -40,13 +40,14 @@ def sensitivities(
 
     squares: dict[str, Tensor] = {}
     size = torch.zeros((), dtype=torch.float64)
+    combinations: list[Tensor] = []
     with probing(network, {name: partial(keep, name) for name in neurons}), analog(), torch.enable_grad():
         for few in _few(batches, images):
             logits = simulate(network, few.clone().requires_grad_(), 1)[0]
-            size = size + logits.detach().square().sum(dtype=torch.float64).cpu()
-            generator = torch.Generator().manual_seed(0)
-            for draw in range(draws):
-                combined = (logits @ torch.randn(logits.shape[-1], generator=generator).to(logits)).sum()
+            size = size + logits.detach().square().sum(dtype=torch.float64)
+            combinations = combinations or _normal(draws, logits)
+            for draw, combination in enumerate(combinations):
+                combined = (logits @ combination).sum()
                 inputs = {name: seen[name] for name in neurons if seen[name].requires_grad}
                 gradients = torch.autograd.grad(combined, [*inputs.values()], retain_graph=draw + 1 < draws, allow_unused=True)
                 for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
@@ -54,6 +55,12 @@ def sensitivities(
                     squares[name] = squares[name] + square if name in squares else square
     size = total(size)
     return {name: total(square) / (draws * float(size)) for name, square in squares.items()}
+
+
+def _normal(count: int, logits: Tensor) -> list[Tensor]:
+    """Random numbers ``[classes]``, so many times."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(logits.shape[-1], generator=generator).to(logits) for _ in range(count)]
 
 
 def _few(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:

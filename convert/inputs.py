@@ -161,8 +161,10 @@ class _Spread:
         count, total, squares = int(shards.total(self.images)), shards.total(self.total), shards.total(self.squares)
         power = squares / count / total.numel()
         at_each, overall = power - (total / count).square().mean(), power - (total.mean() / count).square()
-        share = float(at_each / overall) if float(overall) > SAME * float(power) else 0.0
-        if count == 1 or not share > SAME:
+        if not torch.isfinite(power):
+            return  # calibration tells where that comes from
+        share = float(at_each / overall) if overall > SAME * power else 0.0
+        if count == 1 or share <= SAME:
             which = "there is 1 calibration image" if count == 1 else f"the {count} calibration images are the same"
             raise DataError(
                 f"{which}, from which no neuron can learn how its input changes", f"give {FEW} or more different ones"

@@ -71,13 +71,19 @@ def evaluate(
         if not int(smallest(torch.tensor(int(first is not None)))) or first is None:
             raise DataError("there are no images to score")
         reported, last = _timesteps(network, first[0], timesteps)
-        exits = None if exit_confidence is None else Exits(network.exit_limits(exit_confidence), exit_confidence)
+        exits = _exits(network, exit_confidence)
         scoring = _Scoring(network, max(last, len(exits.limits) if exits else 0), exits, amp_dtype)
         parts = Parts()
         for images, labels in chain(apart(first, -(-DIAGNOSED // processes())), remaining):
             parts.run(scoring.add, images, labels)
         found = scoring.evaluation(reported)
     return replace(found, advice=tuple(network.advice(found))) if isinstance(network, Advising) else found
+
+
+def _exits(network: SpikingNetwork, confidence: float | None) -> Exits | None:
+    if confidence is None:
+        return None
+    return Exits(network.exit_limits(confidence).to(next(network.network.parameters()).device), confidence)
 
 
 def _timesteps(network: SpikingNetwork, images: Tensor, asked: int | Sequence[int] | None) -> tuple[Sequence[int], int]:
@@ -105,7 +111,7 @@ class _Scoring:
         self.exits = exits
         self.amp_dtype = amp_dtype
         self.weight = next(network.network.parameters())
-        self.meter, self.logits = Meter(network.network), Logits(timesteps)
+        self.meter, self.logits = Meter(network.network), Logits(timesteps, self.weight.device)
         self.chunk = 1 if any(isinstance(module, CodedNeuron) for module in network.network.modules()) else None
         self.input_size: tuple[int, ...] = ()
         self.digests: list[str] = []
@@ -114,11 +120,10 @@ class _Scoring:
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """A batch, or a part of one."""
-        x, y = images.to(self.weight), labels.to(self.weight.device)
+        x, y = images.to(self.weight, non_blocking=images.is_pinned()), labels.to(self.weight.device)
         ann = self.network.ann(x)
         if ann is not None:
             check_classes(ann)
-            check_finite(ann)
             self.reference = self.reference or dense(self.network, x)
             self.modules = self.modules or diagnose(self.network, x, self.timesteps)
         exact = self.network.exact(x) if isinstance(self.network, Substituting) else None
@@ -127,9 +132,10 @@ class _Scoring:
         with self.meter.undone_on_error(), self.meter, autocast:
             readout = self.network.readout(self.meter.show(x), self.timesteps, self.chunk).float()
         check_classes(readout[-1])
-        check_labels(y, readout.shape[-1])
-        check_finite(readout)
+        check_labels(labels, readout.shape[-1])
         self.logits.add(readout, ann, exact, y)
+        if self.meter.observing:  # of the first images at once, and of all others at the end
+            check_finite(self.logits.finite)
         if self.exits:
             self.exits.add(readout, ann, y, energy(self.meter.spent()))
         self.digests += map(digest, images.transpose(0, 1) if images.ndim == 5 else images)
@@ -139,6 +145,7 @@ class _Scoring:
         """The figures at these timesteps, over all processes; advice is not among them."""
         network, synchronous = self.network, self.network.synchronous
         self.logits.join()
+        check_finite(self.logits.finite)
         meter = self.meter
         meter.over_processes()
         costs = Costs.of(meter, self.reference or Dense.of(meter.tallies), synchronous)

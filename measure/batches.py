@@ -147,13 +147,13 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise DataError(f"labels from {int(labels.min())} to {int(labels.max())} for a model of {classes} classes")
 
 
-def check_finite(readout: Tensor) -> None:
-    """Refuse logits that are NaN or infinite.
+def check_finite(are_finite: Tensor) -> None:
+    """Refuse logits that are NaN or infinite, by a scalar that is true if none is.
 
     Raises:
         DataError: there are such.
     """
-    if not torch.isfinite(readout).all():
+    if not are_finite:
         raise DataError("the logits of some images are not finite (NaN or infinity)", "check the images, and the weights")
 
 

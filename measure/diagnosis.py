@@ -90,25 +90,24 @@ def _bind(names: Iterable[str], see: Callable[[str, Event], None]) -> dict[str, 
 
 @dataclass
 class _Seen:
-    """One coded neuron in all timesteps, beside the ANN's activation ``[B, ...]``."""
+    """One coded neuron in all timesteps, beside the ANN's activation ``[B, ...]``; figures are read in the end."""
 
     neuron: CodedNeuron
     reference: Tensor
-    errors: list[float] = field(default_factory=list)
-    saturated: list[float] = field(default_factory=list)
-    spikes: float = 0.0
+    errors: list[Tensor] = field(default_factory=list)
+    saturated: list[Tensor] = field(default_factory=list)
+    sent: list[Tensor] = field(default_factory=list)
     fired: Tensor | None = None
 
     def compare(self, event: Event) -> None:
         """A timestep."""
         neuron = self.neuron
-        self.errors.append(float(neuron.speaking(event.decoded - self.reference).norm()))
+        self.errors.append(neuron.speaking(event.decoded - self.reference).norm())
         sent = number_of(event.spikes) if event.spikes else torch.zeros_like(event.target)
-        count = float(sent.sum(dtype=torch.float64))
-        self.spikes = count if neuron.synchronous else self.spikes + count
+        self.sent.append(sent.sum(dtype=torch.float64))
         fired = sent.sum(0) > 0
         self.fired = fired if self.fired is None else self.fired | fired
-        self.saturated.append(float(self._beyond(event).sum()) if event.spikes else 0.0)
+        self.saturated.append(self._beyond(event).sum() if event.spikes else torch.zeros_like(self.sent[0]))
 
     def _beyond(self, event: Event) -> Tensor:
         """Where the neuron would have to send more than it can."""
@@ -123,15 +122,16 @@ class _Seen:
 
     def row(self, name: str, module: str) -> ModuleError:
         """The figures over all processes."""
-        values = float(self.reference.numel())
-        spikes, values, *saturated = _totals(self.spikes, values, *self.saturated)
+        all_sent = torch.stack(self.sent[-1:] if self.neuron.synchronous else self.sent).sum()
+        values = torch.full_like(all_sent, self.reference.numel())
+        spikes, count, *saturated = _totals(all_sent, values, *self.saturated)
         speaks = self.neuron.speaking(torch.ones_like(self.reference[:1]))[0] != 0
         assert self.fired is not None
         fired = largest((self.fired & speaks).int())
         dead = 1 - float(fired.sum()) / max(float(speaks.sum()), 1)
         spike = float(self.neuron.threshold.amax()) if self.neuron.threshold.numel() else TINY
         errors = _relative(self.errors, self.neuron.speaking(self.reference), spike)
-        return ModuleError(name, module, errors, spikes / values, [count / values for count in saturated], dead)
+        return ModuleError(name, module, errors, spikes / count, [beyond / count for beyond in saturated], dead)
 
 
 def _blocks(network: SpikingNetwork, images: Tensor, timesteps: int) -> Iterator[ModuleError]:
@@ -147,21 +147,23 @@ def _blocks(network: SpikingNetwork, images: Tensor, timesteps: int) -> Iterator
     for name, module in network.compared.items():
         streams = [stream for neuron, stream in meter.streams.items() if neuron.startswith(f"{name}.")]
         steps = found[name].unflatten(0, (timesteps, -1)).cumsum(0)
-        errors = [float((so_far / t - wanted[name]).norm()) for t, so_far in enumerate(steps, start=1)]
+        errors = [(so_far / t - wanted[name]).norm() for t, so_far in enumerate(steps, start=1)]
         neurons = sum(stream.elements for stream in streams)
-        spikes, shown = _totals(sum(float(stream.spikes.sum()) for stream in streams), len(images))
+        sent = torch.stack([stream.spikes.sum() for stream in streams]).sum()
+        spikes, shown = _totals(sent, torch.full_like(sent, len(images)))
         yield ModuleError(name, module, _relative(errors, wanted[name]), spikes / (shown * neurons), [], 0.0)
 
 
-def _relative(errors: list[float], x: Tensor, least: float = TINY) -> list[float]:
+def _relative(errors: list[Tensor], x: Tensor, least: float = TINY) -> list[float]:
     """The relative errors over all processes, from the norms of the errors, and the ANN's activation.
 
     An activation that is 0 for all images, as that of a router may be, has no size; ``least`` stands for it.
     """
-    *lost, size = _totals(*(norm**2 for norm in (*errors, float(x.norm()))))
+    *lost, size = _totals(*(norm.double().square() for norm in (*errors, x.norm())))
     return [math.sqrt(square) / (math.sqrt(size) or least) for square in lost]
 
 
-def _totals(*figures: float) -> list[float]:
-    found: list[float] = total(torch.tensor(figures, dtype=torch.float64)).tolist()
+def _totals(*figures: Tensor) -> list[float]:
+    """Scalars, over all processes."""
+    found: list[float] = total(torch.stack([figure.double() for figure in figures])).tolist()
     return found

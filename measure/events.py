@@ -97,7 +97,7 @@ def add_gated(result: Tensor, events: Tensor, other: Tensor) -> int:
 
 
 def _some(events: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    """The places and values of events, some at a time."""
+    """The places and values of events, some at a time: a simulation by the host, which looks for them."""
     for places in events.nonzero().split(AT_ONCE):
         index = places.unbind(1)
         yield index, events[index]

@@ -115,7 +115,7 @@ def anytime(network: SpikingNetwork, x: Tensor, wanted: float) -> tuple[Tensor, 
     for t, (readout,) in enumerate(network.stream(x, len(limits), chunk=1), start=1):
         logits = readout if t == 1 else torch.where(taken[:, None] > 0, logits, readout)
         taken = torch.where((taken == 0) & (confidence(readout) >= limits[t - 1]), t, taken)
-        if bool((taken > 0).all()):
+        if bool((taken > 0).all()):  # for this the host has to wait in each timestep: it is what saves the later ones
             break
     return logits, taken
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..spiking.shards import collected, total
+from ..spiking.shards import largest, total
 from ..tracing.calls import tensors_in
 from ..tracing.decoded import Decoded
 from ..tracing.watch import Watch
-from .kinds import join
 from .tally import OperationKind, Stream, Tally, padded
 
 
@@ -41,14 +39,14 @@ class Ledger(Watch):
 
     @property
     def tallies(self) -> list[Tally]:
-        """The operations, in order of execution."""
-        return list(self.operations.values())
+        """The operations, in order of execution; sums of numbers are none."""
+        return [tally for tally in self.operations.values() if tally.of_spikes is None or tally.of_spikes]
 
     def show(self, images: Tensor, batch: int | None = None) -> Tensor:
         """See `Watch.show`; what was counted before stays."""
         images = super().show(images, batch)
         self.images += self._shown
-        self._spent = torch.zeros(0, self._shown, 2, dtype=torch.float64)
+        self._spent = torch.zeros(0, self._shown, 2, dtype=torch.float64, device=images.device)
         return images
 
     @contextmanager
@@ -68,12 +66,11 @@ class Ledger(Watch):
     def over_processes(self) -> None:
         """Take in the counts of the other processes of the group."""
         self.images = int(total(torch.tensor(self.images)))
-        streams = list(self._all_streams())
-        for stream, *kinds in zip(streams, *collected([[stream.kind for stream in streams]]), strict=True):
-            stream.spikes = total(stream.spikes)
-            stream.kind = reduce(join, (kind for kind in kinds if kind)) if any(kinds) else None
+        for stream in self._all_streams():
+            stream.spikes, stream.kinds = total(stream.spikes), total(stream.kinds.int()).bool()
         for tally in self.operations.values():
             tally.accumulates, tally.multiplies = total(tally.accumulates), total(tally.multiplies)
+            tally.of_spikes = None if tally.of_spikes is None else largest(tally.of_spikes.int()).bool()
 
     def _all_streams(self) -> Iterator[Stream]:
         yield from self.streams.values()
@@ -83,7 +80,7 @@ class Ledger(Watch):
     def _note_decoded(self, stream: Stream, decoded: Decoded) -> None:
         """Of an operand, what is known of the neuron behind it."""
         stream.name, stream.copies = decoded.neuron, decoded.copies
-        stream.kind = self.streams[decoded.neuron].kind
+        stream.kinds = self.streams[decoded.neuron].kinds
 
     def _tally(
         self, function: str, kind: OperationKind, operand: Tensor, result: Any, macs: int = 0, operands: int = 0
@@ -100,10 +97,10 @@ class Ledger(Watch):
     def _add(self, tally: Tally, accumulates: Tensor | float = 0.0, multiplies: Tensor | float = 0.0) -> None:
         """Note counts ``[T, B]``, or one number for each timestep and image."""
         start, timesteps = self._time()
-        stop = start + timesteps
+        stop, device = start + timesteps, self._spent.device
         if len(self._spent) < stop:
             self._spent = torch.cat([self._spent, self._spent.new_zeros(stop - len(self._spent), *self._spent.shape[1:])])
-        tally.accumulates, tally.multiplies = padded(tally.accumulates, stop), padded(tally.multiplies, stop)
+        tally.accumulates, tally.multiplies = (padded(x, stop, device) for x in (tally.accumulates, tally.multiplies))
         for index, (sums, counts) in enumerate(((tally.accumulates, accumulates), (tally.multiplies, multiplies))):
             if isinstance(counts, Tensor) or counts:
                 sums[start:stop] += counts.sum(1) if isinstance(counts, Tensor) else counts * self._shown

@@ -98,7 +98,7 @@ class Meter(Ledger):
 
     def sent(self, name: str, event: Event, changes: list[Update]) -> None:
         """A coded neuron has sent something."""
-        stream = self.streams.setdefault(name, Stream(name, copies=self._copies[name]))
+        stream = self.streams.setdefault(name, Stream(name, copies=self._tables[name].copies))
         stream.elements = event.target.numel() // self._shown
         thresholds = self._coded[name].threshold
         for step, update in enumerate(changes, start=event.t + 1 - len(changes)):
@@ -119,20 +119,20 @@ class Meter(Ledger):
             for update in decoded.updates:
                 stream.add(start, update.count)
                 uniform = reach.numel() == 1
-                met = update.count * reach.item() if uniform else self._met(decoded.sent(update), reach, operand)[1]
+                met = update.count * reach.flatten() if uniform else self._met(decoded.sent(update), reach, operand)[1]
                 self._add(tally, met)
             return
         values = getattr(operand, "units", operand)
         if self.observing:
             stream.saw(values)
-        spikes = spikes_of(values)
-        if spikes is None:
-            stream.add(start, self._by_image(fires(operand), operand))
-            self._add(tally, multiplies=float(tally.macs))
-        else:
-            count, met = self._met(spikes, self._reach(call, position), operand)
-            stream.add(start, count)
-            self._add(tally, met)
+        spikes, are_spikes = spikes_of(values)
+        count, met = self._met(spikes, self._reach(call, position), operand)
+        stream.add(start, count)
+        self._add_either(tally, are_spikes, met)
+
+    def _add_either(self, tally: Tally, are_spikes: Tensor, met: Tensor) -> None:
+        """Note ``met`` accumulates ``[T, B]`` if operands are spikes, and the multiply-accumulates of the operation if not."""
+        self._add(tally, torch.where(are_spikes, met, 0.0), torch.where(are_spikes, 0.0, torch.full_like(met, tally.macs)))
 
     def _met(self, spikes: Tensor, reach: Tensor, operand: Tensor) -> tuple[Tensor, Tensor]:
         """How many spikes there are of each timestep and image, and how many outputs they reach, ``[T, B]``."""
@@ -180,20 +180,20 @@ class Meter(Ledger):
         if all(behind):
             return self._multiply_decoded(call, positions, tally)
         counts = [getattr(operand, "units", operand) for operand in pair]
-        found = [None if decoded else spikes_of(count) for count, decoded in zip(counts, behind, strict=True)]
-        for stream, operand, spikes in zip(tally.operands, pair, found, strict=True):
-            if not stream.name:
-                stream.add(start, self._by_image(fires(operand) if spikes is None else spikes, operand))
-        first, second = found
-        if first is None or second is None:
+        for stream, operand, count, decoded in zip(tally.operands, pair, counts, behind, strict=True):
+            if not decoded:
+                stream.add(start, self._by_image(spikes_of(count)[0], operand))
+        if any(behind):
             return self._add(tally, multiplies=float(tally.macs))
+        (first, first_are), (second, second_are) = map(spikes_of, counts)
         # The spikes of either add, one by one, what the other holds: those of the one that has fewer do.
         by_first = self._meetings(call, positions, first, fires(second))
         by_second = self._meetings(call, positions, fires(first), second)
-        self._add(tally, torch.minimum(by_first, by_second))
+        self._add_either(tally, first_are & second_are, torch.minimum(by_first, by_second))
         if any(hasattr(operand, "units") for operand in pair):
             made = dict(zip(positions, counts, strict=True))
-            call.result.units = again(self._call, [made.get(index, other) for index, other in enumerate(call.operands)])
+            units = again(self._call, [made.get(index, other) for index, other in enumerate(call.operands)])
+            call.result.units = torch.where(first_are & second_are, units, call.result)
 
     def _multiply_decoded(self, call: Call, positions: tuple[int, ...], tally: Tally) -> None:
         """Two decoded values meet: the spikes of each add what the other one holds."""
@@ -207,8 +207,10 @@ class Meter(Ledger):
             for index, (mine, update, partner) in enumerate(((first, one, second), (second, other, first))):
                 if partner.copies > 1:
                     # Each further version changes with each spike, and with the bias.
-                    moved = 0.0 if update.bias is None else float(fires(update.bias).expand(update.after.shape).sum())
-                    changed = update.count + moved / self._share(pair[index])
+                    changed = update.count
+                    if update.bias is not None:
+                        moved = fires(update.bias).expand(update.after.shape).sum(dtype=torch.float64)
+                        changed = changed + moved / self._share(pair[index])
                     self._add(tally, (partner.copies - 1) * changed)
                 if update.bias is not None:
                     self._add(tally, *self._of_bias(call, positions, index, mine, update))
@@ -258,7 +260,8 @@ class Meter(Ledger):
             streams = [Stream(elements=count) for count in elements]
             tally = self.operations.setdefault(self._key(), Tally(self.owner(), function, kind, macs, streams, 0, outputs))
             for stream in tally.operands:
-                stream.add(self._time()[0], torch.full((self._time()[1], self._shown), float(stream.elements)))
+                counts = torch.full((self._time()[1], self._shown), float(stream.elements), device=query.device)
+                stream.add(self._time()[0], counts)
             self._add(tally, multiplies=float(macs or charges.FUNCTION_MACS * outputs))
             self._numbers[-1] += 1
 
@@ -267,19 +270,20 @@ class Meter(Ledger):
         operand = call.operands[0]
         if getattr(operand, "decoded", None):
             return
-        spikes = spikes_of(getattr(operand, "units", operand))
-        if spikes is not None:
-            tally = self._tally(call.name, "reduction", operand, call.result, operands=1)
-            (stream,) = tally.operands
-            stream.elements = operand.numel() // self._share(operand)
-            if self.observing:
-                stream.saw(getattr(operand, "units", operand))
-            count = self._by_image(spikes, operand)
-            stream.add(self._time()[0], count)
-            self._add(tally, count)
-            if call.name == "mean" or hasattr(operand, "units"):
-                args = self._call.args[1:]
-                call.result.units = getattr(operand, "units", operand).sum(*args, **self._call.keywords)
+        values = getattr(operand, "units", operand)
+        spikes, are_spikes = spikes_of(values)
+        tally = self._tally(call.name, "reduction", operand, call.result, operands=1)
+        tally.of_spikes = are_spikes if tally.of_spikes is None else tally.of_spikes | are_spikes
+        (stream,) = tally.operands
+        stream.elements = operand.numel() // self._share(operand)
+        if self.observing:
+            stream.saw(values)
+        count = torch.where(are_spikes, self._by_image(spikes, operand), 0.0)
+        stream.add(self._time()[0], count)
+        self._add(tally, count)
+        if call.name == "mean" or (call.name == "sum" and hasattr(operand, "units")):
+            units = values.sum(*self._call.args[1:], **self._call.keywords)
+            call.result.units = torch.where(are_spikes, units, call.result)
 
     def _transform(self, call: Call) -> None:
         """A nonlinear function."""
@@ -290,10 +294,9 @@ class Meter(Ledger):
         stream.elements = operand.numel() // self._share(operand)
         if self.observing:
             stream.saw(operand)
-        spikes = spikes_of(operand) if compares else None
         present = self._by_image(fires(operand), operand)
         stream.add(self._time()[0], present)
         if compares:
-            self._add(tally, float(stream.elements) if spikes is None else present)
+            self._add(tally, torch.where(spikes_of(operand)[1], present, float(stream.elements)))
         else:
             self._add(tally, multiplies=float(charges.FUNCTION_MACS * tally.outputs))

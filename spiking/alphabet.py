@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+CLOSE = 1e-6
+"""Ratios that are so close, relatively, are the same: they have been in float32."""
 
 
 class Ladder(NamedTuple):
@@ -82,16 +86,30 @@ class Alphabet:
         ratio = torch.full_like(threshold, self.ratio) if ratio is None else ratio
         return Ladder(threshold, ratio, torch.zeros_like(threshold) if silence is None else silence)
 
-    def rounding(self, ladder: Ladder) -> Levels:
-        """The constants of rounding to a ladder, in its type; they are computed in double precision."""
+    @property
+    def versions(self) -> int | None:
+        """m, where ρ is 2^(1/m): stored versions of what spikes meet that a receiver has at most. None for another ratio."""
+        m = max(round(1 / math.log2(self.ratio)), 1)
+        return m if abs(2 ** (1 / m) - self.ratio) <= CLOSE * self.ratio else None
+
+    def rounding(self, ladder: Ladder, versions: int | None = None) -> Levels:
+        """The constants of rounding to a ladder, in its type; they are computed in double precision.
+
+        Args:
+            ladder: the levels.
+            versions: where all ratios are known to be 2^(1/m), the most that m may be: then they are looked at only where they
+                are at hand, which may save steps.
+        """
         threshold, ratio = ladder.threshold.double(), ladder.ratio.double()
         floor = ratio ** (1 - self.levels)
         least = torch.maximum(ladder.silence, (threshold * floor / 2).to(ladder.silence))
         m = ratio.log2().reciprocal().round().clamp(min=1)
         steps = None
-        if bool(((m.reciprocal().exp2() - ratio).abs() <= 1e-6 * ratio).all()):
+        if versions is None or is_at_hand(ratio):
+            versions = int(m.max()) if bool(((m.reciprocal().exp2() - ratio).abs() <= CLOSE * ratio).all()) else None
+        if versions is not None:
             floor = ((1 - self.levels) / m).exp2()
-            inner = range(1, int(m.max())) if self.levels > 1 else ()
+            inner = range(1, versions) if self.levels > 1 else ()
             steps = tuple(torch.where(j < m, (j / m).exp2(), torch.inf).to(ladder.threshold) for j in inner)
         gain = 2 / (1 + 1 / ratio) / threshold
         gain, floor = gain.to(ladder.threshold), floor.to(ladder.threshold)
@@ -115,6 +133,11 @@ class Alphabet:
         level = torch.maximum(level, levels.floor).clamp(max=1) * levels.threshold
         spikes = torch.where(y >= levels.least, level, 0.0)
         return spread(spikes.copysign(u) if self.signed else spikes, u)
+
+
+def is_at_hand(x: Tensor) -> bool:
+    """Whether the host can read values without having to wait until a device has computed them."""
+    return x.device.type == "cpu"
 
 
 def spread(spikes: Tensor, u: Tensor) -> Tensor:

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerator import Accelerator
 from conftest import brief, make_recipe, make_vit
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from vit2snn.convert import RECIPES, Recipe, SpikingModel, Structure, candidates, structure, to_spiking
 from vit2snn.spiking import FullPrecision
@@ -45,36 +42,6 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:
     return dict(chain(network.named_parameters(), network.named_buffers()))
-
-
-class Accelerator(TorchFunctionMode):
-    """Refuses what a second device would refuse: operands that lie on both.
-
-    What is made without a device lies on the CPU, and what is computed from it; all else on the device. Scalars and indices may
-    come from the CPU. Coded neurons compute out of its sight.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.on_cpu = WeakTensorKeyDictionary()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        here = [x for x in inputs if x in self.on_cpu]
-        crosses = func in (torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__)
-        moves = func is torch.Tensor.to and any(isinstance(x, (torch.device, Tensor)) for x in (*args[1:], *kwargs.values()))
-        if not (crosses or moves) and any(x.ndim for x in here) and len(here) < len(inputs):
-            raise RuntimeError(f"{getattr(func, '__name__', func)}: operands on the CPU and on the device")
-        output = func(*args, **kwargs)
-        if moves or func is torch.Tensor.cpu:  # in truth it is on the CPU already, and the same tensor
-            output = output.view_as(output)
-        made = func in _device_constructors() and kwargs.get("device") is None and not inputs
-        kept = bool(here) and len(here) == len(inputs) and not moves
-        for x in tree_leaves(output):
-            if isinstance(x, Tensor) and (made or kept or func is torch.Tensor.cpu):
-                self.on_cpu[x] = True
-        return output
 
 
 def test_the_accelerator_refuses_what_a_device_would() -> None:

@@ -36,7 +36,7 @@ def counts(neuron: CodedNeuron, seen: Activity, t: int, x: Tensor, before: Tenso
 def targets() -> Iterator[Tensor]:
     """Values of all magnitudes, also on the edges of bins, lying in memory in several ways."""
     x = torch.randn(7, *IMAGE) * torch.exp2(torch.randint(-30, 20, (7, *IMAGE)).float())
-    x.view(-1)[:60] = edges()[100:160].float()
+    x.view(-1)[:60] = edges(torch.device("cpu"))[100:160].float()
     yield x
     yield x.permute(3, 1, 2, 0).contiguous().permute(3, 1, 2, 0)
     yield x.transpose(1, 2).contiguous().transpose(1, 2)

@@ -82,6 +82,27 @@ def number_of(spikes: Sequence[Tensor]) -> Tensor:
     return count
 
 
+@dataclass(frozen=True)
+class Tables:
+    """What the tables of a coded neuron hold, read once: whoever reads a value in a run has to wait for the device.
+
+    Attributes:
+        copies: see `copies_for`.
+        biased: of each timestep, whether there is a bias that is not 0.
+        has_prior: whether the prior is not 0.
+    """
+
+    copies: int
+    biased: tuple[bool, ...]
+    has_prior: bool
+
+    @classmethod
+    def of(cls, neuron: CodedNeuron) -> Tables:
+        """Those of a neuron that is calibrated."""
+        biased = neuron.bias.flatten(1).any(1).tolist() if len(neuron.bias) else []
+        return cls(copies_for(neuron), tuple(biased), bool(neuron.prior.any()))
+
+
 def copies_for(neuron: CodedNeuron) -> int:
     """The stored versions of a weight that a neuron's receivers need, so that all else is a shift.
 
@@ -98,18 +119,18 @@ def copies_for(neuron: CodedNeuron) -> int:
     return neuron.alphabet.levels
 
 
-def updates(neuron: CodedNeuron, event: Event, by_image: Callable[[Tensor], Tensor]) -> Iterator[Update]:
+def updates(neuron: CodedNeuron, tables: Tables, event: Event, by_image: Callable[[Tensor], Tensor]) -> Iterator[Update]:
     """The changes of a decoded value that an event consists of: one, or those of all steps of a layer-synchronous neuron.
 
-    ``by_image`` sums up over all of an image.
+    ``tables`` are the neuron's, and ``by_image`` sums up over all of an image.
     """
     steps = range(event.t + 1) if neuron.synchronous else range(event.t, event.t + 1)
     each = len(event.spikes) // len(steps)
     before, prior = event.before, neuron.prior.expand(event.target.shape)
-    apart = neuron.coding is Coding.RATE and bool(neuron.prior.any())
+    apart = neuron.coding is Coding.RATE and tables.has_prior
     for index, t in enumerate(steps):
         spikes = event.spikes[index * each : (index + 1) * each]
-        bias = neuron.bias[t] if t < len(neuron.bias) and bool(neuron.bias[t].any()) else None
+        bias = neuron.bias[t] if t < len(tables.biased) and tables.biased[t] else None
         after = event.decoded
         if neuron.synchronous:
             after = neuron.coding.integrate(t, neuron.coding.held(t, before, prior), spikes, bias)

@@ -30,7 +30,7 @@ from ..spiking import (
     probing,
 )
 from .calls import tensors_in
-from .decoded import EXACT, Decoded, Update, copies_for, shaped, updates
+from .decoded import EXACT, Decoded, Tables, Update, shaped, updates
 from .signals import VIEWS, Call, Signals
 
 IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv"}
@@ -53,7 +53,7 @@ class Watch(Signals):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self._coded = {name: neuron for name, neuron in neurons(network) if isinstance(neuron, CodedNeuron) and neuron.alphabet}
-        self._copies = {name: copies_for(neuron) for name, neuron in self._coded.items()}
+        self._tables = {name: Tables.of(neuron) for name, neuron in self._coded.items()}
         self._uses: Counter[str] = Counter()
         self._numbers = [-1]  # operations so far in each of the running modules
         self._unseen: list[Any] = []
@@ -127,7 +127,7 @@ class Watch(Signals):
             name = self.owner()
             if name in self._updates:
                 changes = [shaped(update, output.shape) for update in self._updates.pop(name)]
-                output.decoded = Decoded(name, self._copies[name], changes)
+                output.decoded = Decoded(name, self._tables[name].copies, changes)
             elif not isinstance(module, CodedNeuron):
                 self.done(module, output)
         elif isinstance(module, Balanced):
@@ -171,7 +171,7 @@ class Watch(Signals):
         parts = x.reshape(1 if self._is_still(operand) else timesteps, self._shown, -1)
         # Sums of up to 2^24 spikes are exact in float32, and faster.
         exact = x.dtype if parts.shape[-1] * 2 < EXACT else torch.float64
-        return parts.sum(-1, dtype=exact).double().cpu().expand(timesteps, -1)
+        return parts.sum(-1, dtype=exact).double().expand(timesteps, -1)
 
     def _share(self, operand: Tensor) -> int:
         """How many images and timesteps are folded into a call."""
@@ -185,7 +185,7 @@ class Watch(Signals):
         timesteps = (present_run() or Run()).timesteps
         if timesteps != 1:
             raise RuntimeError(f"coded neurons are metered timestep by timestep, got {timesteps}: pass chunk=1")
-        self._updates[name] = list(updates(neuron, event, partial(self._by_image, operand=event.target)))
+        self._updates[name] = list(updates(neuron, self._tables[name], event, partial(self._by_image, operand=event.target)))
         self.sent(name, event, self._updates[name])
 
     def _follow(self, call: Call) -> None:
