@@ -9,16 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .dynamics import Dynamics
 from .layout import layout
 from .native import is_called
-
-if TYPE_CHECKING:
-    from .unrolled import Dynamics
 
 BLOCK = 1024  # values of a program
 PROGRAMS = 1024  # of a histogram: more than a GPU runs at once
@@ -38,8 +36,6 @@ def is_available(device: int) -> bool:
     """Whether Triton compiles for this GPU, which a kernel shows; where it does not, that is logged once."""
     x = torch.ones(1, 1, device=torch.device("cuda", device))
     try:
-        from .unrolled import Dynamics
-
         membrane_forward(x, None, torch.empty_like(x), None, Dynamics(1.0))
     except Exception as error:  # whatever a compiler may raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

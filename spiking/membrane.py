@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from . import gpu
 from .alphabet import spread
+from .dynamics import Dynamics
 from .surrogate import Surrogate, spike
 from .time import Neuron, Run
-from .unrolled import Dynamics, unrolled
+from .unrolled import unrolled
 
 NeuronFactory = Callable[..., Neuron]
 """Makes a neuron; takes at least the keyword ``threshold``."""

@@ -6,13 +6,14 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core; before torch starts its threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest
-import timm
 import torch
-from torch import Tensor, nn
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels for GPUs are run line by line on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"  # before timm imports Triton: kernels for GPUs are run line by line on the CPU
+
+import pytest
+import timm
+from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Coded, Membrane, Recipe, Structure
 from vit2snn.data import array_source, prepared
@@ -28,6 +29,20 @@ def reproducible() -> None:
     torch.manual_seed(0)
     prepare_process()  # which so has nothing left to do within a test
     flush_denormals(False)  # hypothesis refuses to work otherwise
+
+
+@pytest.fixture(autouse=True)
+def no_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that the commands know nothing of fails the test, and does not become "a fault of vit2snn"."""
+
+    def unknown(error: BaseException) -> None:
+        raise error
+
+    monkeypatch.setattr("vit2snn.commands.failures.fault", unknown)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-examples", type=int, metavar="N", help="Examples of each test in tests/fuzz, instead of a few.")
 
 
 def make_vit(name: str = "vit_tiny_patch16_224", **arguments: object) -> nn.Module:
