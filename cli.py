@@ -1,6 +1,6 @@
 """The command line. Results go to stdout, everything else to stderr; torch and timm are imported by the commands.
 
-Exit codes: 0 done; 1 a known failure; 2 wrong usage; 3 a quality gate failed; 130 interrupted.
+Exit codes: 0 done; 1 a failure; 2 wrong usage; 3 a quality gate failed; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -14,43 +14,35 @@ import click
 
 from vit2snn import __version__
 from vit2snn.commands import audit, conversion, evaluation, finetuning, planning, report, training, zoo
+from vit2snn.commands.failures import Terminated, tell, terminable
 from vit2snn.commands.shared import emit
-from vit2snn.errors import Vit2SnnError, is_out_of_memory
+from vit2snn.commands.streams import give_up_streams, prepare_streams
 
 
 class _Cli(click.Group):
-    """A group whose known errors become one sentence, a hint and an exit code."""
+    """A group whose failures become one sentence, a hint and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
         args = sys.argv[1:] if args is None else list(args)
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(args, *rest, **kwargs)
-        except click.Abort:
-            click.echo("interrupted; nothing half-written is left", err=True)
-            sys.exit(130)
-        except click.ClickException as error:
-            error.show()
-            sys.exit(error.exit_code)
-        except Vit2SnnError as error:
-            if "--debug" in args or os.environ.get("VIT2SNN_DEBUG"):
+            prepare_streams()
+            with terminable():
+                code = super().main(args, *rest, **kwargs)
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            # click takes the end of a file, which a damaged one comes to too early, for that of the input.
+            cause = error.__cause__ if isinstance(error.__cause__, EOFError) else error
+            debugged = "--debug" in args or os.environ.get("VIT2SNN_DEBUG")
+            if debugged and isinstance(cause, Exception) and not isinstance(cause, (click.ClickException, click.Abort)):
                 raise
-            click.echo(f"Error: {error}", err=True)
-            if error.hint:
-                click.echo(f"Hint: {error.hint}", err=True)
-            sys.exit(error.exit_code)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            click.echo(f"Error: memory ran out: {str(error).splitlines()[0] if str(error) else 'of the host'}", err=True)
-            click.echo("Hint: lower --batch-size", err=True)
-            sys.exit(1)
+            give_up_streams()
+            code = tell(cause)
         sys.exit(code if isinstance(code, int) else 0)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "VIT2SNN"})
 @click.version_option(__version__, prog_name="vit2snn")
-@click.option("--debug", is_flag=True, help="Show the traceback of a known failure.")
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 @click.option("--trust", metavar="PACKAGE.MODULE:FUNCTION", help="Builder of an ANN that a folder may name: it is run.")
 @click.pass_context
 def cli(context: click.Context, debug: bool, trust: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vit2snn.commands.bounds import IMAGES, TIMESTEPS
 from vit2snn.commands.evaluation import open_scored
 from vit2snn.commands.shared import bar, data_options, emit, find_device
 from vit2snn.errors import QualityGateError
@@ -15,8 +16,8 @@ from vit2snn.errors import QualityGateError
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--timesteps", type=click.IntRange(min=1), help="T, instead of the model's.")
-@click.option("--samples", default=8, show_default=True, type=click.IntRange(min=1), help="Images to look at.")
+@click.option("--timesteps", type=TIMESTEPS, help="T, instead of the model's.")
+@click.option("--samples", default=8, show_default=True, type=IMAGES, help="Images to look at.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to look at.")
 @click.option("--require", type=click.Choice(["addition-only"]), help="Fail (exit 3) if any operation multiplies.")
 @click.option("--replay", "replayed", is_flag=True, help="Also run one image event by event, adding weights only. Slow.")

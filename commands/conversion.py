@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vit2snn.commands.bounds import IMAGES, POSITIVE, ROUNDS, TIMESTEPS
 from vit2snn.commands.evaluation import evaluate_folder
 from vit2snn.commands.shared import (
     DEMO,
@@ -19,6 +20,7 @@ from vit2snn.commands.shared import (
     ann_options,
     bar,
     check_data,
+    check_memory,
     data_options,
     device_option,
     emit,
@@ -27,6 +29,7 @@ from vit2snn.commands.shared import (
     image_source,
     is_main,
     launched,
+    load_ann,
     note,
     own_images,
     wait,
@@ -49,23 +52,22 @@ COMPARED = 16  # calibration images on which the network is compared with the AN
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the converted model.")
 @click.option("--recipe", default="faithful", show_default=True, metavar="NAME|FILE", help="A recipe, or its JSON file.")
-@click.option("--timesteps", type=click.IntRange(min=1), help="T to calibrate for, instead of the recipe's.")
-@click.option("--budget", type=click.FloatRange(min=0, min_open=True), help="Energy at T, relative to the ANN's, to keep to.")
+@click.option("--timesteps", type=TIMESTEPS, help="T to calibrate for, instead of the recipe's.")
+@click.option("--budget", type=POSITIVE, help="Energy at T, relative to the ANN's, to keep to.")
 @click.option(
     "--refit", type=click.Choice(["none", "ridge", "blocks", "network"]), help="Of new branches, instead of the recipe's."
 )
-@click.option("--passes", type=click.IntRange(min=1), help="Over the images; --refit network goes without saying.")
+@click.option("--passes", type=ROUNDS, help="Over the images; --refit network goes without saying.")
 @click.option("--precision", default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]), help="Of fits.")
 @click.option("--resume", is_flag=True, help="Continue a fit that was interrupted.")
-@click.option("--samples", default=128, show_default=True, type=click.IntRange(min=1), help="Calibration images.")
+@click.option("--samples", default=128, show_default=True, type=IMAGES, help="Calibration images.")
 @click.option("--split", default="train", show_default=True, help="Split of the data to calibrate on.")
 @ann_options
 @click.option("--overwrite", is_flag=True, help="Replace an earlier conversion at OUT.")
 @data_options
 def convert(
     model: str, out: Path, recipe: str, timesteps: int | None, budget: float | None, refit: str | None, passes: int | None,
-    precision: str, resume: bool, checkpoint: str | None, num_classes: int | None, overwrite: bool, as_json: bool,
-    **images: Any,
+    precision: str, resume: bool, overwrite: bool, as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL and write the spiking network to OUT.
 
@@ -78,16 +80,19 @@ def convert(
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
     vit2snn convert demo --recipe qkformer -o demo-qk
     """
+    from vit2snn.files import check_output
     from vit2snn.finetune import check_folder, close_folder, folder_of
     from vit2snn.measure.text import parity_table
+    from vit2snn.storage.artifact import is_replaceable
 
     if passes and refit not in (None, "network"):
         raise click.UsageError(f"--passes are those of --refit network, got --refit {refit}")
     refit = "network" if passes else refit
     chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit, passes=passes)
+    check_output(out, overwrite, is_replaceable)
     check_folder(out, resume, overwrite)
     with launched(images["device"]) as device, _fitting(out, chosen, precision, resume) as fitting:
-        summary, result = _convert(model, out, chosen, checkpoint, num_classes, overwrite, images, device, fitting)
+        summary, result = _convert(model, out, chosen, overwrite, images, device, fitting)
     if is_main() and folder_of(out).exists():
         close_folder(out)
     told = f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}"
@@ -138,13 +143,16 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def demo(out: Path | None, overwrite: bool, device: str, as_json: bool) -> None:
     """Convert the embedded ViT, score it on embedded Fashion-MNIST images, and draw the curve. Needs no network."""
+    from vit2snn.files import check_output
     from vit2snn.measure.text import curve_table
+    from vit2snn.storage.artifact import is_replaceable
 
     folder = out or Path("vit2snn-demo")
+    check_output(folder, overwrite or out is None, is_replaceable)
     images = {"seed": 0, "batch_size": 32, "samples": 128, "split": "train", "workers": 0}
     recipe = find_recipe("faithful", timesteps=DEMO_TIMESTEPS)
     with launched(device) as found:
-        _convert(DEMO, folder, recipe, None, None, overwrite or out is None, images, found, None)
+        _convert(DEMO, folder, recipe, overwrite or out is None, images, found, None)
         result = evaluate_folder(folder, None, images | {"samples": None, "split": "validation"}, found)
     emit(as_json, result.to_json(), curve_table(result))
     note(f"the converted model, the curve and its data are in {folder}")
@@ -168,9 +176,8 @@ def _fitting(out: Path, recipe: Recipe, precision: str, resume: bool) -> Iterato
 
 
 def _convert(
-    name: str, out: Path, recipe: Recipe, checkpoint: str | None, num_classes: int | None, overwrite: bool,
-    images: dict[str, Any], device: Any, fitting: Fitting | None,
-) -> tuple[dict[str, Any], Evaluation]:  # fmt: skip
+    name: str, out: Path, recipe: Recipe, overwrite: bool, images: dict[str, Any], device: Any, fitting: Fitting | None
+) -> tuple[dict[str, Any], Evaluation]:
     """Calibrate, convert, compare with the ANN on calibration images, save; the summary of it, and the comparison.
 
     The processes of a group do it together.
@@ -178,18 +185,15 @@ def _convert(
     import torch
     from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import load_model, plan, provisional, to_spiking
+    from vit2snn.convert import plan, provisional, to_spiking
     from vit2snn.data import batches
-    from vit2snn.files import check_output
     from vit2snn.measure import evaluate
     from vit2snn.spiking.shards import processes
-    from vit2snn.storage.artifact import is_artifact
     from vit2snn.storage.versions import versions
 
     started = time.time()
-    check_output(out, overwrite, is_artifact)
     check_data(name, images)
-    ann = load_model(name, checkpoint, num_classes)
+    ann = load_ann(name, images)
     # Refuses what it cannot convert before images are read.
     plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
     samples = _calibration_samples(ann, images)
@@ -221,11 +225,13 @@ def _convert(
 def _calibration_samples(ann: nn.Module, images: dict[str, Any]) -> list[Sample]:
     """This process's images, as many as the other processes have."""
     import torch
+    from timm.data import resolve_model_data_config
 
     from vit2snn.data import prepared
     from vit2snn.spiking.shards import processes, smallest
 
     source, count = own_images(image_source(ann, images), images["samples"], images["seed"])
+    check_memory(source, images["samples"] if count is None else count, resolve_model_data_config(ann)["input_size"])
     found = prepared(ann, source, count=count, seed=images["seed"], workers=images["workers"])
     samples = list(bar(found, "reading images"))
     samples = samples[: int(smallest(torch.tensor(len(samples))))]

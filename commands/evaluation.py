@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vit2snn.commands.bounds import IMAGES, POSITIVE, Number
 from vit2snn.commands.shared import (
     bar,
     check_data,
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--timesteps", callback=timestep_list, metavar="T,T,...", help="Timesteps to report; all unless given.")
-@click.option("--samples", type=click.IntRange(min=1), help="Images to score; all unless given.")
+@click.option("--samples", type=IMAGES, help="Images to score; all unless given.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
-@click.option("--max-drop", type=float, help="Recommend T by it; fail (exit 3) if no top-1 is within so many points.")
-@click.option("--max-energy", type=click.FloatRange(min=0, min_open=True), help="The same by energy, relative to the ANN's.")
+@click.option("--max-drop", type=Number(), help="Recommend T by it; fail (exit 3) if no top-1 is within so many points.")
+@click.option("--max-energy", type=POSITIVE, help="The same by energy, relative to the ANN's.")
 @click.option(
-    "--exit-confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="C",
+    "--exit-confidence", type=Number(0, 1, min_open=True, max_open=True), metavar="C",
     help="Also stop each image early, once C of such calibration images kept their class.",
 )  # fmt: skip
 @click.option("--amp-dtype", type=click.Choice(["bfloat16", "float16"]), help="Compute what is analog in this precision.")
@@ -113,10 +113,11 @@ def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole:
         whole: whether a recording is cut into all timesteps of the model even where fewer are asked for.
     """
     from vit2snn.storage import is_model_folder, open_network
+    from vit2snn.storage.documents import trained_on_demo
 
     if not is_model_folder(out):
         return _artifact(out, timesteps, images)
-    if not images["data"] and not _trained_on_demo(out):  # only what was trained on the demo's images is scored on them
+    if not images["data"] and not trained_on_demo(out):  # only what was trained on the demo's images is scored on them
         raise click.UsageError("give the images or recordings with --data DATA")
     model: Any = open_network(out)
     cut = max(timesteps or 0, model.timesteps) if whole else timesteps or model.timesteps
@@ -138,13 +139,6 @@ def _artifact(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple
         snn.network, source, count=count, seed=images["seed"], exclude=snn.calibrated_on, workers=images["workers"]
     )
     return snn, batches(samples, images["batch_size"])
-
-
-def _trained_on_demo(out: Path) -> bool:
-    try:
-        return json.loads((out / "run.json").read_text(encoding="utf-8"))["data"] is None
-    except (OSError, ValueError, LookupError):
-        return False
 
 
 def scored_batches(model: Any, timesteps: int, images: dict[str, Any]) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.shared import check_data, data_options, emit, image_source, is_main, launched, note
+from vit2snn.commands.bounds import NOT_NEGATIVE, POSITIVE, PROBABILITY, TIMESTEPS, Number
+from vit2snn.commands.shared import check_data, data_options, emit, image_source, is_main, launched, note, skipping
 from vit2snn.commands.training import SETTINGS, check_training, run_training, training_options
 from vit2snn.errors import ModelError
 
@@ -39,14 +40,13 @@ def _weights(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 def _augmentation_options(command: Any) -> Any:
     """Add timm's augmentations."""
-    probability, alpha = click.FloatRange(0, 1), click.FloatRange(min=0)
     options = [
-        click.option("--scale", nargs=2, default=(0.7, 1.0), show_default=True, type=probability, help="Area of crops."),
-        click.option("--hflip", default=0.5, show_default=True, type=probability, help="Probability of mirroring."),
+        click.option("--scale", nargs=2, default=(0.7, 1.0), show_default=True, type=PROBABILITY, help="Area of crops."),
+        click.option("--hflip", default=0.5, show_default=True, type=PROBABILITY, help="Probability of mirroring."),
         click.option("--aa", metavar="POLICY", help="timm's AutoAugment, such as rand-m9-mstd0.5."),
-        click.option("--reprob", default=0.0, show_default=True, type=probability, help="Probability of erasing a part."),
-        click.option("--mixup", default=0.0, show_default=True, type=alpha, help="Alpha of mixup."),
-        click.option("--cutmix", default=0.0, show_default=True, type=alpha, help="Alpha of cutmix."),
+        click.option("--reprob", default=0.0, show_default=True, type=PROBABILITY, help="Probability of erasing a part."),
+        click.option("--mixup", default=0.0, show_default=True, type=NOT_NEGATIVE, help="Alpha of mixup."),
+        click.option("--cutmix", default=0.0, show_default=True, type=NOT_NEGATIVE, help="Alpha of cutmix."),
         click.option("--no-aug", is_flag=True, help="Neither crop at random nor mirror."),
     ]
     for option in reversed(options):
@@ -61,12 +61,12 @@ def _augmentation_options(command: Any) -> Any:
     "--loss", default="labels=0.5,soft=0.5", show_default=True, callback=_weights, metavar="NAME=WEIGHT,...",
     help="Of labels, soft (class probabilities of the ANN) and features (outputs of its blocks).",
 )  # fmt: skip
-@click.option("--temperature", default=2.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Of soft.")
-@click.option("--label-smoothing", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True))
+@click.option("--temperature", default=2.0, show_default=True, type=POSITIVE, help="Of soft.")
+@click.option("--label-smoothing", default=0.0, show_default=True, type=Number(0, 1, max_open=True))
 @click.option("--teacher", metavar="NAME|FOLDER", help="Another teacher than the ANN that was converted: as for convert.")
-@click.option("--timesteps", type=click.IntRange(min=1), help="T to train, instead of the recipe's.")
-@click.option("--new-lr", default=1.0, show_default=True, type=click.FloatRange(min=0), help="Factor for new parameters.")
-@click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="Factor on the lr from layer to layer.")
+@click.option("--timesteps", type=TIMESTEPS, help="T to train, instead of the recipe's.")
+@click.option("--new-lr", default=1.0, show_default=True, type=NOT_NEGATIVE, help="Factor for new parameters.")
+@click.option("--layer-decay", type=Number(0, 1, min_open=True), help="Factor on the lr from layer to layer.")
 @training_options(epochs=5, lr=5e-4)
 @_augmentation_options
 @data_options
@@ -80,9 +80,9 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     vit2snn finetune deit-snn --data imagenet --loss soft=1,features=0.5 --epochs 3 -o deit-tuned
     """
     from vit2snn.finetune import close_folder
-    from vit2snn.storage.artifact import is_artifact, read_config
+    from vit2snn.storage.artifact import is_replaceable, read_config
 
-    check_training(out, options, is_artifact)
+    check_training(out, options, is_replaceable)
     check_data(read_config(model)["vit2snn"]["source"], options)
     with launched(options["device"]) as device:
         summary = _finetune(model, out, options, device)
@@ -179,7 +179,7 @@ def _images(network: nn.Module, options: Mapping[str, Any]) -> ImageSource:
     if "labels" in options["loss"] or not options["data"] or not folder.is_dir():
         return image_source(network, {**options, "split": "train"})
     folder = folder / "train" if (folder / "train").is_dir() else folder
-    return unlabelled_images(folder, "L" if int(getattr(network, "in_chans", 3)) == 1 else "RGB")
+    return unlabelled_images(folder, "L" if int(getattr(network, "in_chans", 3)) == 1 else "RGB", skipping(dict(options)))
 
 
 def _augmentation(options: Mapping[str, Any]) -> Any:

@@ -7,16 +7,19 @@ from typing import Any
 
 import click
 
+from vit2snn.commands.bounds import IMAGES, MANY, TIMESTEPS
 from vit2snn.commands.shared import (
     DEMO,
     ann_options,
     bar,
     check_data,
+    check_memory,
     data_options,
     emit,
     find_device,
     find_recipe,
     image_source,
+    load_ann,
     note,
 )
 from vit2snn.errors import DataError
@@ -26,16 +29,15 @@ from vit2snn.errors import DataError
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the plans.")
 @click.option("--recipe", default="qkformer", show_default=True, metavar="NAME|FILE", help="All but the kinds of branches.")
-@click.option("--timesteps", type=click.IntRange(min=1), help="T, instead of the recipe's.")
-@click.option("--plans", "count", default=10, show_default=True, type=click.IntRange(min=2), help="The most that there are.")
-@click.option("--samples", default=64, show_default=True, type=click.IntRange(min=1), help="Images to measure on.")
+@click.option("--timesteps", type=TIMESTEPS, help="T, instead of the recipe's.")
+@click.option("--plans", "count", default=10, show_default=True, type=MANY, help="The most that there are.")
+@click.option("--samples", default=64, show_default=True, type=IMAGES, help="Images to measure on.")
 @click.option("--split", default="train", show_default=True, help="Split of the data to measure on.")
 @ann_options
 @click.option("--overwrite", is_flag=True, help="Replace earlier plans at OUT.")
 @data_options
 def plan(
-    model: str, out: Path, recipe: str, timesteps: int | None, count: int, checkpoint: str | None, num_classes: int | None,
-    overwrite: bool, as_json: bool, **images: Any,
+    model: str, out: Path, recipe: str, timesteps: int | None, count: int, overwrite: bool, as_json: bool, **images: Any
 ) -> None:  # fmt: skip
     """Find which new branches MODEL should get in which blocks, for less and less energy, and write the plans to OUT.
 
@@ -49,7 +51,7 @@ def plan(
     import torch
     from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import candidates, load_model, opened, plan as planned, provisional
+    from vit2snn.convert import candidates, opened, plan as planned, provisional
     from vit2snn.convert.auto import KINDS
     from vit2snn.convert.inputs import seeded
     from vit2snn.convert.plans import compromises, told
@@ -62,9 +64,12 @@ def plan(
     check_data(model, images)
     chosen = opened(find_recipe(recipe, timesteps=timesteps))
     device = find_device(images["device"])
-    ann: Any = load_model(model, checkpoint, num_classes)
-    planned(ann, provisional(chosen), resolve_model_data_config(ann)["input_size"])  # refuses what it cannot convert
-    read = prepared(ann, image_source(ann, images), count=images["samples"], seed=images["seed"], workers=images["workers"])
+    ann: Any = load_ann(model, images)
+    size = resolve_model_data_config(ann)["input_size"]
+    planned(ann, provisional(chosen), size)  # refuses what it cannot convert
+    source = image_source(ann, images)
+    check_memory(source, images["samples"], size)
+    read = prepared(ann, source, count=images["samples"], seed=images["seed"], workers=images["workers"])
     samples = list(bar(read, "reading images"))
     if not samples:
         raise DataError("there are no images to measure on", "give a folder with images to --data")

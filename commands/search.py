@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vit2snn.commands.bounds import GENERATIONS, MANY, MEMBER, SEED, Number
 from vit2snn.commands.shared import bar, emit, note
 
 if TYPE_CHECKING:
@@ -33,13 +34,11 @@ def _find(kind: str, name: str, known: dict[str, Any]) -> Any:
 @click.option("--macs", metavar="WINDOW", help="Multiply-accumulates for an image in all timesteps, as 2G.")
 @click.option("--energy", metavar="WINDOW", help="Estimated energy for an image, as 1mJ.")
 @click.option("--latency", metavar="WINDOW", help="Measured time for an image, as 20ms; slow, and not the same each time.")
-@click.option("--rate", type=click.FloatRange(0, 1, min_open=True), help="Spikes of a neuron in a timestep, for energies.")
+@click.option("--rate", type=Number(0, 1, min_open=True), help="Spikes of a neuron in a timestep, for energies.")
 @click.option("--select", default="score", show_default=True, type=click.Choice(["score", "front"]), help="Parents.")
-@click.option("--generations", default=20, show_default=True, type=click.IntRange(min=0), help="After the first population.")
-@click.option(
-    "--population", default=50, show_default=True, type=click.IntRange(min=2), help="Half mutations, half crossovers."
-)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--generations", default=20, show_default=True, type=GENERATIONS, help="After the first population.")
+@click.option("--population", default=50, show_default=True, type=MANY, help="Half mutations, half crossovers.")
+@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option("-o", "--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), required=True, help="JSON file.")
 @click.option("--resume", is_flag=True, help="Continue a search that was interrupted.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier search at FILE.")
@@ -56,7 +55,9 @@ def search(out: Path, resume: bool, overwrite: bool, as_json: bool, **asked: Any
     vit2snn zoo create found.json -o found
     """
     from vit2snn import search as library
+    from vit2snn.files import followed
 
+    out = followed(out)
     library.check_files(out, resume, overwrite)
     request = _request(asked)
     running = _search(request)
@@ -119,8 +120,8 @@ def _told(document: dict[str, Any]) -> str:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
-@click.option("--member", type=click.IntRange(min=0), metavar="N", help="Member of the front; the best score unless given.")
-@click.option("--seed", default=0, show_default=True, help="Of the random weights.")
+@click.option("--member", type=MEMBER, metavar="N", help="Member of the front; the best score unless given.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of the random weights.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier model at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def create(file: Path, out: Path, member: int | None, seed: int, overwrite: bool, as_json: bool) -> None:
@@ -135,9 +136,9 @@ def create(file: Path, out: Path, member: int | None, seed: int, overwrite: bool
     from vit2snn.errors import SearchError
     from vit2snn.files import check_output
     from vit2snn.search import Task, create as create_model, read_outcome
-    from vit2snn.storage import is_model_folder, save_model
+    from vit2snn.storage import is_replaceable, save_model
 
-    check_output(out, overwrite, is_model_folder)
+    check_output(out, overwrite, is_replaceable)
     document = read_outcome(file)
     front = document["front"]
     if member is not None and member >= len(front):

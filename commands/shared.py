@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.errors import DataError
+from vit2snn.commands.bounds import BATCH, CLASSES, SEED, SIDE, TIMESTEPS, WORKERS
+from vit2snn.errors import DataError, OutOfMemoryError, Vit2SnnError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,18 +37,18 @@ def timestep_list(context: click.Context, parameter: click.Parameter, value: str
         steps = sorted({int(part) for part in value.split(",")})
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of timesteps such as 1,2,4,8") from None
-    if steps[0] < 1:
-        raise click.BadParameter("timesteps are at least 1")
-    return steps
+    return [int(TIMESTEPS.convert(step, parameter, context)) for step in steps]
 
 
 DATA_OPTIONS = [
-    click.option("--data", metavar="DATA", help="Image folder, or hfds/NAME, wds/NAME, torch/NAME as in timm."),
+    click.option("--data", metavar="DATA", help="Image folder or tar file, or hfds/NAME, wds/NAME, torch/NAME as in timm."),
     click.option("--data-dir", metavar="DIR", help="Where a data set given as PREFIX/NAME lies."),
-    click.option("--class-map", type=click.Path(exists=True, dir_okay=False), help="Class folder names, one a line."),
-    click.option("--seed", default=0, show_default=True, help="Of the choice of images."),
-    click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1)),
-    click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="That read images ahead."),
+    click.option("--class-map", type=click.Path(exists=True, dir_okay=False), help="The model's classes, one a line."),
+    click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Lines PATH,CLASS, instead of class folders."),
+    click.option("--skip-bad", is_flag=True, help="Pass over images that cannot be read, and name them."),
+    click.option("--seed", default=0, show_default=True, type=SEED, help="Of the choice of images."),
+    click.option("--batch-size", default=16, show_default=True, type=BATCH),
+    click.option("--workers", default=2, show_default=True, type=WORKERS, help="That read images ahead."),
     device_option,
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
 ]
@@ -59,14 +61,44 @@ def data_options(command: Any) -> Any:
     return command
 
 
+ANN_OPTIONS = [
+    click.option("--checkpoint", type=click.Path(exists=True), help="Weights: .safetensors, or what torch.save wrote."),
+    click.option("--ema/--no-ema", default=True, show_default=True, help="Of a checkpoint, averaged weights or the plain."),
+    click.option("--num-classes", type=CLASSES, help="Size of the head of --checkpoint, if not the architecture's."),
+    click.option("--img-size", type=SIDE, help="Side of the images, if not the model's own."),
+]
+
+
 def ann_options(command: Any) -> Any:
-    """Add the options that tell which ANN is meant, beside its name."""
-    command = click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head, if not the architecture's.")(
-        command
-    )
-    return click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False), help="Weights: .safetensors or .pth.")(
-        command
-    )
+    """Add the options that tell which ANN is meant, beside its name; see `load_ann`."""
+    for option in reversed(ANN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def load_ann(name: str, options: dict[str, Any]) -> nn.Module:
+    """The ANN that a name and the options of `ann_options` mean.
+
+    Raises:
+        ModelError: it has no classifier that could be scored, or takes no images that files have.
+    """
+    from vit2snn.convert import load_model
+    from vit2snn.errors import ModelError
+
+    given = {key: options[key] for key in ("checkpoint", "ema", "num_classes", "img_size") if key in options}
+    model: Any = load_model(name, **given)
+    if model.num_classes < 2:
+        raise ModelError(
+            f"{name!r} has no classifier (num_classes is {model.num_classes}), and the command line scores classifiers",
+            "convert it in Python: vit2snn.to_spiking(model, images=...); or fine-tune a head and give --checkpoint FILE "
+            "--num-classes N",
+        )
+    if getattr(model, "in_chans", 3) not in (1, 3):
+        raise ModelError(
+            f"{name!r} takes images of {model.in_chans} channels, and those of files have 1 or 3",
+            "convert it in Python: vit2snn.to_spiking(model, images=...)",
+        )
+    return model  # type: ignore[no-any-return]
 
 
 def check_data(name: str, images: dict[str, Any]) -> None:
@@ -82,10 +114,13 @@ def image_source(model: nn.Module, images: dict[str, Any]) -> ImageSource:
 
     mode = "L" if int(getattr(model, "in_chans", 3)) == 1 else "RGB"
     if images.get("data"):
-        return open_images(
+        source = open_images(
             images["data"], images["split"], classes=int(model.num_classes), mode=mode,  # type: ignore[arg-type]
-            root=images["data_dir"], class_map=images["class_map"],
+            root=images["data_dir"], class_map=images["class_map"], labels=images["labels"], skipped=skipping(images),
         )  # fmt: skip
+        for text in source.notes:
+            note(f"note: {text}")
+        return source
     return array_source(*demo_images("train" if images["split"] == "train" else "val"), mode)
 
 
@@ -95,7 +130,61 @@ def event_source(model: nn.Module, images: dict[str, Any]) -> EventSource | None
 
     if not images.get("data") or not is_events(images["data"]):
         return None
-    return open_events(images["data"], images["split"], classes=int(model.num_classes), root=images["data_dir"])  # type: ignore[arg-type]
+    for option in ("class_map", "labels"):
+        if images[option]:
+            raise click.UsageError(f"--{option.replace('_', '-')} is for images, and {images['data']!r} holds recordings")
+    return open_events(
+        images["data"], images["split"], classes=int(model.num_classes),  # type: ignore[arg-type]
+        root=images["data_dir"], skipped=skipping(images),
+    )  # fmt: skip
+
+
+def skipping(images: dict[str, Any]) -> Callable[[Exception], None] | None:
+    """Where --skip-bad is given, what is told of images that are passed over, and names them when the command ends."""
+    if not images["skip_bad"]:
+        return None
+    found: dict[str, None] = {}  # in the order of their coming, each once
+
+    def tell() -> None:
+        if found:
+            click.echo("\n  ".join([f"note: {len(found)} images cannot be read and are passed over", *found]), err=True)
+
+    click.get_current_context().call_on_close(tell)
+    return lambda error: found.setdefault(str(error))
+
+
+def check_memory(source: ImageSource, count: int, size: Sequence[int]) -> None:
+    """Refuse more images than the machine can hold, before they are read. How many a stream has is not known.
+
+    Args:
+        source: of the images.
+        count: how many are asked for.
+        size: ``[C, H, W]`` of an image.
+
+    Raises:
+        OutOfMemoryError: it cannot.
+    """
+    images = 0 if source.labels is None else min(count, len(source.labels))
+    needed = 2 * images * math.prod(size) * 4  # one by one, and in one tensor
+    fewer = images * memory() // max(needed, 1) // 2
+    check_fits(f"{images} images of {'x'.join(map(str, size))}", needed, f"take fewer: --samples {fewer}")
+
+
+def check_fits(what: str, needed: int, hint: str) -> None:
+    """Refuse what needs more bytes than the machine has, however few of them others take.
+
+    Raises:
+        OutOfMemoryError: it does.
+    """
+    if needed > memory():
+        raise OutOfMemoryError(
+            f"{what} take {needed / 1e9:.0f} GB of memory, and this machine has {memory() / 1e9:.0f} GB", hint
+        )
+
+
+def memory() -> int:
+    """Bytes that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:
@@ -201,43 +290,48 @@ def own_images(source: ImageSource, count: int | None, seed: int) -> tuple[Image
     Raises:
         DataError: there are fewer images than processes.
     """
-    from vit2snn.data import ImageSource
+    from vit2snn.data import readable
     from vit2snn.spiking.shards import processes, share
 
     if processes() == 1:
         return source, count
     if source.labels is None:
-        return ImageSource(None, None, lambda: share(source.stream())), _own_count(count)
-    return replace(source, order=_own_order(source.labels, count, seed)), _own_count(count)
+        return replace(source, stream=lambda: share(source.stream())), _own_count(count)
+    order = _in_order(source.labels, count, seed)
+    if count is not None and source.skipped:  # or each process would take an image of its own for one that cannot be read
+        first = dict.fromkeys(readable(source, order, count))
+        order = [*first, *(index for index in order if index not in first)]
+    return replace(source, order=list(share(order))), _own_count(count)
 
 
 def own_events(source: EventSource, count: int | None, seed: int) -> tuple[EventSource, int | None]:
     """The same for recordings."""
     from vit2snn.data import EventSource
-    from vit2snn.spiking.shards import processes
+    from vit2snn.spiking.shards import processes, share
 
     if processes() == 1:
         return source, count
-    order = _own_order(source.labels, count, seed)[: _own_count(count)]
+    order = list(share(_in_order(source.labels, count, seed)))[: _own_count(count)]
     return EventSource([source.labels[i] for i in order], lambda i: source.read(order[i]), source.sensor_size), None
 
 
-def _own_order(labels: list[int], count: int | None, seed: int) -> list[int]:
-    """The indices of this process, in the order in which ``count`` of them are chosen."""
+def _in_order(labels: list[int], count: int | None, seed: int) -> Sequence[int]:
+    """All indices in the order in which ``count`` of them are chosen."""
     from vit2snn.data.subset import balanced_order
-    from vit2snn.spiking.shards import share
 
-    return list(share(range(len(labels)) if count is None else balanced_order(labels, seed)))
+    return range(len(labels)) if count is None else balanced_order(labels, seed)
 
 
 def _own_count(count: int | None) -> int | None:
-    from vit2snn.spiking.shards import processes, share
+    import torch.distributed as dist
+
+    from vit2snn.spiking.shards import processes
 
     if count is None:
         return None
     if count < processes():
         raise DataError(f"{count} images cannot be shared by {processes()} processes", "raise --samples, or start fewer")
-    return len(list(share(range(count))))
+    return len(range(dist.get_rank(), count, processes()))
 
 
 def bar(items: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
@@ -281,9 +375,19 @@ def fit_bar() -> Iterator[Callable[[Progress], None]]:
 
 
 def emit(as_json: bool, document: Any, text: str) -> None:
-    """Print a result, as JSON or for reading; processes beside the main one do not."""
-    if is_main():
+    """Print a result, as JSON or for reading; processes beside the main one do not.
+
+    Raises:
+        Vit2SnnError: whoever reads it has stopped, or there is no room for it.
+    """
+    if not is_main():
+        return
+    try:
         click.echo(json.dumps(document) if as_json else text)
+    except BrokenPipeError as error:
+        raise Vit2SnnError("the result was not printed to its end: what it was sent to has stopped reading") from error
+    except OSError as error:
+        raise Vit2SnnError(f"the result cannot be printed: {error.strerror or error}") from error
 
 
 def note(text: str) -> None:

@@ -6,19 +6,32 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vit2snn.commands.bounds import (
+    BATCH,
+    CLASSES,
+    IMAGES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    ROUNDS,
+    SIDE,
+    UPDATES,
+    Number,
+)
 from vit2snn.commands.evaluation import scored_batches
-from vit2snn.commands.shared import bar, data_options, emit, event_source, image_source, is_main, launched
+from vit2snn.commands.shared import bar, check_fits, data_options, emit, event_source, image_source, is_main, launched
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:
     from vit2snn.finetune import Step, Summary
     from vit2snn.measure import Evaluation
 
+LARGEST = 2**16  # number among the arguments of a model: of a layer so wide there is no other
 SETTINGS = (
     "epochs", "max_steps", "lr", "opt", "sched", "warmup_epochs", "weight_decay", "accumulate", "precision", "ema", "seed",
 )  # fmt: skip
@@ -26,20 +39,20 @@ SETTINGS = (
 
 def training_options(epochs: int, lr: float) -> Callable[[Any], Any]:
     """Add the options of the training loop (see `vit2snn.finetune.Settings` and `Workspace`), with these defaults."""
-    positive, share = click.FloatRange(min=0, min_open=True), click.FloatRange(0, 1, min_open=True, max_open=True)
+    share = Number(0, 1, min_open=True, max_open=True)
     schedules, precisions = click.Choice(["cosine", "tanh", "poly", "wsd", "constant"]), click.Choice(["no", "bf16", "fp16"])
     options = [
-        click.option("--epochs", default=epochs, show_default=True, type=click.IntRange(min=1)),
-        click.option("--max-steps", type=click.IntRange(min=1), metavar="N", help="Updates to make, in place of --epochs."),
-        click.option("--lr", default=lr, show_default=True, type=positive, help="Peak learning rate."),
+        click.option("--epochs", default=epochs, show_default=True, type=ROUNDS),
+        click.option("--max-steps", type=UPDATES, metavar="N", help="Updates to make, in place of --epochs."),
+        click.option("--lr", default=lr, show_default=True, type=POSITIVE, help="Peak learning rate."),
         click.option("--opt", default="adamw", show_default=True, help="Optimizer, by its name in timm."),
         click.option("--sched", default="cosine", show_default=True, type=schedules, help="Schedule of the learning rate."),
-        click.option("--warmup-epochs", default=1.0, show_default=True, type=click.FloatRange(min=0)),
-        click.option("--weight-decay", default=0.05, show_default=True, type=click.FloatRange(min=0)),
-        click.option("--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Batches to an update."),
+        click.option("--warmup-epochs", default=1.0, show_default=True, type=NOT_NEGATIVE),
+        click.option("--weight-decay", default=0.05, show_default=True, type=NOT_NEGATIVE),
+        click.option("--accumulate", default=1, show_default=True, type=BATCH, help="Batches to an update."),
         click.option("--precision", default="no", show_default=True, type=precisions, help="Mixed precision."),
         click.option("--ema", type=share, metavar="DECAY", help="Give the moving average of the weights."),
-        click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Updates; an epoch unless given."),
+        click.option("--checkpoint-every", type=UPDATES, metavar="N", help="Updates; an epoch unless given."),
         click.option("--resume", is_flag=True, help="Continue a training that was interrupted."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier model at the output, and its training."),
         click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard."),
@@ -124,9 +137,9 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the trained model.")
 @click.option("-a", "--argument", "arguments", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="Of the model.")
-@click.option("--img-size", type=click.IntRange(min=1), help="Height and width to resize to, if not the model's.")
-@click.option("--num-classes", type=click.IntRange(min=1), help="Size of the head, if not the model's.")
-@click.option("--samples", type=click.IntRange(min=1), help="Images to score at the end; all unless given.")
+@click.option("--img-size", type=SIDE, help="Height and width to resize to, if not the model's.")
+@click.option("--num-classes", type=CLASSES, help="Size of the head, if not the model's.")
+@click.option("--samples", type=IMAGES, help="Images to score at the end; all unless given.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
 @training_options(epochs=10, lr=2e-3)
 @data_options
@@ -144,9 +157,9 @@ def train(
     """
     from vit2snn.finetune import close_folder
     from vit2snn.measure.text import curve_table
-    from vit2snn.storage import is_model_folder
+    from vit2snn.storage import is_replaceable
 
-    check_training(out, options, is_model_folder)
+    check_training(out, options, is_replaceable)
     identity = {"model": model, "arguments": arguments, "img_size": img_size, "num_classes": num_classes}
     with launched(options["device"]) as device:
         parameters, seconds, scored = _train(out, identity, options, device)
@@ -185,6 +198,7 @@ def _create(model: str, arguments: dict[str, str], img_size: int | None, num_cla
     import inspect
 
     import timm
+    import torch
 
     from vit2snn.storage import is_model_folder
     from vit2snn.zoo import VARIANTS
@@ -203,10 +217,14 @@ def _create(model: str, arguments: dict[str, str], img_size: int | None, num_cla
     typed = {key: text if key in textual else _value(key, text) for key, text in arguments.items()}
     channels = variant.cfg["input_size"][0]
     overlay = {"input_size": (channels, img_size, img_size)} if img_size else {}
+    make = partial(timm.create_model, model, pretrained_cfg_overlay=overlay, num_classes=num_classes, **typed)
     try:
-        return timm.create_model(model, pretrained_cfg_overlay=overlay, num_classes=num_classes, **typed)
-    except (TypeError, ValueError) as error:
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in make().parameters())
+    except Exception as error:  # of arguments that contradict each other, layers complain in all ways
         raise ModelError(f"{model} cannot be made with {typed}: {error}", "see its class in vit2snn.zoo") from error
+    check_fits(f"{parameters} parameters, their gradients and moments", 16 * parameters, "make the model smaller")
+    return make()
 
 
 def _created(folder: Path, given: dict[str, str], img_size: int | None, num_classes: int | None) -> Any:
@@ -215,7 +233,7 @@ def _created(folder: Path, given: dict[str, str], img_size: int | None, num_clas
 
     if given:
         raise ModelError(f"the model in {str(folder)!r} has its arguments, got {', '.join(given)}", "leave -a out")
-    model: Any = load_model(f"local-dir:{folder}", num_classes=num_classes)
+    model: Any = load_model(f"local-dir:{folder}", num_classes=num_classes, new_head=True)
     if img_size:
         model.pretrained_cfg = model.pretrained_cfg | {"input_size": (model.in_chans, img_size, img_size)}
     return model
@@ -223,9 +241,13 @@ def _created(folder: Path, given: dict[str, str], img_size: int | None, num_clas
 
 def _value(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         raise click.UsageError(f"{name}={text} is not a number, a truth value or a list as in JSON") from None
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, (int, float)) and not abs(number) <= LARGEST:
+            raise click.UsageError(f"{name}={text} is out of bounds: expected at most {LARGEST}")
+    return value
 
 
 def _training_batches(network: Any, images: dict[str, Any]) -> Any:

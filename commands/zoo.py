@@ -67,7 +67,7 @@ def show(name: str, as_json: bool) -> None:
     """
     from vit2snn.convert import load_model
     from vit2snn.measure.text import table
-    from vit2snn.storage import is_model_folder
+    from vit2snn.storage import is_model_folder, open_network
     from vit2snn.zoo import VARIANTS, statistics
 
     folder = Path(name) if is_model_folder(Path(name)) else None
@@ -76,7 +76,7 @@ def show(name: str, as_json: bool) -> None:
 
         near = difflib.get_close_matches(name, VARIANTS, n=3)
         raise ModelError(f"the zoo has no model {name!r}", f"did you mean {', '.join(near)}?" if near else "vit2snn zoo list")
-    model: Any = load_model(f"local-dir:{folder}" if folder else name, pretrained=folder is not None)
+    model: Any = open_network(folder) if folder else load_model(name, pretrained=False)
     cfg = model.pretrained_cfg
     found = statistics(model, cfg["input_size"][1:])
     published = [] if folder else [asdict(entry) for entry in VARIANTS[name].published]
@@ -108,11 +108,13 @@ def _bound(neurons: int, timesteps: int) -> str:
 
 def _measured(folder: Path | None) -> dict[str, Any] | None:
     """The last row of the evaluation in a folder, if there is one."""
-    if folder is None or not (folder / "evaluation.json").is_file():
+    from vit2snn.storage.documents import last_point
+
+    last = last_point(folder) if folder else None
+    if last is None:
         return None
-    last: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["snn"][-1]
     text = f"{last['spikes_per_neuron']:.3f} for a neuron in {last['timestep']} timesteps, at {last['top1']:.1f} % top-1"
-    return last | {"text": text}
+    return {**last, "text": text}
 
 
 @zoo.command("import")
@@ -139,10 +141,10 @@ def import_(
     """
     from vit2snn.convert import read_checkpoint
     from vit2snn.files import check_output
-    from vit2snn.storage import is_model_folder, save_model
+    from vit2snn.storage import is_replaceable, save_model
     from vit2snn.zoo import from_official
 
-    check_output(out, overwrite, is_model_folder)
+    check_output(out, overwrite, is_replaceable)
     model: Any = from_official(layout, _config(config_file), read_checkpoint(file), batch_leak)
     record = {"file": file.name, "layout": layout, "architecture": model.pretrained_cfg["architecture"]}
     save_model(model, out, overwrite=overwrite, records={"import.json": record})

@@ -35,6 +35,7 @@ from .functions import replace_functions, replace_softmax
 from .inputs import Batches, checked, seeded
 from .membrane import fire
 from .model import SpikingModel
+from .multihead import open_attention
 from .planning import Plan, block_plans, plan
 from .products import drive_operations
 from .recipe import Recipe
@@ -172,7 +173,7 @@ def substituted(model: nn.Module, recipe: Recipe) -> Any:
     network: Any = untied(copy.deepcopy(model)).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
     if recipe.structure.replaces:
         substitute(network, block_plans(model, recipe), recipe.structure)
-    return network
+    return open_attention(network, recipe)
 
 
 def _driven(network: Any, recipe: Recipe, planned: Plan, input_size: tuple[int, ...]) -> SpikingModel:

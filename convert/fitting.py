@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data import digest
 from ..finetune import Precision, Step, Workspace
-from ..finetune.checkpoint import BRANCHES, SPIKES, load_checkpoint, save_checkpoint
+from ..finetune.checkpoint import BRANCHES, SPIKES, load_checkpoint, restoring, save_checkpoint
 from ..measure.batches import set_digest
 from ..spiking import shards
 from .fields import to_fields
@@ -175,10 +175,11 @@ class _Saved:
         """The number of branches that have been fitted before, which the network then has."""
         folder = self._folder()
         state = load_checkpoint(folder, self.identity) if folder and self.fitting.resume else None
-        if state is None:
+        if folder is None or state is None:
             return 0
-        self.network.load_state_dict(state["network"])
-        return int(state["done"])
+        with restoring(folder):
+            self.network.load_state_dict(state["network"])
+            return int(state["done"])
 
     def keep(self, done: int) -> None:
         """Remember the network with so many branches fitted."""

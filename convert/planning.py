@@ -17,6 +17,7 @@ from .absorption import absorbed
 from .blocks import BlockPlan, check_mixing, is_new, kinds_by_block, new_branches
 from .branches import transformer_blocks
 from .membrane import fire
+from .multihead import with_open_attention
 from .recipe import Recipe
 from .registry import handler_for, keep_analog
 from .spikes import Membrane
@@ -96,6 +97,7 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
         if isinstance(recipe.spikes, Membrane):
             fire(network, blocks, recipe.spikes)
         model = network
+    model = with_open_attention(model, recipe)
     operations = record(model, input_size)
     pairs = absorbed(model, operations, recipe)
     planned, missing = _planned(model, recipe, operations, pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..errors import RecipeError
+from ..reading import parsed
 from ..spiking.substitutes import INTERACTION, interacts
 from .fields import FieldError, check_bounds, check_types, from_fields, shown, to_fields
 from .spikes import KEPT_PATH, LONGEST, Coded, Membrane
@@ -187,15 +188,13 @@ class Recipe:
         """
         if str(name) in RECIPES:
             return RECIPES[str(name)]
+        if not os.path.exists(name):
+            raise RecipeError(f"there is no recipe and no file {str(name)!r}", f"recipes by name: {', '.join(RECIPES)}")
+        fields = parsed(Path(name), "see docs/recipes.md", RecipeError)
         try:
-            fields = json.loads(Path(name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RecipeError(
-                f"there is no recipe and no file {str(name)!r}", f"recipes by name: {', '.join(RECIPES)}"
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise RecipeError(f"the recipe file {str(name)!r} cannot be read: {error}", "see docs/recipes.md") from error
-        return cls.from_json(fields)
+            return cls.from_json(fields)
+        except RecipeError as error:
+            raise RecipeError(f"{error}, in {str(name)!r}", error.hint) from None
 
 
 def _names(part: Any) -> list[str]:

@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import pickle
+import logging
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors import SafetensorError
-from timm.models import is_model, list_models, load_state_dict, parse_model_name, split_model_name_tag
+from timm.models import is_model, list_models, parse_model_name, resolve_model_input_args, split_model_name_tag
 from torch import nn
 
-from ..errors import CheckpointError, ModelError
+from ..errors import ModelError, Vit2SnnError
 from ..zoo.demo import FOLDER as DEMO
+from . import huggingface
+from .checkpoints import read_checkpoint
+from .loading import load_weights
+
+logger = logging.getLogger("vit2snn")
 
 
 def load_model(
-    name: str, checkpoint: str | Path | None = None, num_classes: int | None = None, pretrained: bool = True
+    name: str,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    pretrained: bool = True,
+    *,
+    img_size: int | None = None,
+    ema: bool = True,
+    new_head: bool = False,
 ) -> nn.Module:
     """A timm model in evaluation mode, float32.
 
     Args:
-        name: a timm name with or without tag, ``hf-hub:...``, ``local-dir:...``, or ``demo``.
-        checkpoint: a ``.safetensors`` file of any float type, or a ``.pth`` file (read with ``weights_only``); its keys must
-            be the model's. Without it, the weights of the source are used (timm's ``pretrained=True``).
-        num_classes: size of the head, where it is not the architecture's own.
+        name: a timm name with or without tag, ``hf-hub:...``, ``local-dir:...`` (of timm, or of Hugging Face transformers where
+            timm has the architecture), or ``demo``.
+        checkpoint: a file of weights of any float type (see `read_checkpoint`), with timm's names or those of transformers or
+            torchvision, also as a training script stored it. Without it, the weights of the source are used (timm's
+            ``pretrained=True``).
+        num_classes: size of the head, where it is not the architecture's own; 0 for the features in front of it.
         pretrained: False for random weights when there is no checkpoint.
+        img_size: side of the images, where it is not the model's own; position embeddings are resampled, as timm does.
+        ema: of a checkpoint that has moving averages of the weights, take these.
+        new_head: a head that is not of the size of that of the weights is random, to be trained; it is refused otherwise.
 
     Raises:
-        ModelError: the name is unknown, or its weights cannot be fetched.
+        ModelError: the name is unknown, its weights cannot be fetched, or their head has another size.
         CheckpointError: the file is missing, corrupt, or does not fit the model.
     """
     name = f"local-dir:{DEMO}" if name == "demo" else name
     _check_name(name)
-    weights = read_checkpoint(Path(checkpoint)) if checkpoint is not None else None
-    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    file = Path(checkpoint) if checkpoint is not None else None
+    weights = read_checkpoint(file, ema) if file else None
+    own = pretrained and file is None
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained and weights is None, **arguments)
+        folder = huggingface.find_folder(name, own)
+        if folder:
+            model = huggingface.create(folder, img_size, num_classes)
+            file = huggingface.weight_file(folder) if own else file
+            weights = read_checkpoint(file) if own and file else weights
+        else:
+            model = _create(name, own, num_classes, img_size, new_head)
+    except Vit2SnnError:
+        raise
     except Exception as error:
-        hint = "give the weights with --checkpoint FILE" if pretrained and weights is None else ""
-        raise ModelError(f"timm cannot create {name!r}: {error}", hint) from error
-    if weights is not None:
-        _fit(model, weights, str(checkpoint))
+        hint = "give the weights with --checkpoint FILE" if own else ""
+        raise ModelError(f"timm cannot create {name!r}: {' '.join(str(error).split())[:400]}", hint) from error
+    if weights is not None and file is not None:
+        load_weights(model, weights, file, ema, resample=img_size is not None)
+    _match_channels(model, name)
     return model.float().eval()
 
 
@@ -62,41 +86,42 @@ def _check_name(name: str) -> None:
         raise ModelError(f"timm has no model {architecture!r}", hint)
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` or ``.pth`` file, by name; the latter may hold nothing else that runs code.
+def _create(name: str, pretrained: bool, num_classes: int | None, img_size: int | None, new_head: bool) -> nn.Module:
+    """timm's model, with the weights of its source if ``pretrained``."""
+    resolved = resolve_model_input_args(name, {"img_size": img_size}, num_classes=num_classes)
+    cfg = resolved["pretrained_cfg"]
+    wanted, there = resolved.get("num_classes", cfg["num_classes"]), cfg["num_classes"]
+    if pretrained and not new_head and wanted not in (0, there):
+        raise ModelError(
+            f"the weights of {name!r} have a head of {there} classes, and {wanted} are asked for: the new head would be random",
+            "fine-tune the model to the new classes first and give --checkpoint FILE, or leave --num-classes out",
+        )
+    arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if img_size is not None:
+        arguments["pretrained_cfg_overlay"] = {"input_size": (cfg["input_size"][0], img_size, img_size), "pool_size": None}
+        arguments |= {"img_size": img_size} if "img_size" in resolved else {}
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    return model
+
+
+def _match_channels(model: Any, name: str) -> None:
+    """Let a model of gray images have one mean and std, where its description has those of three colours, as timm leaves it.
 
     Raises:
-        CheckpointError: the file is missing, or is neither.
+        ModelError: there are neither as many as channels, nor can that be done.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {str(path)!r}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments beside
-            weights: dict[str, torch.Tensor] = load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)
-        return weights
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"the checkpoint {str(path)!r} cannot be read: {reason}",
-            "it must be a .safetensors file, or a .pth file that holds tensors only",
-        ) from error
-
-
-def _fit(model: nn.Module, weights: Any, path: str) -> None:
-    wanted = model.state_dict()
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise CheckpointError(f"the checkpoint {path!r} is not a state_dict (names to tensors)")
-    problems = [f"{key} is missing" for key in wanted if key not in weights]
-    problems += [f"{key} is not in the model" for key in weights if key not in wanted]
-    problems += [
-        f"{key} has shape {tuple(weights[key].shape)}, the model {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(
-            f"the checkpoint {path!r} does not fit the model: {'; '.join(problems[:3])}{more}",
-            "check the model's name, and --num-classes if the head differs",
-        )
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    cfg, channels = getattr(model, "pretrained_cfg", None) or {}, getattr(model, "in_chans", 3)
+    for key in ("mean", "std"):
+        given = cfg.get(key) or ()
+        if len(given) in (0, 1, channels):
+            continue
+        if channels != 1:
+            raise ModelError(
+                f"the description of {name!r} has a {key} of {len(given)} channels, and the model takes {channels}",
+                "correct pretrained_cfg in its config.json",
+            )
+        cfg = {**cfg, key: (sum(given) / len(given),)}
+        if len(set(given)) > 1:
+            logger.warning("note: gray images are normalised by the %s of three colours, %.3f", key, cfg[key][0])
+    if cfg:
+        model.pretrained_cfg = cfg

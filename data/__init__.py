@@ -12,5 +12,7 @@ from .loading import (
     training_images as training_images,
     unlabelled_images as unlabelled_images,
 )
-from .sources import ImageSource as ImageSource, array_source as array_source, open_images as open_images
-from .subset import balanced_order as balanced_order, choose as choose
+from .opening import open_images as open_images
+from .pictures import UnreadableError as UnreadableError
+from .sources import ImageSource as ImageSource, array_source as array_source
+from .subset import balanced_order as balanced_order, choose as choose, readable as readable

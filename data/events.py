@@ -6,11 +6,13 @@ Recordings are read by tonic (``pip install 'vit2snn[events]'``), which knows th
 from __future__ import annotations
 
 import inspect
+import posixpath
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -18,10 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError
+from .folders import TEST, TRAINING, VALIDATION, part_of
+from .pictures import UnreadableError, unreadable
+from .trees import Tree, is_hidden, open_tree
 
 PREFIX = "tonic/"
 RECORDINGS = (".bs2", ".bin")
 """N-MNIST's file format, under its two names."""
+EVENT_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -66,25 +72,34 @@ class EventSource:
 
 def is_events(data: str) -> bool:
     """Whether ``data`` names recordings: ``tonic/NAME``, or a folder of class folders that hold N-MNIST files."""
-    beginning = islice(Path(data).glob("*/*/*"), 20)  # of a folder that may hold a million images
-    return data.startswith(PREFIX) or any(path.suffix in RECORDINGS for path in beginning)
+    if data.startswith(PREFIX):
+        return True
+    files = (path for path in Path(data).glob("*/*/*") if not any(map(is_hidden, path.relative_to(data).parts)))
+    return any(path.suffix.lower() in RECORDINGS for path in islice(files, 20))  # there may be a million images
 
 
-def open_events(data: str, split: str, *, classes: int, root: str | None = None) -> EventSource:
+def open_events(
+    data: str, split: str, *, classes: int, root: str | None = None, skipped: Callable[[UnreadableError], None] | None = None
+) -> EventSource:
     """Open recordings.
 
     Args:
         data: ``tonic/NMNIST``, ``tonic/DVSGesture``, or another data set of tonic by its class name; or a folder
             ``data/{train,test}/CLASS/`` of N-MNIST recordings (``.bs2`` or ``.bin``). A data set without a split, such as
             CIFAR10-DVS, is cut after nine tenths of each class.
-        split: ``train``, or any other for the test set.
+        split: ``train``, or ``test``, which ``validation`` also means.
         classes: how many classes the model tells apart.
         root: where tonic keeps the data set.
+        skipped: is told of recordings that cannot be read, which are passed over then; all are read for that.
 
     Raises:
         DataError: tonic is not installed, does not know the data set, there are no recordings, or they have other classes.
     """
-    source = _data_set(data, split, root) if data.startswith(PREFIX) else _folder(Path(data), split)
+    source = _data_set(data, split, root) if data.startswith(PREFIX) else _folder(data, split)
+    if skipped is not None:
+        source = _readable(source, skipped)
+    if not source.labels:
+        raise DataError(f"{data!r} holds no recordings that can be read", "choose another --split")
     if max(source.labels) >= classes:
         raise DataError(
             f"{data!r} has labels up to {max(source.labels)}, the model tells {classes} classes apart",
@@ -106,13 +121,20 @@ def _data_set(data: str, split: str, root: str | None) -> EventSource:
     if kind is None:
         raise DataError(f"tonic has no data set {data.removeprefix(PREFIX)!r}", "write tonic/NMNIST, tonic/DVSGesture, ...")
     has_split = "train" in inspect.signature(kind).parameters
+    if split.lower() not in (*TRAINING, *VALIDATION, *TEST):
+        raise DataError(f"{data!r} has no split {split!r}, but 'train' and 'test'", "say which is meant with --split")
+    train = split.lower() in TRAINING
     try:
-        dataset = kind(save_to=root or "data", **({"train": split == "train"} if has_split else {}))
+        dataset = kind(save_to=root or "data", **({"train": train} if has_split else {}))
     except Exception as error:
         raise DataError(f"{data!r} cannot be opened: {error}", "say where it lies with --data-dir") from error
     labels = [int(label) for label in dataset.targets]
-    chosen = list(range(len(labels))) if has_split else _part(labels, split == "train")
-    return EventSource([labels[i] for i in chosen], lambda index: dataset[chosen[index]][0], dataset.sensor_size)
+    chosen = list(range(len(labels))) if has_split else _part(labels, train)
+
+    def read(index: int) -> Any:
+        return _checked(lambda: dataset[chosen[index]][0], dataset.sensor_size, f"recording {chosen[index]} of {data!r}")
+
+    return EventSource([labels[i] for i in chosen], read, dataset.sensor_size)
 
 
 def _part(labels: list[int], train: bool) -> list[int]:
@@ -125,15 +147,66 @@ def _part(labels: list[int], train: bool) -> list[int]:
     return chosen
 
 
-def _folder(root: Path, split: str) -> EventSource:
+def _folder(data: str, split: str) -> EventSource:
+    """The recordings of a split; the classes are those of all splits."""
     tonic = _tonic()
-    folder = root / ("train" if split == "train" else "test")
-    files = sorted(path for path in folder.glob("*/*") if path.suffix in RECORDINGS)
+    tree = open_tree(data)
+    part = part_of(tree, split, flat=True)
+    around = posixpath.dirname(part)
+    by_class = {name: _recordings(tree, posixpath.join(part, name)) for name in sorted(tree.listed(part).folders) if part}
+    files = [(path, name) for name, paths in by_class.items() for path in paths]
     if not files:
-        raise DataError(f"{str(folder)!r} holds no recordings ({' or '.join(RECORDINGS)}) in class folders")
-    classes = {name: label for label, name in enumerate(sorted({path.parent.name for path in root.glob("*/*/*")}))}
-    return EventSource(
-        [classes[path.parent.name] for path in files],
-        lambda index: tonic.io.read_mnist_file(str(files[index]), dtype=tonic.datasets.NMNIST.dtype),
-        tonic.datasets.NMNIST.sensor_size,
-    )
+        raise DataError(f"{tree.told(part)} holds no recordings ({' or '.join(RECORDINGS)}) in class folders")
+    names = {
+        name for other in tree.listed(around).folders for name in tree.listed(posixpath.join(around, other)).folders
+        if _recordings(tree, posixpath.join(around, other, name))
+    }  # fmt: skip
+    labels = {name: label for label, name in enumerate(sorted(names))}
+
+    def recorded(path: str) -> Any:
+        with tree.opened(path) as file:
+            content = file.read()
+        if not content or len(content) % EVENT_BYTES:
+            raise ValueError(f"it has {len(content)} bytes, and an event {EVENT_BYTES}: it is empty or cut off")
+        return tonic.io.read_mnist_file(BytesIO(content), dtype=tonic.datasets.NMNIST.dtype, is_stream=True)
+
+    def read(index: int) -> Any:
+        path = files[index][0]
+        return _checked(lambda: recorded(path), tonic.datasets.NMNIST.sensor_size, tree.told(path))
+
+    return EventSource([labels[name] for _, name in files], read, tonic.datasets.NMNIST.sensor_size)
+
+
+def _recordings(tree: Tree, folder: str) -> list[str]:
+    """The paths of the recordings in a folder, sorted."""
+    names = sorted(name for name in tree.listed(folder).others if PurePath(name).suffix.lower() in RECORDINGS)
+    return [posixpath.join(folder, name) for name in names]
+
+
+def _checked(read: Callable[[], Any], sensor_size: tuple[int, int, int], name: str) -> Any:
+    """Events that lie on the sensor.
+
+    Raises:
+        UnreadableError: they do not, or the recording is damaged.
+    """
+    try:
+        events = read()
+        if len(events):
+            x, y = int(events["x"].max()), int(events["y"].max())
+            if x >= sensor_size[0] or y >= sensor_size[1]:
+                raise ValueError(f"it has events at x = {x}, y = {y}, its sensor {sensor_size[0]} x {sensor_size[1]} pixels")
+        return events
+    except Exception as error:  # of damaged files tonic raises whatever its readers run into
+        raise unreadable(name, "a recording", error) from error
+
+
+def _readable(source: EventSource, skipped: Callable[[UnreadableError], None]) -> EventSource:
+    """The recordings of a source that can be read."""
+    chosen = []
+    for index in range(len(source.labels)):
+        try:
+            source.read(index)
+            chosen.append(index)
+        except UnreadableError as error:
+            skipped(error)
+    return EventSource([source.labels[i] for i in chosen], lambda index: source.read(chosen[index]), source.sensor_size)

@@ -7,7 +7,7 @@ import multiprocessing
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,14 +16,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from ..errors import DataError
+from ..errors import DataError, Vit2SnnError
 from .ahead import ahead
 from .events import EventSource
 from .images import pinned
-from .sources import ImageSource
-from .subset import balanced_order
+from .names import natural
+from .pictures import UnreadableError, decoded, is_image
+from .sources import ImageSource, indexed
+from .subset import balanced_order, readable
+from .trees import open_tree
 
 Item = tuple[Tensor, Any]
 UNLABELLED = -1
@@ -114,13 +117,23 @@ class Augmentation:
         return mix
 
 
-class _Items(Dataset[Item]):
+class _Items(Dataset[Item | Vit2SnnError]):
+    """Items, or why one cannot be read: an error that left a worker as such would come out as another one."""
+
     def __init__(self, read: Callable[[int], Item], seed: int) -> None:
         self.read, self.seed = read, seed
 
-    def __getitem__(self, place: Place) -> Item:
-        with seeded("item", self.seed, *place):
-            return self.read(place[1])
+    def __getitem__(self, place: Place) -> Item | Vit2SnnError:
+        try:
+            with seeded("item", self.seed, *place):
+                return self.read(place[1])
+        except Vit2SnnError as error:
+            return error
+
+
+def _passing_errors(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``collate``, but for a batch with an error the error."""
+    return lambda items: next((item for item in items if isinstance(item, Vit2SnnError)), None) or collate(items)
 
 
 class Places(Sampler[list[Place]]):
@@ -183,7 +196,8 @@ class TrainingLoader:
         # The readers are closures, which only a fork inherits.
         context = "fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None
         self._loader: DataLoader[Any] = DataLoader(
-            _Items(read, seed), batch_sampler=self.places, collate_fn=collate, num_workers=workers,
+            _Items(read, seed), batch_sampler=self.places, collate_fn=_passing_errors(collate or default_collate),
+            num_workers=workers,
             multiprocessing_context=context, persistent_workers=workers > 0, pin_memory=self.pins and torch.cuda.is_available(),
             generator=torch.Generator(),
         )  # fmt: skip
@@ -209,9 +223,16 @@ class TrainingLoader:
         return self.places.batches
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches: what ``collate`` makes of them."""
+        """The batches: what ``collate`` makes of them.
+
+        Raises:
+            Vit2SnnError: what reading an item of a batch raised, when that batch would come.
+        """
         places = self.places
-        for step, (x, labels) in enumerate(self._loader, start=places.start):
+        for step, batch in enumerate(self._loader, start=places.start):
+            if isinstance(batch, Vit2SnnError):
+                raise batch
+            x, labels = batch
             if self.mixed and self.mix is not None:
                 with seeded("mix", places.seed, places.epoch, step):
                     x, labels = self.mix(x, labels)
@@ -237,39 +258,40 @@ def training_images(
             f"all {len(source.labels)} training images are of class {classes.pop()}, and a model learns to tell classes apart",
             "give images of several classes to --data",
         )
+    labels = source.labels
+    chosen = readable(source, range(len(labels)), workers=workers)
     read, transform = source.read, augmentation.transform(model)
     mix = augmentation.mix(int(model.num_classes)) if augmentation.mixup or augmentation.cutmix else None  # type: ignore[arg-type]
 
     def item(index: int) -> Item:
-        image, label = read(index)
+        image, label = read(chosen[index])
         return transform(image), label
 
-    return TrainingLoader(item, len(source.labels), batch_size, seed, workers=workers, mix=mix)
+    return TrainingLoader(item, len(chosen), batch_size, seed, workers=workers, mix=mix)
 
 
-def unlabelled_images(folder: str | Path, mode: str = "RGB") -> ImageSource:
+def unlabelled_images(
+    folder: str | Path, mode: str = "RGB", skipped: Callable[[UnreadableError], None] | None = None
+) -> ImageSource:
     """All images in a folder and below, whatever classes they may have: for training without labels.
+
+    Args:
+        folder: of images, or of folders of them; what is hidden is left out.
+        mode: PIL's image mode, ``RGB`` or ``L``.
+        skipped: is told of images that cannot be read, which are passed over then; see `ImageSource`.
 
     Raises:
         DataError: there is no such folder, or it holds no images.
     """
-    from timm.data.readers import get_img_extensions
-
-    kinds = set(get_img_extensions())
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in kinds)
+    tree = open_tree(folder)
+    files = sorted((name for name in tree.below("") if is_image(name)), key=natural)
     if not files:
         raise DataError(f"{str(folder)!r} is no folder that holds images", "give a folder with images to --data")
 
-    def read(index: int) -> tuple[Image.Image, int]:
-        try:
-            with Image.open(files[index]) as image:
-                return image.convert(mode), UNLABELLED
-        except (OSError, SyntaxError) as error:
-            raise DataError(
-                f"{str(files[index])!r} is not an image that can be read: {error}", "remove or replace it"
-            ) from error
+    def read(index: int) -> Image.Image:
+        return decoded(lambda: tree.opened(files[index]), mode, tree.told(files[index]))
 
-    return ImageSource([UNLABELLED] * len(files), read, lambda: map(read, range(len(files))))
+    return replace(indexed([UNLABELLED] * len(files), read), skipped=skipped)
 
 
 def training_events(

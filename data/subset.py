@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .ahead import ahead, stream_ahead
+from .pictures import UnreadableError
 from .sources import ImageSource
 
 S = TypeVar("S")
@@ -43,21 +44,49 @@ def choose(
         count: how many to choose, class-balanced for a source with random access, the first ones of a stream; None for all,
             in the source's order.
         seed: of the choice.
-        unwanted: tells prepared samples that are passed over; they do not count.
+        unwanted: tells prepared samples that are passed over; they do not count, nor do images that the source skips.
         workers: threads that read and prepare ahead; see `ahead`.
     """
     with closing(_prepared(source, prepare, count, seed, workers)) as samples:
-        yield from islice((sample for sample in samples if not unwanted(sample)), count)
+        yield from islice((sample for sample in samples if sample is not None and not unwanted(sample)), count)
 
 
 def _prepared(
     source: ImageSource, prepare: Callable[[Any, int], S], count: int | None, seed: int, workers: int
-) -> Generator[S, None, None]:
-    """All images of a source, in the order in which they are chosen."""
+) -> Generator[S | None, None, None]:
+    """All images of a source, in the order in which they are chosen; None in the place of one that it skips."""
     read, labels = source.read, source.labels
     if read is None or labels is None:
         return ahead(lambda pair: prepare(*pair), stream_ahead(source.stream(), workers), workers)
     order = source.order
     if order is None:
         order = range(len(labels)) if count is None else balanced_order(labels, seed)
-    return ahead(lambda index: prepare(*read(index)), order, workers)
+    return ahead(skipping(source, lambda index: prepare(*read(index))), order, workers)
+
+
+def skipping(source: ImageSource, read: Callable[[int], S]) -> Callable[[int], S | None]:
+    """``read``, but None for an image that cannot be read, where the source skips such and is told."""
+
+    def reading(index: int) -> S | None:
+        try:
+            return read(index)
+        except UnreadableError as error:
+            if source.skipped is None:
+                raise
+            source.skipped(error)
+            return None
+
+    return reading
+
+
+def readable(source: ImageSource, order: Iterable[int], count: int | None = None, workers: int = 0) -> list[int]:
+    """The first ``count`` of the indices in ``order`` whose images can be read, or all; they are read only if the source skips.
+
+    Raises:
+        DataError: an image cannot be read, for another reason than damage.
+    """
+    read = source.read
+    if source.skipped is None or read is None:
+        return list(islice(order, count))
+    with closing(ahead(skipping(source, lambda index: (index, read(index))[0]), order, workers)) as found:
+        return list(islice((index for index in found if index is not None), count))

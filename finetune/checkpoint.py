@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import msgspec
 import torch
 
 from ..errors import ArtifactError, OutputExistsError
@@ -163,6 +165,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+class _Kept(TypedDict):
+    identity: str
+    state: dict[str, Any]
+
+
 def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state in a folder, tensors on the CPU; None if no checkpoint has been written yet.
 
@@ -172,13 +179,10 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-        begun, state = json.loads(document["identity"]), document["state"]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"the checkpoint {str(path)!r} cannot be read: {str(error).splitlines()[0]}", "start anew with --overwrite"
-        ) from error
+    with restoring(folder):
+        _check_archive(path)
+        kept = msgspec.convert(torch.load(path, map_location="cpu", weights_only=True), _Kept)
+        begun = msgspec.json.decode(kept["identity"], type=dict[str, Any])
     now = json.loads(json.dumps(identity))
     for name in sorted(begun.keys() | now.keys()):
         if begun.get(name) != now.get(name):
@@ -187,5 +191,29 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
                 f"{now.get(name)!r}",
                 "resume it with the settings it was begun with, or start anew with --overwrite",
             )
-    resumed: dict[str, Any] = state
-    return resumed
+    return kept["state"]
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Within this context, whatever the checkpoint in a folder is unfit for is told as damage of its file.
+
+    Raises:
+        ArtifactError: the checkpoint cannot be read, or does not fit.
+    """
+    try:
+        yield
+    except Exception as error:  # of pickles and states that may hold anything, anything can come
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(
+            f"the checkpoint {str(folder / CHECKPOINT)!r} cannot be read: {reason}", "start anew with --overwrite"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what takes more memory than its file is large (torch packs nothing), and what is not what was written."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it is packed")
+        if damaged := archive.testzip():  # torch reads it without a word
+            raise ValueError(f"the checksum of {damaged!r} differs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from ..data import TrainingLoader, seed_of
 from ..errors import DataError, ModelError
-from .checkpoint import Workspace, load_checkpoint, save_checkpoint
+from .checkpoint import Workspace, load_checkpoint, restoring, save_checkpoint
 from .diagnosis import first_non_finite
 from .distributed import gather, is_sharded, make_accelerator, scatter, shardable, synchronised, whole_weights
 from .metrics import Metrics, Step
@@ -299,8 +299,11 @@ class Trainer:
 
     def _resume(self) -> None:
         state = load_checkpoint(self.workspace.folder, self.identity) if self.workspace and self.workspace.resume else None
-        if state is None:
-            return
+        if state is not None and self.workspace:
+            with restoring(self.workspace.folder):
+                self._restore(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.update = state["update"]
         if self.sharded:
             scatter(self.task, self.optimizer.optimizer, state["model"], state["optimizer"])

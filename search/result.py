@@ -10,10 +10,12 @@ from typing import Any
 
 from ..errors import OutputExistsError, SearchError
 from ..files import write_whole
+from ..reading import Document, checked, read_json
 from ..storage.versions import versions
 from .count import Figures
 from .evolution import Search, Settings
 from .front import front, front_svg
+from .schema import Outcome, Progress
 from .space import Architecture, Space, Task, arguments
 from .windows import Window
 
@@ -65,6 +67,8 @@ def check_files(out: Path, resume: bool, overwrite: bool) -> None:
         OutputExistsError: there is an outcome already, or an unfinished search that is not to be resumed.
         SearchError: what is there is none of ours, there is nothing to resume, or the folder is missing.
     """
+    if not out.name:
+        raise SearchError(f"{str(out)!r} is not the name of a file", "name one, such as found.json")
     progress = progress_of(out)
     if out.suffix == ".svg":
         raise SearchError(f"{str(out)!r} is where the picture goes", "name the outcome otherwise, such as found.json")
@@ -76,6 +80,8 @@ def check_files(out: Path, resume: bool, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{str(progress)!r} holds an unfinished search", "continue it with --resume, or begin again with --overwrite"
         )
+    if picture_of(out).exists() and not (out.exists() or progress.exists()):
+        raise SearchError(f"{str(picture_of(out))!r} exists already, where the picture goes", "choose another file")
     if out.exists():
         if not overwrite and not resume:
             raise OutputExistsError(f"{str(out)!r} exists already", "choose another file, or pass --overwrite")
@@ -98,7 +104,7 @@ def resume(search: Search, request: Request, out: Path) -> None:
     Raises:
         SearchError: the file is damaged, or was begun with another request; the message says what differs.
     """
-    document = _read(progress_of(out), f"{KIND}, unfinished")
+    document = _read(progress_of(out), f"{KIND}, unfinished", Progress)
     begun, now = document["request"], request.to_json()
     for name, value in now.items():
         if begun.get(name) != value:
@@ -151,18 +157,14 @@ def read_outcome(path: Path) -> dict[str, Any]:
     """The outcome of a search.
 
     Raises:
-        SearchError: the file is missing, or none that `write_outcome` wrote.
+        SearchError: the file is missing, or none that `write_outcome` wrote, or damaged; the message names the field.
     """
-    return _read(path, KIND)
+    return dict(_read(path, KIND, Outcome))
 
 
-def _read(path: Path, kind: str) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SearchError(
-            f"{str(path)!r} cannot be read as JSON: {error}", "give a file that vit2snn zoo search wrote"
-        ) from error
-    if not isinstance(document, dict) or document.get("kind") != kind:
-        raise SearchError(f"{str(path)!r} is not a file of {kind!r}", "give a file that vit2snn zoo search wrote")
-    return document
+def _read(path: Path, kind: str, schema: type[Document]) -> Document:
+    hint = "give a file that vit2snn zoo search wrote"
+    document = read_json(path, dict, hint, SearchError)
+    if document.get("kind") != kind:
+        raise SearchError(f"{str(path)!r} is not a file of {kind!r}", hint)
+    return checked(document, schema, path, hint, SearchError)

@@ -10,29 +10,37 @@ calibration images; ``exits.json`` how sure the network was of them. Further JSO
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..convert import Recipe, SpikingModel, Teacher, analog_copy, structure
-from ..errors import ArtifactError
+from ..convert.fields import shown
+from ..errors import ArtifactError, RecipeError, Vit2SnnError
 from ..files import check_output, whole_folder
 from ..measure import ExitTable
+from ..reading import checked, parsed, read_json
 from ..spiking import neurons, prepare_process
-from .building import built, check_handlers, details, plain_config, timm_config
+from .building import FOREIGN, WEIGHTS, built, check_handlers, details, plain_config, reason, timm_config
 from .card import model_card
 from .likeness import check_same
+from .schema import Calibration, Config, Exits, Section
+from .tables import check_tables
+from .tensors import read_tensors, write_tensors
 from .versions import versions
 
 SCHEMA = 4
-WEIGHTS, TEACHER, EXITS, CALIBRATION = "model.safetensors", "ann.safetensors", "exits.json", "calibration.json"
-DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
-"""What reading a damaged file raises."""
+SECTION: Literal["vit2snn"] = "vit2snn"
+CONFIG, TEACHER, EXITS, CALIBRATION = "config.json", "ann.safetensors", "exits.json", "calibration.json"
+AGAIN = "convert the model again"
+DISJOINT = (
+    "without it the model does not tell which images it was calibrated on, and must not be scored on: convert the model again"
+)
+LONGEST = 200  # letters of a name in a message
 
 
 def save(
@@ -64,12 +72,12 @@ def save(
         ArtifactError: the folder cannot be written, or what was written gives another network; the message names the module.
     """
     out = Path(out)
-    check_output(out, overwrite, is_artifact)
+    check_output(out, overwrite, is_replaceable)
     with whole_folder(out) as folder:
         config = _config(snn, source, builder, folder / "config.json")
-        _write_weights(snn.network.state_dict(), folder / WEIGHTS)
+        write_tensors(snn.network, folder / WEIGHTS)
         if snn.teacher is not None:
-            _write_weights(snn.teacher.ann.state_dict(), folder / TEACHER)
+            write_tensors(snn.teacher.ann, folder / TEACHER)
         rows = conversion_rows(snn, errors or {})
         calibration = {"images": len(snn.calibrated_on), "digests": list(snn.calibrated_on)}
         exits = {EXITS: snn.exits.to_json()} if snn.exits else {}
@@ -104,44 +112,49 @@ def _kind(teacher: Teacher | None) -> str | None:
     return "network" if any(neurons(teacher.ann)) else "ann"
 
 
-def _write_weights(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(whole, path, metadata={"format": "pt"})
-
-
 def is_artifact(folder: Path) -> bool:
     """Whether a folder holds a converted model (of any schema)."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return SECTION in (parsed(folder / CONFIG) or ())
+    except (ArtifactError, TypeError):
         return False
-    return isinstance(config, dict) and "vit2snn" in config
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def is_replaceable(folder: Path) -> bool:
+    """Whether `save` wrote a folder (of any schema), and not somebody whose ``config.json`` has a section of that name."""
+    if not is_artifact(folder):
+        return False
+    section = parsed(folder / CONFIG)[SECTION]
+    return isinstance(section, dict) and {"schema", "recipe"} <= section.keys() and (folder / WEIGHTS).is_file()
+
+
+def read_config(folder: str | Path) -> Config:
     """The ``config.json`` of an artifact.
 
     Raises:
-        ArtifactError: the folder holds no converted model, or one of another schema.
+        ArtifactError: the folder holds no converted model, a damaged one, or one of another schema.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"there is no folder {str(folder)!r}", "make one with: vit2snn convert MODEL -o OUT")
-    if not is_artifact(folder):
+    if not (folder / CONFIG).is_file() or SECTION not in (found := read_json(folder / CONFIG, dict, AGAIN)):
         raise ArtifactError(
-            f"{str(folder)!r} is not a converted model: its config.json is missing, unreadable or another program's",
+            f"{str(folder)!r} is not a converted model: its config.json is missing or another program's",
             "make one with: vit2snn convert MODEL -o OUT (vit2snn.storage.open_network opens models of the zoo too)",
         )
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    section = config["vit2snn"]
-    if not isinstance(section, dict):
-        raise ArtifactError(f"the config.json of {str(folder)!r} is damaged", "convert the model again")
-    if section.get("schema") != SCHEMA:
+    section = found[SECTION]
+    if isinstance(section, dict) and section.get("schema") != SCHEMA:
         source = section.get("source") or "MODEL"
         raise ArtifactError(
-            f"{str(folder)!r} has schema {section.get('schema')}, this vit2snn reads schema {SCHEMA}",
-            f"make it anew: vit2snn convert {source} -o {folder} --overwrite",
+            f"{str(folder)!r} has schema {shown(section.get('schema'))}, this vit2snn reads schema {SCHEMA}",
+            f"make it anew: vit2snn convert {shlex.quote(str(source)[:LONGEST])} -o {shlex.quote(str(folder))} --overwrite",
         )
+    config = checked(found, Config, folder / CONFIG, AGAIN)
+    config["pretrained_cfg"]["input_size"] = config[SECTION]["input_size"]  # in which its neurons were calibrated
+    try:
+        config[SECTION]["recipe"] = Recipe.from_json(config[SECTION]["recipe"]).to_json()  # with the fields that it leaves out
+    except RecipeError as error:
+        raise ArtifactError(f"{str(folder / CONFIG)!r} is damaged: {error}", AGAIN) from None
     return config
 
 
@@ -161,52 +174,40 @@ def load(folder: str | Path, trust: str | None = None) -> SpikingModel:
     folder = Path(folder)
     config = read_config(folder)
     check_handlers(config, folder)
-    make = built(config, folder, trust)
-    section = config["vit2snn"]
+    make = built(config, folder, trust, AGAIN)
     try:
         with torch.random.fork_rng([]):  # of weights that are about to be replaced
-            snn = _read(section, make, folder)
-        snn.calibrated_on = _calibrated_on(folder / CALIBRATION)
-        snn.exits = _exits(folder / EXITS)
-    except DAMAGE as error:
-        raise ArtifactError(f"the converted model in {str(folder)!r} is damaged: {error}", "convert the model again") from error
+            snn = _read(config["vit2snn"], make, folder)
+            check_tables(snn)
+    except (Vit2SnnError, *FOREIGN) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"the converted model in {str(folder)!r} is damaged: {reason(error)}", AGAIN) from error
+    snn.calibrated_on = tuple(read_json(folder / CALIBRATION, Calibration, DISJOINT)["digests"])
+    snn.exits = _exits(folder / EXITS)
     return snn
 
 
-def _read(section: Mapping[str, Any], make: Callable[[], nn.Module], folder: Path) -> SpikingModel:
+def _read(section: Section, make: Callable[[], nn.Module], folder: Path) -> SpikingModel:
     """The network and its teacher."""
     recipe = Recipe.from_json(section["recipe"])
-    snn = structure(make(), recipe, tuple(section["input_size"]))
-    snn.network.load_state_dict(load_file(folder / WEIGHTS))
+    snn = structure(make(), recipe, section["input_size"])
+    read_tensors(snn.network, folder / WEIGHTS, AGAIN)
     if section["teacher"]:
         ann = make() if section["teacher"] == "ann" else analog_copy(structure(make(), recipe, snn.input_size).network)
-        ann.load_state_dict(load_file(folder / TEACHER))
+        read_tensors(ann, folder / TEACHER, AGAIN)
         snn.teacher = Teacher(ann)
     return snn
 
 
-def _calibrated_on(path: Path) -> tuple[str, ...]:
-    try:
-        digests = json.loads(path.read_text(encoding="utf-8"))["digests"]
-        if not isinstance(digests, list) or not all(isinstance(item, str) for item in digests):
-            raise TypeError
-        return tuple(digests)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(
-            f"{str(path)!r} does not tell which images the model was calibrated on",
-            "without it the scored images may be calibration images: convert the model again",
-        ) from None
-
-
 def _exits(path: Path) -> ExitTable | None:
+    hint = "remove the file to do without early exits, or convert the model again"
     if not path.is_file():
         return None
     try:
-        return ExitTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except DAMAGE as error:
-        raise ArtifactError(
-            f"{str(path)!r} is damaged: {error}", "remove the file to do without early exits, or convert the model again"
-        ) from error
+        return ExitTable.from_json(dict(read_json(path, Exits, hint)))
+    except ValueError as error:
+        raise ArtifactError(f"{str(path)!r} is damaged: {error}", hint) from error
 
 
 def conversion_rows(snn: SpikingModel, errors: Mapping[str, list[float]]) -> list[dict[str, Any]]:

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from ..convert import RECIPES, Recipe
 from ..errors import ArtifactError
 from ..measure.report import Artifact
-from .artifact import is_artifact, read_config
+from ..measure.report.schema import Evaluation, PlanRow, Run, ZooEvaluation, ZooPoint
+from ..reading import Document, read_json
+from .artifact import AGAIN, is_artifact, read_config
 from .folder import is_model_folder
+from .schema import ZooConfig
 
 MAIN = (
     *(("structure", name) for name in ("attention", "mlp", "norm")),
     *(("spikes", name) for name in ("neuron", "coding", "schedule", "levels")),
 )
 """The recipe fields that tell most about a recipe without a name."""
-
-REQUIRED: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("ann",): ("top1",),
-    ("calibration",): ("images", "scored"),
-    ("snn",): ("timestep", "top1", "agreement", "energy", "latency"),
-    ("exit",): ("top1", "energy", "timesteps"),
-    ("modules",): ("name", "module", "relative_error", "spikes_per_neuron", "saturation", "dead"),
-    ("advice",): ("finding", "action"),
-    ("audit",): ("sentence", "additions", "timesteps", "images", "operations"),
-    ("audit", "operations"): ("module", "function", "operands", "copies", "accumulates", "multiplies", "addition_only"),
-    ("costs",): ("neurons", "energy", "convention_uj", "memory_estimate_uj"),
-    ("costs", "neurons"): ("neuron", "kind", "rate"),
-    ("costs", "energy"): ("name", "snn_uj", "ann_uj"),
-}
-"""Fields of a part of ``evaluation.json``, or of each row where the part is a list; parts may be missing."""
 
 
 def read_artifacts(folders: Sequence[Path]) -> list[Artifact]:
@@ -53,68 +40,51 @@ def read_artifacts(folders: Sequence[Path]) -> list[Artifact]:
 
 
 def _read(folder: Path) -> Artifact:
-    if is_artifact(folder) or not is_model_folder(folder):
-        config = read_config(folder)
-        plan = _json(folder / "conversion.json", "convert the model again", list)
-    else:
-        config, plan = _json(folder / "config.json"), []
-    run = _json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    demo = config["vit2snn"]["source"] == "demo" if "vit2snn" in config else run.get("data", "") is None
-    again = f"run: vit2snn evaluate {shlex.quote(str(folder))}{'' if demo else ' --data DATA'}"
+    if not is_artifact(folder) and is_model_folder(folder):
+        return _of_zoo(folder)
+    config, run = read_config(folder), _run(folder)
+    evaluation = read_json(*_evaluated(folder, Evaluation, demo=config["vit2snn"]["source"] == "demo"))
+    plan = read_json(folder / "conversion.json", list[PlanRow], AGAIN)
+    recipe = recipe_name(config["vit2snn"]["recipe"])
+    return Artifact(folder, folder.resolve().name, recipe, dict(config), dict(evaluation), plan, run)
+
+
+def _of_zoo(folder: Path) -> Artifact:
+    config, run = read_json(folder / "config.json", ZooConfig), _run(folder)
+    evaluation = read_json(*_evaluated(folder, ZooEvaluation, demo=trained_on_demo(folder)))
+    return Artifact(folder, folder.resolve().name, "", dict(config), dict(evaluation), [], run)
+
+
+def trained_on_demo(folder: Path) -> bool:
+    """Whether a zoo model has learned the images of the demo.
+
+    Raises:
+        ArtifactError: its ``run.json`` is damaged.
+    """
+    return _run(folder).get("data", "") is None
+
+
+def last_point(folder: Path) -> ZooPoint | None:
+    """The end of the curve of a zoo model; None if it was not evaluated.
+
+    Raises:
+        ArtifactError: its evaluation is damaged.
+    """
     path = folder / "evaluation.json"
+    return read_json(path, ZooEvaluation, "evaluate the model again")["snn"][-1] if path.is_file() else None
+
+
+def _run(folder: Path) -> Run:
+    return read_json(folder / "run.json", Run) if (folder / "run.json").is_file() else {}
+
+
+def _evaluated(folder: Path, kind: type[Document], demo: bool) -> tuple[Path, type[Document], str]:
+    """The file of the evaluation of a model, its schema, and how to make it again."""
+    path = folder / "evaluation.json"
+    again = f"run: vit2snn evaluate {shlex.quote(str(folder))}{'' if demo else ' --data DATA'}"
     if not path.is_file():
         raise ArtifactError(f"{str(folder)!r} holds no evaluation", again)
-    evaluation = _json(path, again)
-    _check_parts(evaluation, "vit2snn" in config, folder, again)
-    _check_finite(evaluation, folder, again)
-    recipe = recipe_name(config["vit2snn"]["recipe"]) if "vit2snn" in config else ""
-    return Artifact(folder, folder.resolve().name, recipe, config, evaluation, plan, run)
-
-
-def _json(path: Path, hint: str = "", kind: type = dict) -> Any:
-    """A document whose outermost value is of that kind."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{str(path)!r} cannot be read: {error}", hint) from error
-    if not isinstance(found, kind):
-        raise ArtifactError(f"{str(path)!r} holds a {type(found).__name__} where a {kind.__name__} was expected", hint)
-    return found
-
-
-def _check_parts(evaluation: dict[str, Any], converted: bool, folder: Path, again: str) -> None:
-    """Refuse an evaluation that an older vit2snn wrote, and a damaged one."""
-    for part in ("images", "digest", "calibration", "snn", "audit", "costs", *(["ann"] if converted else [])):
-        if not evaluation.get(part):
-            raise ArtifactError(f"the evaluation in {str(folder)!r} has no {part!r}: an older vit2snn wrote it", again)
-    for path, fields in REQUIRED.items():
-        found: Any = evaluation
-        for key in path:
-            found = found.get(key) or []
-        told = converted and path == ("snn",)  # where there is no ANN, what compares with it is null
-        for row in found if isinstance(found, list) else [found]:
-            missing = [f for f in fields if not isinstance(row, dict) or f not in row or (told and row[f] is None)]
-            if missing:
-                raise ArtifactError(f"{'.'.join(path)!r} of the evaluation in {str(folder)!r} has no {missing[0]!r}", again)
-
-
-def _check_finite(evaluation: dict[str, Any], folder: Path, again: str) -> None:
-    """Refuse an evaluation that holds numbers which are not finite: those of the curve are named by their timestep."""
-    curve = ((f"{field} at timestep {p['timestep']}", value) for p in evaluation["snn"] for field, value in _infinite(p))
-    for field, value in chain(curve, _infinite(evaluation)):
-        raise ArtifactError(f"the evaluation in {str(folder)!r} has {value} for {field}: expected a finite number", again)
-
-
-def _infinite(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Where there are numbers that are not finite, and which."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _infinite(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _infinite(item, f"{path}[{index}]")
+    return path, kind, again
 
 
 def _check_comparable(one: Artifact, other: Artifact) -> None:

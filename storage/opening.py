@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..convert import load_model
-from ..errors import ModelError
-from ..spiking import SpikingNetwork
+import torch
+from torch import nn
+
+from ..errors import ArtifactError, ModelError
+from ..reading import read_json
+from ..spiking import SpikingNetwork, prepare_process
 from .artifact import load
+from .building import FOREIGN, WEIGHTS, check_size, create, reason
 from .folder import is_model_folder
+from .schema import ZooConfig
+from .tensors import read_tensors
+
+LONGEST = 1024  # timesteps
+AGAIN = "train, create or import the model again"
 
 
 def open_network(folder: str | Path, trust: str | None = None) -> SpikingNetwork:
@@ -20,12 +29,30 @@ def open_network(folder: str | Path, trust: str | None = None) -> SpikingNetwork
 
     Raises:
         ArtifactError: it holds neither, or is damaged.
-        ModelError: timm cannot make the model of the zoo.
+        ModelError: it is no spiking network.
     """
     folder = Path(folder)
     if not is_model_folder(folder):
         return load(folder, trust)
-    model = load_model(f"local-dir:{folder}")
+    prepare_process()
+    with torch.random.fork_rng([]):  # of weights that are about to be replaced
+        model = _model(folder)
     if not isinstance(model, SpikingNetwork):
         raise ModelError(f"the model in {str(folder)!r} is a {type(model).__name__}, and no spiking network", "convert it")
+    return model
+
+
+def _model(folder: Path) -> nn.Module:
+    file = folder / "config.json"
+    config = read_json(file, ZooConfig, AGAIN)
+    check_size(config, folder / WEIGHTS, AGAIN)
+    try:
+        model = create(config).float().eval()
+    except FOREIGN as error:
+        raise ArtifactError(f"{str(file)!r} describes no model: {reason(error)}", AGAIN) from error
+    if getattr(model, "timesteps", 0) > LONGEST:
+        raise ArtifactError(
+            f"{str(file)!r} describes a model of {model.timesteps} timesteps, expected {LONGEST} at most", AGAIN
+        )
+    read_tensors(model, folder / WEIGHTS, AGAIN)
     return model

@@ -15,7 +15,9 @@ from ..convert import Compromise, Recipe
 from ..convert.plans import uniform
 from ..convert.structures import FIELDS
 from ..convert.trials import Candidate
+from ..errors import ArtifactError
 from ..files import whole_folder
+from ..reading import read_json
 from .versions import versions
 
 KIND = "vit2snn plans"
@@ -50,8 +52,8 @@ def recipe_file(number: int) -> str:
 def is_front(folder: Path) -> bool:
     """Whether `write_front` wrote that folder."""
     try:
-        return bool(json.loads((folder / FRONT).read_text(encoding="utf-8")).get("kind") == KIND)
-    except (OSError, ValueError, AttributeError):
+        return read_json(folder / FRONT, dict).get("kind") == KIND
+    except ArtifactError:
         return False
 
 

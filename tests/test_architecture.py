@@ -33,7 +33,7 @@ def test_the_drawing_has_the_rooms_in_the_order_of_the_contract() -> None:
         drawn = drawn[len(layer) :]
     assert not drawn
     rooms = {file.parent.name for file in ROOT.glob("*/__init__.py")}
-    assert rooms | {"cli", "files", "errors"} == set().union(*expected)
+    assert rooms | {"cli", "files", "reading", "errors"} == set().union(*expected)
 
 
 def test_files_and_names_of_the_page_are_there() -> None:

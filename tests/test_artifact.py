@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from conftest import brief, make_vit
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vit2snn
@@ -21,7 +23,10 @@ from vit2snn.convert import RECIPES, Recipe, Teacher, to_spiking
 from vit2snn.convert.registry import _HANDLERS, NeuronFactory
 from vit2snn.errors import ArtifactError, OutputExistsError
 from vit2snn.files import check_output, write_whole
-from vit2snn.storage import artifact, open_network, save_model, trusting
+from vit2snn.finetune.checkpoint import load_checkpoint, save_checkpoint
+from vit2snn.reading import read_json
+from vit2snn.storage import open_network, save_model, tensors, trusting
+from vit2snn.storage.schema import Calibration
 
 
 @pytest.fixture
@@ -122,7 +127,7 @@ def test_nothing_half_written_is_left(
         Path(path).write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(artifact, "save_file", fail)
+    monkeypatch.setattr(tensors, "save_file", fail)
     expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else ArtifactError
     with pytest.raises(expected) as error:
         snn.save(out, overwrite=exists)
@@ -141,7 +146,7 @@ def test_a_failing_rename_puts_the_old_folder_back(
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
-        if Path(target) == out and self.name != "replaced":
+        if Path(target) == out and self.name == "new":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
@@ -184,17 +189,18 @@ def test_models_that_cannot_be_rebuilt_are_not_saved(images: Tensor, tmp_path: P
     ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "is not a converted model"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not a converted model"),
-        (lambda folder: (folder / "config.json").write_text("5"), "is not a converted model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json' cannot be read: Expecting property name"),
+        (lambda folder: (folder / "config.json").write_text("5"), "is damaged: the document: expected object, got int"),
         (lambda folder: (folder / "config.json").write_text('{"vit2snn": 5}'), "is damaged"),
-        (lambda folder: (folder / "exits.json").write_text("{"), "exits.json' is damaged"),
-        (lambda folder: (folder / "exits.json").write_text('{"sure": 5, "stays": []}'), "exits.json' is damaged"),
-        (lambda folder: (folder / "calibration.json").write_text("[5]"), "does not tell which images"),
+        (lambda folder: (folder / "exits.json").write_text("{"), "exits.json' cannot be read"),
+        (lambda folder: (folder / "exits.json").write_text('{"sure": 5, "stays": []}'), "is damaged: sure: expected array"),
+        (lambda folder: (folder / "exits.json").write_text('{"sure": [[1]], "stays": [[1, 0]]}'), "is damaged: tables of"),
+        (lambda folder: (folder / "calibration.json").write_text("[5]"), "is damaged: the document: expected object"),
         (lambda folder: (folder / "config.json").write_text('{"architecture": "resnet18"}'), "is not a converted model"),
         (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 77}}'), "has schema 77"),
         (lambda folder: (folder / "config.json").write_text('{"vit2snn": {"schema": 4}}'), "is damaged"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "is damaged"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "is damaged"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read: No such file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "cannot be read"),
     ],
 )  # fmt: skip
 def test_damage_is_told(damage: object, message: str, snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
@@ -338,3 +344,139 @@ def test_a_builder_is_trusted_on_the_command_line(images: Tensor, tmp_path: Path
     assert refused.exit_code == 1
     assert f"--trust {builder}" in refused.stderr
     assert CliRunner().invoke(cli, ["--trust", builder, "inspect", str(tmp_path / "out")]).exit_code == 0
+
+
+def edited(folder: Path, *path: str, to: object) -> Path:
+    """A folder whose ``config.json`` has another value at a path."""
+    config = part = json.loads((folder / "config.json").read_text())
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = to
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("architecture", "hf-hub:some/model", "timm has no architecture 'hf-hub:some/model'"),
+        ("architecture", "local-dir:/tmp", "timm has no architecture 'local-dir:/tmp'"),
+        ("model_args.checkpoint_path", "/etc/hostname", "model_args.checkpoint_path is no argument of an architecture"),
+        ("model_args.pretrained", True, "model_args.pretrained is no argument of an architecture"),
+        ("model_args.depth", 60_000, "it has far more parts than there are weights"),
+        ("model_args.depth", 2**40, r"is damaged: model_args\[...\]: expected int <= 1048576"),
+        ("model_args.embed_dim", 2**20, r"describes a model of \d{13,15} bytes, and .*model.safetensors' has far less"),
+        ("model_args.embed_dim", 64, r"model.safetensors' does not fit the model: cls_token has shape \[1, 1, 32\]"),
+        ("model_args.norm_layer", "none of timm's", "describes no model: KeyError"),
+        ("pretrained_cfg.mean", [0.5] * 7, "pretrained_cfg.mean has 7 values"),
+        ("pretrained_cfg.crop_pct", 1e-9, r"is damaged: pretrained_cfg.crop_pct: expected float >= 0.25"),
+        ("vit2snn.input_size", [3, 16], "is damaged: vit2snn.input_size: expected array of length 3"),
+        ("vit2snn.input_size", [3, 64, 64], r"is damaged: VisionTransformer cannot be run on an image of size \(3, 64, 64\)"),
+        ("vit2snn.dtype", "int8", "is damaged: vit2snn.dtype: invalid enum value"),
+        ("vit2snn.recipe", {"timesteps": 0}, "config.json' is damaged: recipe field 'timesteps' must be from 1"),
+    ],
+)
+def test_what_a_stranger_writes_is_neither_opened_nor_made(
+    path: str, value: object, message: str, snn: vit2snn.SpikingModel, tmp_path: Path
+) -> None:
+    snn.save(tmp_path / "out")
+    with pytest.raises(ArtifactError, match=message):
+        vit2snn.load(edited(tmp_path / "out", *path.split("."), to=value))
+
+
+def test_weights_that_lie_elsewhere_are_not_fetched(
+    snn: vit2snn.SpikingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snn.save(tmp_path / "out")
+    for name, value in {"url": "http://example.org/x", "file": "/etc/hostname", "hf_hub_id": "a/b", "source": "hf-hub"}.items():
+        edited(tmp_path / "out", "pretrained_cfg", name, to=value)
+    for place in ("load_pretrained", "load_custom_pretrained"):
+        monkeypatch.setattr(f"timm.models._builder.{place}", lambda *args, **kwargs: pytest.fail("it fetches weights"))
+    cfg = vit2snn.load(tmp_path / "out").network.pretrained_cfg
+    assert not any(dict(cfg).get(name) for name in ("url", "file", "hf_hub_id", "source"))  # type: ignore[arg-type]
+
+
+def test_the_size_of_a_tensor_is_known_before_it_is_read(snn: vit2snn.SpikingModel, tmp_path: Path) -> None:
+    snn.save(tmp_path / "out")
+    weights = tmp_path / "out" / "model.safetensors"
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    for content in (b"\xff" * 64, len(header).to_bytes(8, "little") + header + b"\0" * 64, weights.read_bytes()[:-1]):
+        weights.write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"model.safetensors' cannot be read"):
+            vit2snn.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("head.weight", lambda x: x.T, r"head.weight has shape \[32, 7\], expected \[7, 32\]"),
+        ("head.weight", lambda x: None, "head.weight is missing"),
+        ("head.weight", lambda x: x.int(), "head.weight holds torch.int32, expected torch.float32"),
+        ("head.weight", lambda x: x * torch.nan, "head.weight holds a value that is no number"),
+        ("head.neuron.threshold", lambda x: x[:0], "head.neuron has no thresholds"),
+        ("head.neuron.threshold", lambda x: -x, "threshold of head.neuron is below 0"),
+        ("head.neuron.threshold", lambda x: x[:2], "head.neuron has 2 thresholds, and ratio of 4 timesteps"),
+        (
+            "blocks.0.attn.qkv.neuron.prior",
+            lambda x: x[..., :5],
+            r"prior of blocks.0.attn.qkv.neuron has shape \[17, 5\], and what it sees \[17, 32\]",
+        ),
+        ("blocks.0.attn.qkv.neuron.prior", lambda x: x.expand(2, *x.shape), r"has shape \[2, 17, 32\], and what it sees"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    name: str, change: Callable[[Tensor], Tensor | None], message: str, snn: vit2snn.SpikingModel, tmp_path: Path
+) -> None:
+    snn.save(tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    changed = weights | {name: change(weights[name])}
+    save_file({n: x.contiguous() for n, x in changed.items() if x is not None}, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(ArtifactError, match=message):
+        vit2snn.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"digests": [], "digests": ["x"]}', "it gives 'digests' twice"),
+        (b'{"digests": ["\\ud800"]}', "surrogates not allowed"),
+        (b'{"digests": ["\xff"]}', "'utf-8' codec can't decode"),
+        (b"[" * 100_000, "cannot be read: "),
+        (b"[" + b"0," * 2**22 + b"0]", "it holds more than 4194304 values"),
+        (b'{"digests": [1]}', r"is damaged: digests\[0\]: expected str, got int"),
+        (b"{}", "the document has no 'digests'"),
+    ],
+)
+def test_documents_are_read_with_bounds(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(text)
+    with pytest.raises(ArtifactError, match=rf"x.json' .*{message}"):
+        read_json(tmp_path / "x.json", Calibration)
+
+
+def test_no_large_file_and_no_pipe_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ArtifactError, match="it has 1099511627776 bytes, expected at most"):
+        read_json(tmp_path / "large.json", dict)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ArtifactError, match="it is no regular file"):
+        read_json(tmp_path / "pipe.json", dict)
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"update": 3}, {"lr": 0.1})
+    path = tmp_path / "checkpoint"
+    assert load_checkpoint(tmp_path, {"lr": 0.1}) == {"update": 3}
+    whole = path.read_bytes()
+    for content in (b"", b"x" * 100, whole[:-20], whole.replace(b"update", b"updatf", 1)):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            load_checkpoint(tmp_path, {"lr": 0.1})
+    for document in ([1], {"identity": "{}"}, {"identity": 3, "state": {}}, {"identity": "[]", "state": {}}):
+        torch.save(document, path)
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            load_checkpoint(tmp_path, {})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("checkpoint/data.pkl", b"\0" * 10**6)
+    with pytest.raises(ArtifactError, match="cannot be read: it is packed"):
+        load_checkpoint(tmp_path, {})

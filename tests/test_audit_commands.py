@@ -101,7 +101,7 @@ def test_the_report_is_written_and_a_bad_one_keeps_the_old(converted: Path) -> N
     evaluation = json.loads((converted / "evaluation.json").read_text())
     evaluation["snn"][1]["top1"] = float("nan")
     (converted / "evaluation.json").write_text(json.dumps(evaluation))
-    fails(1, "has nan for top1 at timestep 2", "report", converted)
+    fails(1, "snn[1].top1: expected a finite number, got nan", "report", converted)
     assert page.read_bytes() == before
 
 
@@ -109,6 +109,6 @@ def test_logits_that_are_not_finite_are_told(converted: Path, tmp_path: Path) ->
     broken = tmp_path / "broken"
     shutil.copytree(converted, broken)
     tensors = load_file(broken / "model.safetensors")
-    tensors["head.bias"][0] = float("nan")
+    tensors["head.bias"][0] = float("inf")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     fails(1, "logits of some images are not finite", "evaluate", broken, "--samples", 20)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vit2snn.cli import cli
+from vit2snn.files import PREFIX, whole_folder, write_whole
 from vit2snn.zoo.demo import FOLDER, demo_images
 
 
@@ -192,7 +196,7 @@ def test_usage_errors_have_exit_code_2(converted: Path, tmp_path: Path) -> None:
     fails(2, "Missing option", "convert", "demo")
     fails(2, "does not exist", "convert", "demo", "-o", out, "--checkpoint", tmp_path / "none.pth")
     fails(2, "not a list of timesteps", "evaluate", converted, "--timesteps", "1,x")
-    fails(2, "at least 1", "evaluate", converted, "--timesteps", "0,1")
+    fails(2, "0 is not in the range", "evaluate", converted, "--timesteps", "0,1")
     fails(2, "--data", "convert", f"local-dir:{FOLDER}", "-o", out)
     fails(2, "cannot be used", "convert", "demo", "-o", out, "--device", "quantum")
     assert not out.exists()
@@ -209,7 +213,7 @@ def test_bad_models_checkpoints_and_data_have_exit_code_1(converted: Path, folde
     fails(1, "'blocks.2.mlp.fc1.weight' are not finite", "convert", "demo", "-o", out, "--checkpoint", broken)
     fails(1, "there is no folder", "convert", "demo", "-o", out, "--data", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    fails(1, "cannot be opened", "evaluate", converted, "--data", tmp_path / "empty")
+    fails(1, "holds no images", "evaluate", converted, "--data", tmp_path / "empty")
     (folder / "class1" / "fake.png").write_text("no image")
     fails(1, "is not an image", "evaluate", converted, "--data", folder)
     (folder / "class1" / "fake.png").unlink()
@@ -223,9 +227,48 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit2snn.storage.artifact.save_file", interrupt)
+    monkeypatch.setattr("vit2snn.storage.artifact.write_tensors", interrupt)
     fails(130, "interrupted", "convert", "demo", "-o", tmp_path / "out", "--samples", 4, "--timesteps", 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_request_to_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminate(*arguments: object, **options: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("vit2snn.storage.artifact.write_tensors", terminate)
+    result = fails(143, "terminated", "convert", "demo", "-o", tmp_path / "out", "--samples", 4, "--timesteps", 1)
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/x"), "Error: '/x' cannot be used: No space left on device"),
+        (MemoryError(), "Error: memory ran out: of the host"),
+        (BrokenPipeError(32, "Broken pipe"), ""),  # click's own way
+        (EOFError("Ran out of input"), "fault of vit2snn: EOFError: Ran out of input"),
+        (ZeroDivisionError("division by zero\nmore"), "fault of vit2snn: ZeroDivisionError: division by zero\nHint: please"),
+    ],
+)
+def test_other_errors_are_one_sentence(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.undo()  # the fixture that lets faults fail tests
+    monkeypatch.setattr("platform.platform", fail)
+    fails(1, said, "env")
+    assert run("--debug", "env").exit_code == 1
+
+
+def test_debug_shows_the_traceback_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("platform.platform", fail)
+    assert isinstance(run("--debug", "env").exception, ZeroDivisionError)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -240,9 +283,116 @@ def test_replacing_needs_the_flag_and_leaves_one_folder(tmp_path: Path) -> None:
     (out / "mark").write_text("first")
     fails(2, "exists already", *arguments)
     assert (out / "mark").exists()
+    (out / "evaluation.json").write_text("of the first")
+    (out / "notes").mkdir()
+    (out / "notes" / "run.json").write_text("mine")
     assert run(*arguments, "--overwrite").exit_code == 0
-    assert not (out / "mark").exists()
+    assert (out / "mark").read_text() == "first" and (out / "notes" / "run.json").read_text() == "mine"
+    assert not (out / "evaluation.json").exists()
     assert list(tmp_path.iterdir()) == [out]
+    (out / "curve.svg").mkdir()
+    fails(1, "where vit2snn writes a file", *arguments, "--overwrite")
+
+
+@pytest.mark.parametrize("config", ['{"vit2snn": "0.1"}', '{"vit2snn": {"schema": 4, "recipe": {}}}', '{"vit2snn_zoo": {}}'])
+def test_a_folder_that_only_looks_like_one_of_ours_is_kept(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "README.md").write_text("mine")
+    fails(1, "not a folder that vit2snn wrote", "convert", "demo", "-o", tmp_path, "--overwrite")
+    fails(1, "not a folder that vit2snn wrote", "train", "demo", "-o", tmp_path, "--overwrite")
+    assert (tmp_path / "config.json").read_text() == config
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "loop").symlink_to("loop")
+    convert = ("convert", "demo", "--samples", 4, "--timesteps", 1, "-o")
+    assert run(*convert, tmp_path / "link").exit_code == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "config.json").is_file()
+    assert run(*convert, tmp_path / "link", "--overwrite").exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link", "loop"}
+    fails(1, "leads to itself", *convert, tmp_path / "loop")
+
+
+def test_what_dead_processes_left_is_cleared_away(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "mine") as live:
+        dead, torn, foreign = (tmp_path / f"{PREFIX}{name}" for name in ("dead", "torn", "other"))
+        for folder in (dead / "new", torn / "old" / "out" / "notes", foreign.with_name(".vit2snn-elsewhere-x")):
+            folder.mkdir(parents=True)
+        assert run("convert", "demo", "-o", tmp_path / "x", "--samples", 4, "--timesteps", 1).exit_code == 0
+        assert live.is_dir()  # it is locked
+    # A process was killed between moving the old folder away and moving the new one in.
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "out", "x", ".vit2snn-elsewhere-x"}
+    assert (tmp_path / "out" / "notes").is_dir()
+
+
+def test_the_users_files_survive_a_kill_after_the_new_folder_is_there(tmp_path: Path) -> None:
+    old = tmp_path / f"{PREFIX}dead" / "old" / "out"
+    for folder in (old, tmp_path / "out"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(folder.parent.name)
+    (old / "notes").write_text("mine")
+    write_whole(tmp_path / "report.html", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "report.html"}
+    assert (tmp_path / "out" / "notes").read_text() == "mine"
+    assert (tmp_path / "out" / "config.json").read_text() == tmp_path.name
+
+
+@pytest.mark.parametrize("place", [".", "thesis.html", "thesis.html/page", "x" * 300])
+def test_a_report_replaces_nothing_of_the_users(
+    place: str, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.html").write_text("mine")
+    assert run("evaluate", converted, "--samples", 8, "--timesteps", 1).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    fails(1, "name", "report", converted, "-o", place)
+    assert (tmp_path / "thesis.html").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.html"]
+    for _ in range(2):
+        assert run("report", converted, "-o", "page.html").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--timesteps", 2147483648), ("--samples", 18446744073709551616), ("--workers", 100000), ("--seed", -1),
+        ("--batch-size", 10**9), ("--num-classes", 10**9), ("--passes", 10**9), ("--budget", "nan"), ("--budget", "inf"),
+    ],
+)  # fmt: skip
+def test_numbers_have_bounds(option: str, value: object, tmp_path: Path) -> None:
+    fails(2, f"Invalid value for '{option}'", "convert", "demo", "-o", tmp_path / "out", option, value)
+
+
+def test_more_samples_than_images_are_all(tmp_path: Path, folder: Path) -> None:
+    arguments = ("convert", "demo", "-o", tmp_path / "out", "--timesteps", 1, "--data", folder, "--json")
+    assert json.loads(run(*arguments, "--samples", 10**9).stdout)["images"] == 60
+
+
+def test_more_images_than_memory_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vit2snn.commands.shared.memory", lambda: 100_000)
+    result = fails(1, "128 images of 1x28x28 take", "convert", "demo", "-o", tmp_path / "out", "--timesteps", 1)
+    assert "--samples 7" in result.stderr  # half of what there is
+
+
+STREAMS = {
+    "encoded": ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii", "", 0, ""),
+    "narrow": ("COLUMNS=40 NO_COLOR=1 TERM=dumb", "", 0, ""),
+    "cut": ("", "| true", 0, "what it was sent to has stopped reading"),
+    "closed": ("", ">&-", 1, "the standard output is closed"),
+    "full": ("", "> /dev/full", 1, "cannot be printed: No space left"),
+    "silent": ("", "2>&-", 0, ""),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", STREAMS)
+def test_any_streams_will_do(case: str) -> None:
+    variables, redirection, code, said = STREAMS[case]
+    command = f"{variables} {sys.executable} -m vit2snn env {redirection}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr and "ignored" not in done.stderr
 
 
 def test_grey_images_in_colour_files_are_read(converted: Path, folder: Path) -> None:

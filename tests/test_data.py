@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import pickle
 import tarfile
 import threading
@@ -136,9 +135,9 @@ def test_a_class_map_orders_the_classes(tmp_path: Path) -> None:
     ("lines", "classes", "message"),
     [
         (None, 10, "3 class folders, the model tells 10 classes apart"),
-        ("class0 class1", 2, "1 class folders that the class map does not list, such as 'class2'"),
+        ("class0 class1", 2, "1 classes that the class map does not list, such as 'class2'"),
         ("class0 class1", 5, "names 2 classes, the model tells 5 apart"),
-        ("dog cat bird", 3, r"cannot be opened: Found 0 images"),
+        ("dog cat bird", 3, "3 classes that the class map does not list, such as 'class0'"),
     ],
 )
 def test_classes_that_do_not_match_the_head_are_told(lines: str | None, classes: int, message: str, tmp_path: Path) -> None:
@@ -152,16 +151,15 @@ def test_missing_empty_and_unreadable_data_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         open_images(tmp_path / "nowhere", "train", classes=3)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="cannot be opened: Found 0 images"):
+    with pytest.raises(DataError, match="holds no images in class folders"):
         open_images(tmp_path / "empty", "train", classes=3)
     root = write_folder(tmp_path / "data")
     (root / "class1" / "notes.png").write_text("not an image")
-    (root / "class1" / "readme.md").write_text("ignored: not named like an image")
     source = open_images(root, "train", classes=3)
-    with pytest.raises(DataError, match=r"'class1/notes.png' in .* is not an image"):
+    with pytest.raises(DataError, match=r"class1/notes.png' is not an image"):
         list(source.stream())
     (tmp_path / "map.pkl").write_bytes(pickle.dumps({}))
-    with pytest.raises(DataError, match=r"is not a \.txt file"):
+    with pytest.raises(DataError, match="cannot be read: 'utf-8' codec"):
         open_images(root, "train", classes=3, class_map=tmp_path / "map.pkl")
 
 
@@ -313,12 +311,11 @@ def test_an_image_that_cannot_be_read_is_told_where_it_would_come(tmp_path: Path
     (tmp_path / "class1" / "0.png").write_bytes(b"no image")
     reading = prepared(model, open_images(tmp_path, "train", classes=3), workers=2)
     assert [next(reading).label for _ in range(4)] == [0] * 4
-    with pytest.raises(DataError, match=r"class1/0.png' in .* is not an image that can be read"):
+    with pytest.raises(DataError, match=r"class1/0.png' is not an image that can be read"):
         next(reading)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # timm leaves the tar file open
-def test_threads_take_turns_at_a_tar_file(tmp_path: Path) -> None:
+def test_threads_read_a_tar_file_as_its_folder(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", each=30)
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         for path in sorted(folder.glob("*/*")):
@@ -330,8 +327,6 @@ def test_threads_take_turns_at_a_tar_file(tmp_path: Path) -> None:
         assert [s.digest for s in prepared(model, source, workers=4)] == wanted
     with pytest.raises(DataError, match="3 class folders, the model tells 4 classes apart"):
         open_images(tmp_path / "images.tar", "train", classes=4)
-    del source
-    gc.collect()
 
 
 def test_batches_are_pinned_where_cuda_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

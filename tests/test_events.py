@@ -49,9 +49,41 @@ def test_events_are_counted_by_polarity_pixel_and_time(tmp_path: Path) -> None:
     assert source.frames(0, 2, (68, 68)).sum() == 12
 
 
-def test_an_empty_recording_is_silence(tmp_path: Path) -> None:
-    write_recording(tmp_path / "train" / "7" / "a.bin", [])
-    assert not open_events(str(tmp_path), "train", classes=2).frames(0, 3, (32, 32)).any()
+@pytest.mark.parametrize(
+    ("events", "lost", "message"),
+    [
+        ([], 0, "it has 0 bytes, and an event 5: it is empty or cut off"),
+        ([(1, 2, 0, 0), (3, 4, 1, 9)], 2, "it has 8 bytes, and an event 5: it is empty or cut off"),
+        ([(1, 2, 0, 0), (34, 4, 1, 9)], 0, "it has events at x = 34, y = 4, its sensor 34 x 34 pixels"),
+    ],
+)
+def test_damaged_recordings_are_told_by_name(
+    events: list[tuple[int, int, int, int]], lost: int, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "train" / "7" / "a.bin"
+    write_recording(path, events)
+    path.write_bytes(path.read_bytes()[: 5 * len(events) - lost])
+    with pytest.raises(DataError, match=f"train/7/a.bin' is not a recording that can be read: {message}"):
+        open_events(str(tmp_path), "train", classes=2).frames(0, 3, (32, 32))
+    skipped: list[str] = []
+    with pytest.raises(DataError, match="holds no recordings that can be read"):
+        open_events(str(tmp_path), "train", classes=2, skipped=lambda error: skipped.append(str(error)))
+    write_recording(tmp_path / "train" / "8" / "b.bin", [(1, 2, 0, 0), (3, 4, 1, 9)])
+    source = open_events(str(tmp_path), "train", classes=2, skipped=lambda error: skipped.append(str(error)))
+    assert source.labels == [1] and source.frames(0, 1, (34, 34)).sum() == 1
+    assert len(skipped) == 2 and message in skipped[0]
+
+
+def test_the_split_of_recordings_is_not_guessed(recordings: Path) -> None:
+    (recordings / ".git" / "a" / "b").mkdir(parents=True)
+    assert is_events(str(recordings))
+    assert len(open_events(str(recordings), "test", classes=2).labels) == 16
+    (recordings / "train").rename(recordings / "Train")
+    assert len(open_events(str(recordings), "train", classes=2).labels) == 48
+    with pytest.raises(DataError, match="has no split 'tset', but 'test', 'Train'"):
+        open_events(str(recordings), "tset", classes=2)
+    with pytest.raises(DataError, match="has no split 'tset', but 'train' and 'test'"):
+        open_events("tonic/NMNIST", "tset", classes=10)
 
 
 def test_batches_have_time_first(recordings: Path) -> None:

@@ -17,7 +17,7 @@ from vit2snn import load, to_spiking
 from vit2snn.convert import Coded, Fitting, Membrane, Progress, Recipe, SpikingModel, Structure, load_model
 from vit2snn.convert.structures import Refit
 from vit2snn.convert.views import random_views
-from vit2snn.errors import ArtifactError, DataError, RecipeError, UnsupportedModuleError
+from vit2snn.errors import ArtifactError, RecipeError, UnsupportedModuleError
 from vit2snn.finetune import open_folder
 from vit2snn.spiking import analog, simulate
 from vit2snn.spiking.substitutes import GatedNorm

@@ -10,6 +10,7 @@ import click
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from click.testing import CliRunner
 
 from vit2snn.cli import cli
@@ -20,6 +21,7 @@ from vit2snn.commands.shared import find_device, launched
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """As if there were two GPUs; those that were made the current one."""
     chosen: list[torch.device] = []
+    PartialState._reset_state()  # of what other tests have trained in this process
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)

@@ -54,7 +54,7 @@ def test_every_module_has_its_action(vit: nn.Module) -> None:
 class Opaque(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True, add_zero_attn=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attention(x, x, x)[0]

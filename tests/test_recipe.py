@@ -328,7 +328,10 @@ def test_unknown_names_and_broken_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         Recipe.find(broken)
     broken.write_text('{"spikes": {"headroom": NaN}}')
-    with pytest.raises(RecipeError, match=r"'spikes\.headroom' must be a finite number, got nan"):
+    with pytest.raises(RecipeError, match=r"'spikes\.headroom' must be a finite number, got nan, in '.*broken\.json'"):
+        Recipe.find(broken)
+    broken.write_text('{"timesteps": 1, "timesteps": 2}')
+    with pytest.raises(RecipeError, match=r"broken\.json' cannot be read: it gives 'timesteps' twice"):
         Recipe.find(broken)
     with pytest.raises(RecipeError, match="cannot be read"):
         Recipe.find(tmp_path)

@@ -72,17 +72,22 @@ def evaluation() -> dict[str, Any]:
 def written(folder: Path, source: str = "demo", recipe: Recipe | None = None, **changed: Any) -> Path:
     """The folder of a converted model without its weights, and an evaluation with some parts changed (None: left out)."""
     folder.mkdir(parents=True)
-    section = {"schema": SCHEMA, "source": source, "recipe": (recipe or Recipe()).to_json(), "versions": {"torch": "2.9"}}
+    section = {
+        "schema": SCHEMA, "source": source, "builder": None, "recipe": (recipe or Recipe()).to_json(), "input_size": [3, 8, 8],
+        "teacher": None, "dtype": "float32", "unfused": [], "handlers": [], "versions": {"torch": "2.9"},
+    }  # fmt: skip
     document = evaluation() | changed
     documents = {
-        "config.json": {"architecture": "vit_tiny", "num_classes": 10, "model_args": {"depth": 1}, "vit2snn": section},
+        "config.json": {
+            "architecture": "vit_tiny", "num_classes": 10, "model_args": {"depth": 1}, "pretrained_cfg": {}, "vit2snn": section,
+        },
         "conversion.json": [
             {"name": "head", "source": "Linear", "result": "SpikingLinear", "action": "spiking", "macs": 1_500_000},
             {"name": "norm", "source": "LayerNorm", "result": "LayerNorm", "action": "analog", "macs": 0},
         ],
         "run.json": {"command": ["vit2snn", "convert", "a b"], "seed": 7, "seconds": 12.5},
         "evaluation.json": {name: part for name, part in document.items() if part is not None},
-    }
+    }  # fmt: skip
     for name, content in documents.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return folder
@@ -244,7 +249,7 @@ def test_the_page_is_whole_and_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["audit", "costs"])
 def test_an_evaluation_of_an_older_version_is_refused(tmp_path: Path, part: str) -> None:
     folder = written(tmp_path / "one", source="vit", **{part: None})
-    with pytest.raises(ArtifactError, match=f"has no '{part}': an older vit2snn wrote it") as error:
+    with pytest.raises(ArtifactError, match=f"evaluation.json' is damaged: the document has no '{part}'") as error:
         read_artifacts([folder])
     assert error.value.hint == f"run: vit2snn evaluate {folder} --data DATA"
 
@@ -252,10 +257,10 @@ def test_an_evaluation_of_an_older_version_is_refused(tmp_path: Path, part: str)
 def test_a_damaged_evaluation_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     rows = evaluation()["modules"]
     del rows[1]["dead"]
-    with pytest.raises(ArtifactError, match=r"'modules' of the evaluation in .* has no 'dead'"):
+    with pytest.raises(ArtifactError, match=r"evaluation.json' is damaged: modules\[1\] has no 'dead'"):
         read_artifacts([written(tmp_path / "one", modules=rows)])
-    with pytest.raises(ArtifactError, match=r"'costs.energy' of the evaluation in .* has no 'ann_uj'"):
-        read_artifacts([written(tmp_path / "two", costs=evaluation()["costs"] | {"energy": [{"name": "a", "snn_uj": []}]})])
+    with pytest.raises(ArtifactError, match=r"evaluation.json' is damaged: costs\.energy\[0\] has no 'ann_uj'"):
+        read_artifacts([written(tmp_path / "two", costs=evaluation()["costs"] | {"energy": [{"name": "a", "snn_uj": [1.0]}]})])
 
 
 def test_a_folder_without_model_or_evaluation_is_refused(tmp_path: Path) -> None:
@@ -271,7 +276,9 @@ def test_a_folder_without_model_or_evaluation_is_refused(tmp_path: Path) -> None
     assert error.value.hint == f"run: vit2snn evaluate '{folder}'"
 
 
-@pytest.mark.parametrize(("text", "reason"), [("{", "cannot be read"), ("[]", "holds a list where a dict was expected")])
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "cannot be read"), ("[]", "is damaged: the document: expected object, got array")]
+)
 def test_an_unreadable_evaluation_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     folder = written(tmp_path / "one")
     (folder / "evaluation.json").write_text(text)
@@ -284,11 +291,13 @@ def test_an_unreadable_evaluation_is_refused(tmp_path: Path, text: str, reason: 
 def test_numbers_that_are_not_finite_are_refused_by_name_and_timestep(tmp_path: Path, value: float) -> None:
     points = evaluation()["snn"]
     points[1]["energy"] = value
-    with pytest.raises(ArtifactError, match=f"'.*one' has {value} for energy at timestep 2"):
+    with pytest.raises(
+        ArtifactError, match=rf"evaluation.json' is damaged: snn\[1\]\.energy: expected a finite number, got {value}"
+    ):
         read_artifacts([written(tmp_path / "one", snn=points)])
     modules = evaluation()["modules"]
     modules[2]["relative_error"][0] = value
-    with pytest.raises(ArtifactError, match=rf"'.*two' has {value} for modules\[2\].relative_error\[0\]"):
+    with pytest.raises(ArtifactError, match=rf"modules\[2\]\.relative_error\[0\]: expected a finite number, got {value}"):
         read_artifacts([written(tmp_path / "two", modules=modules)])
 
 

@@ -192,5 +192,5 @@ def test_new_parameters_are_those_without_a_counterpart(vit: nn.Module, images: 
 def test_a_missing_teacher_is_told(vit: nn.Module, images: Tensor, tmp_path: Path) -> None:
     to_spiking(vit, DRIVEN, images).save(tmp_path / "out")
     (tmp_path / "out" / "ann.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"is damaged: .*ann\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"ann\.safetensors' cannot be read: No such file"):
         vit2snn.load(tmp_path / "out")

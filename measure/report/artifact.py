@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .schema import PlanRow, Run
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -26,8 +28,8 @@ class Artifact:
     recipe: str
     config: dict[str, Any]
     evaluation: dict[str, Any]
-    plan: list[dict[str, Any]]
-    run: dict[str, Any]
+    plan: list[PlanRow]
+    run: Run
 
     @property
     def section(self) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""Bounds of numeric options: what is beyond them is a slip of the hand, or would not end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+
+
+class Number(click.FloatRange):
+    """A number within bounds, which is finite: click takes ``nan`` for a number that is within all bounds."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """The number that is meant by a text."""
+        number = float(super().convert(value, parameter, context))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", parameter, context)
+        return number
+
+
+TIMESTEPS = click.IntRange(1, 1024)  # rate coding, which needs the most, has been published with as many
+IMAGES = click.IntRange(1, 10**9)  # more than any data set has; all are taken where there are fewer
+BATCH = click.IntRange(1, 2**16)  # of the smallest images, as many fill a GPU
+WORKERS = click.IntRange(0, 256)  # threads, more than which no machine keeps busy
+SEED = click.IntRange(0, 2**32 - 1)  # what NumPy takes
+CLASSES = click.IntRange(1, 10**5)  # ImageNet-21k has a fifth of them
+SIDE = click.IntRange(1, 4096)  # pixels: attention takes memory by the fourth power
+ROUNDS = click.IntRange(1, 10**5)  # epochs or passes: each takes a second or more
+GENERATIONS = click.IntRange(0, 10**5)  # the same
+UPDATES = click.IntRange(1, 10**9)  # as many as a training of years makes
+MANY = click.IntRange(2, 10**4)  # plans, or members of a population: each takes a second or more
+MEMBER = click.IntRange(0, MANY.max)
+POSITIVE = Number(min=0, min_open=True)
+NOT_NEGATIVE = Number(min=0)
+PROBABILITY = Number(0, 1)
