@@ -31,6 +31,7 @@ from vit2snn.commands.shared import (
     launched,
     load_ann,
     note,
+    own_count,
     own_images,
     wait,
 )
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 DEMO_TIMESTEPS = 8
 PLENTY = 128  # images, on which a fit of substitutes is not worth a word
-COMPARED = 16  # calibration images on which the network is compared with the ANN at the end
+COMPARED = 16  # images beside those of the calibration on which the network is compared with the ANN at the end
 
 
 @click.command()
@@ -96,7 +97,7 @@ def convert(
     if is_main() and folder_of(out).exists():
         close_folder(out)
     told = f"{summary['spiking']} modules driven by spikes, {summary['analog']} analog, in {out}"
-    emit(as_json, summary, f"{told}\n{parity_table(result)}")
+    emit(as_json, summary, f"{told}\n{parity_table(result, summary['parity']['calibration_images'])}")
     data = "" if model == DEMO else " --data DATA"
     note(f"score it with: vit2snn evaluate {out}{data}")
 
@@ -178,7 +179,7 @@ def _fitting(out: Path, recipe: Recipe, precision: str, resume: bool) -> Iterato
 def _convert(
     name: str, out: Path, recipe: Recipe, overwrite: bool, images: dict[str, Any], device: Any, fitting: Fitting | None
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Calibrate, convert, compare with the ANN on calibration images, save; the summary of it, and the comparison.
+    """Calibrate, convert, compare with the ANN on other images, save; the summary of it, and the comparison.
 
     The processes of a group do it together.
     """
@@ -196,16 +197,18 @@ def _convert(
     ann = load_ann(name, images)
     # Refuses what it cannot convert before images are read.
     plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
-    samples = _calibration_samples(ann, images)
+    samples, others = _samples(ann, images)
     pixels = torch.stack([sample.image for sample in samples])
     if recipe.structure.replaces and len(samples) * processes() < PLENTY:
         note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on some hundreds: --samples 512")
     passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
     snn = to_spiking(ann.to(device), recipe, passes, images["seed"], fitting)
-    result = evaluate(snn, bar(batches(samples[: -(-COMPARED // processes())], images["batch_size"]), "comparing"))
+    known = not others  # there are no more images
+    compared = others or samples[: -(-COMPARED // processes())]
+    result = evaluate(snn, bar(batches(compared, images["batch_size"]), "comparing"))
     run = {"command": sys.argv, "seed": images["seed"], "versions": versions(), "seconds": round(time.time() - started, 1)}
     by_name = {error.name: error.relative_error for error in result.modules}
-    parity = {"images": result.images, "calibration_images": True, "snn": [_parity(point) for point in result.points]}
+    parity = {"images": result.images, "calibration_images": known, "snn": [_parity(point) for point in result.points]}
     if is_main():
         records = {"run.json": run, "parity.json": parity}
         snn.save(out, source=name, overwrite=overwrite, records=records, errors=by_name)
@@ -222,18 +225,19 @@ def _convert(
     return summary, result
 
 
-def _calibration_samples(ann: nn.Module, images: dict[str, Any]) -> list[Sample]:
-    """This process's images, as many as the other processes have."""
+def _samples(ann: nn.Module, images: dict[str, Any]) -> tuple[list[Sample], list[Sample]]:
+    """This process's images to calibrate on, as many as the other processes have, and to compare with the ANN on."""
     import torch
     from timm.data import resolve_model_data_config
 
     from vit2snn.data import prepared
     from vit2snn.spiking.shards import processes, smallest
 
-    source, count = own_images(image_source(ann, images), images["samples"], images["seed"])
-    check_memory(source, images["samples"] if count is None else count, resolve_model_data_config(ann)["input_size"])
-    found = prepared(ann, source, count=count, seed=images["seed"], workers=images["workers"])
-    samples = list(bar(found, "reading images"))
+    wanted = images["samples"] + COMPARED
+    source, count = own_images(image_source(ann, images), wanted, images["seed"])
+    check_memory(source, wanted if count is None else count, resolve_model_data_config(ann)["input_size"])
+    found = list(bar(prepared(ann, source, count=count, seed=images["seed"], workers=images["workers"]), "reading images"))
+    samples = found[: own_count(images["samples"])]
     samples = samples[: int(smallest(torch.tensor(len(samples))))]
     if not samples:
         raise DataError("there are no images to calibrate on", "give a folder with images to --data")
@@ -241,9 +245,10 @@ def _calibration_samples(ann: nn.Module, images: dict[str, Any]) -> list[Sample]
     if used < images["samples"]:
         shares = "all" if processes() == 1 else f"{len(samples)} in each of {processes()} processes"
         note(f"note: {used} images are used to calibrate ({shares}), not {images['samples']}")
-    return samples
+    others = found[len(samples) :]
+    return samples, others if int(smallest(torch.tensor(len(others)))) else []
 
 
 def _parity(point: Point) -> dict[str, Any]:
-    """What of a point of the curve can be told on calibration images: not the accuracy, which would flatter."""
+    """What of a point of the curve can be told on few images, perhaps of the calibration: not the accuracy."""
     return {name: value for name, value in asdict(point).items() if name != "top1"}

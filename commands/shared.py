@@ -296,12 +296,12 @@ def own_images(source: ImageSource, count: int | None, seed: int) -> tuple[Image
     if processes() == 1:
         return source, count
     if source.labels is None:
-        return replace(source, stream=lambda: share(source.stream())), _own_count(count)
+        return replace(source, stream=lambda: share(source.stream())), own_count(count)
     order = _in_order(source.labels, count, seed)
     if count is not None and source.skipped:  # or each process would take an image of its own for one that cannot be read
         first = dict.fromkeys(readable(source, order, count))
         order = [*first, *(index for index in order if index not in first)]
-    return replace(source, order=list(share(order))), _own_count(count)
+    return replace(source, order=list(share(order))), own_count(count)
 
 
 def own_events(source: EventSource, count: int | None, seed: int) -> tuple[EventSource, int | None]:
@@ -311,7 +311,7 @@ def own_events(source: EventSource, count: int | None, seed: int) -> tuple[Event
 
     if processes() == 1:
         return source, count
-    order = list(share(_in_order(source.labels, count, seed)))[: _own_count(count)]
+    order = list(share(_in_order(source.labels, count, seed)))[: own_count(count)]
     return EventSource([source.labels[i] for i in order], lambda i: source.read(order[i]), source.sensor_size), None
 
 
@@ -322,13 +322,18 @@ def _in_order(labels: list[int], count: int | None, seed: int) -> Sequence[int]:
     return range(len(labels)) if count is None else balanced_order(labels, seed)
 
 
-def _own_count(count: int | None) -> int | None:
+def own_count(count: int | None) -> int | None:
+    """This process's share of a number of images.
+
+    Raises:
+        DataError: it is smaller than the number of processes.
+    """
     import torch.distributed as dist
 
     from vit2snn.spiking.shards import processes
 
-    if count is None:
-        return None
+    if count is None or processes() == 1:
+        return count
     if count < processes():
         raise DataError(f"{count} images cannot be shared by {processes()} processes", "raise --samples, or start fewer")
     return len(range(dist.get_rank(), count, processes()))

@@ -109,11 +109,12 @@ def replay_line(result: Replay) -> str:
     )
 
 
-def parity_table(result: Evaluation) -> str:
-    """How a new conversion compares with its ANN on calibration images, whose accuracy would flatter; where it errs most."""
+def parity_table(result: Evaluation, known: bool) -> str:
+    """How a new conversion compares with its ANN on a few images, ``known`` from calibration or not; where it errs most."""
     worst = ", ".join(f"{module.name} ({module.relative_error[-1]:.2g})" for module in result.modules[:3])
     return (
-        f"beside the ANN, on {result.images} of the calibration images:\n{points_table(result.points, accuracy=False)}\n"
+        f"beside the ANN, on {result.images} {'of the calibration images' if known else 'other images'}:\n"
+        f"{points_table(result.points, accuracy=False)}\n"
         f"largest errors at the last step: {worst}"
     )
 
