@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..data import TrainingLoader, digest
 from ..errors import DataError, ModelError
-from ..measure.batches import IMAGES
+from ..measure.batches import IMAGES, as_tensor, check_preprocessed
 from ..spiking import shards
 
 
@@ -66,8 +66,8 @@ class Batches:
     """Batches of calibration images that can be iterated over again.
 
     Args:
-        images: ``[N, C, H, W]``; or batches of images, of images and labels (which are dropped), or dictionaries with a key of
-            `vit2snn.measure.batches.IMAGES`.
+        images: ``[N, C, H, W]``, a tensor or an array; or batches of images, of images and labels (which are dropped), or
+            dictionaries with a key of `vit2snn.measure.batches.IMAGES`.
         like: images get the device and type of this tensor.
         size: of the batches into which a tensor is cut up.
 
@@ -85,6 +85,7 @@ class Batches:
                 f"calibration needs images that can be iterated over several times, got {type(images).__name__}",
                 "pass a tensor, a list of batches or a DataLoader",
             )
+        images = as_tensor(images)
         self.batches = images.split(size) if isinstance(images, Tensor) and images.ndim else images
         self.in_memory = isinstance(images, (Tensor, Sequence))
         self.like = like
@@ -199,11 +200,8 @@ def images_of(batch: Any) -> Tensor:
         batch = named[0]
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
         batch = batch[0]
+    batch = as_tensor(batch)
     if not isinstance(batch, Tensor):
-        raise DataError(f"images are tensors, got {type(batch).__name__}", "convert them with torch.as_tensor")
-    if batch.ndim < 2 or not batch.is_floating_point():
-        raise DataError(
-            f"images are preprocessed, that is floating-point numbers [B, C, H, W], got {batch.dtype} of {tuple(batch.shape)}",
-            "prepare them as timm.data.create_transform does for the model",
-        )
+        raise DataError(f"images are tensors or arrays, got {type(batch).__name__}", "convert them with torch.as_tensor")
+    check_preprocessed(batch)
     return batch

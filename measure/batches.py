@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..errors import DataError, OutOfMemoryError, is_out_of_memory
 logger = logging.getLogger("vit2snn")
 
 IMAGES = ("image", "images", "pixel_values", "img", "x")
-LABELS = ("label", "labels")
+LABELS = ("label", "labels", "fine_label")
 """What images and labels are called in batches that are dictionaries."""
 
 
@@ -25,7 +26,7 @@ def labelled(batch: Any) -> tuple[Tensor, Tensor] | None:
 
     Args:
         batch: a tuple or list of images ``[B, C, H, W]`` or frames ``[T, B, C, H, W]``, labels ``[B]``, and anything else, as
-            an index; or a dictionary with one of `IMAGES` and one of `LABELS`.
+            an index; or a dictionary with one of `IMAGES` and one of `LABELS`. NumPy's arrays will do.
 
     Raises:
         DataError: it is something else.
@@ -39,10 +40,41 @@ def labelled(batch: Any) -> tuple[Tensor, Tensor] | None:
         raise DataError(
             f"a batch is a {type(batch).__name__}{held}, expected images and labels", "give (images, labels), or a dictionary"
         )
+    images, labels = as_tensor(images), as_tensor(labels)
+    if isinstance(images, Tensor) and images.ndim == 4:
+        check_preprocessed(images)
     if not isinstance(images, Tensor) or images.ndim not in (4, 5):
         raise DataError(f"images are {_told(images)}, expected a tensor [B, C, H, W], or frames [T, B, C, H, W]")
     count = images.shape[images.ndim - 4]
     return (images, _classes(labels, count)) if count else None
+
+
+def as_tensor(values: Any) -> Any:
+    """NumPy's arrays as tensors, and all else as it is.
+
+    Raises:
+        DataError: it is an array of no numbers.
+    """
+    if not isinstance(values, np.ndarray):
+        return values
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"an array of {values.dtype} is no tensor: {error}", "make one array of numbers of it") from error
+
+
+def check_preprocessed(images: Tensor) -> None:
+    """Refuse images as they are in files.
+
+    Raises:
+        DataError: they are whole numbers.
+    """
+    if images.ndim < 2 or not images.is_floating_point():
+        told = f"{images.dtype} of {tuple(images.shape)}"
+        raise DataError(
+            f"images are preprocessed, that is floating-point numbers [B, C, H, W], got {told}",
+            "prepare them as timm.data.create_transform does for the model",
+        )
 
 
 def _named(batch: Mapping[Any, Any], names: Sequence[str]) -> Any:

@@ -65,6 +65,11 @@ def test_conversion_within_inference_mode(recipe: str, vit: nn.Module, images: T
     assert all(p.requires_grad and not p.is_inference() for p in snn.parameters())
 
 
+def test_an_array_is_what_a_tensor_is(vit: nn.Module, images: Tensor) -> None:
+    snn = to_spiking(vit, Recipe(timesteps=2), images.numpy())
+    assert snn.calibrated_on == to_spiking(vit, Recipe(timesteps=2), images).calibrated_on
+
+
 def batches(images: Tensor) -> dict[str, Any]:
     labels, parts = torch.zeros(len(images)), list(images.split(5))
     return {
@@ -75,6 +80,7 @@ def batches(images: Tensor) -> dict[str, Any]:
         "an empty one": [parts[0], images[:0], *parts[1:]],
         "float64": [part.double() for part in parts],
         "with gradient": [part.clone().requires_grad_() for part in parts],
+        "arrays": [(part.numpy(), None) for part in parts],
         "a loader": DataLoader(TensorDataset(images, labels), batch_size=5),
     }
 
@@ -91,7 +97,8 @@ def test_forms_of_calibration_images(form: str, vit: nn.Module, images: Tensor) 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda x: x.numpy(), "images are tensors, got ndarray"),
+        (lambda x: [[x.tolist()]], "images are tensors or arrays, got list"),
+        (lambda x: (x * 255).to(torch.uint8).numpy(), "preprocessed, that is floating-point numbers"),
         (lambda x: [{"foo": x}], "a batch has the keys 'foo'"),
         (lambda x: (x * 255).to(torch.uint8), "preprocessed, that is floating-point numbers"),
         (lambda x: {"image": x}, "iterated over several times, got dict"),

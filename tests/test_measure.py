@@ -123,6 +123,8 @@ def test_a_network_in_training_is_scored_as_one_in_evaluation_mode_and_left_as_i
         lambda x, y: (x, y, torch.arange(len(y))),
         lambda x, y: (x, y.to(torch.int32)),
         lambda x, y: (x, y.tolist()),
+        lambda x, y: (x.numpy(), y.numpy()),
+        lambda x, y: {"img": x.numpy(), "fine_label": y.tolist()},
         lambda x, y: {"image": x, "label": y},
         lambda x, y: {"pixel_values": x, "labels": y, "index": 0},
     ],
@@ -147,6 +149,8 @@ def test_batches_are_understood_in_the_forms_that_loaders_give(form: Any, networ
         (lambda x, y: (list(x), y), r"images are a list of 4, expected a tensor \[B, C, H, W\]"),
         (lambda x, y: (x[0], y), r"images are a tensor of shape \[3, 16, 16\]"),
         (lambda x, y: (y, x), r"images are a tensor of shape \[4\] and torch.int64"),
+        (lambda x, y: ((x * 255).byte(), y), "images are preprocessed"),
+        (lambda x, y: (x.numpy().astype(object), y), "an array of object is no tensor"),
         (lambda x, y: (x * torch.nan, y), "logits of some images are not finite"),
     ],
 )
