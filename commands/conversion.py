@@ -235,7 +235,8 @@ def _samples(ann: nn.Module, images: dict[str, Any]) -> tuple[list[Sample], list
 
     wanted = images["samples"] + COMPARED
     source, count = own_images(image_source(ann, images), wanted, images["seed"])
-    check_memory(source, wanted if count is None else count, resolve_model_data_config(ann)["input_size"])
+    calibrating = min(count or wanted, images["samples"])
+    check_memory(source, calibrating, resolve_model_data_config(ann)["input_size"])
     found = list(bar(prepared(ann, source, count=count, seed=images["seed"], workers=images["workers"]), "reading images"))
     samples = found[: own_count(images["samples"])]
     samples = samples[: int(smallest(torch.tensor(len(samples))))]
