@@ -15,7 +15,7 @@ import click
 from vit2snn import __version__
 from vit2snn.commands import audit, conversion, evaluation, finetuning, planning, report, training, zoo
 from vit2snn.commands.failures import Terminated, tell, terminable
-from vit2snn.commands.shared import emit
+from vit2snn.commands.output import emit
 from vit2snn.commands.streams import give_up_streams, prepare_streams
 
 

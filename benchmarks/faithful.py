@@ -31,7 +31,7 @@ import click
 import torch
 from torch import nn
 
-from vit2snn.commands.shared import is_main, launched, own_images
+from vit2snn.commands.processes import is_main, launched, own_images
 from vit2snn.convert import RECIPES, load_model, to_spiking
 from vit2snn.data import array_source, batches, open_images, prepared
 from vit2snn.measure import Point, evaluate

@@ -10,7 +10,9 @@ import click
 
 from vit2snn.commands.bounds import IMAGES, TIMESTEPS
 from vit2snn.commands.evaluation import open_scored
-from vit2snn.commands.shared import bar, data_options, emit, find_device
+from vit2snn.commands.images import data_options
+from vit2snn.commands.output import bar, emit
+from vit2snn.commands.processes import find_device
 from vit2snn.errors import QualityGateError
 
 

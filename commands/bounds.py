@@ -34,3 +34,14 @@ MEMBER = click.IntRange(0, MANY.max)
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
 PROBABILITY = Number(0, 1)
+
+
+def timestep_list(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """``1,2,4,8`` as a sorted list."""
+    if value is None:
+        return None
+    try:
+        steps = sorted({int(part) for part in value.split(",")})
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of timesteps such as 1,2,4,8") from None
+    return [int(TIMESTEPS.convert(step, parameter, context)) for step in steps]

@@ -14,27 +14,11 @@ import click
 
 from vit2snn.commands.bounds import IMAGES, POSITIVE, ROUNDS, TIMESTEPS
 from vit2snn.commands.evaluation import evaluate_folder
-from vit2snn.commands.shared import (
-    DEMO,
-    Pass,
-    ann_options,
-    bar,
-    check_data,
-    check_memory,
-    data_options,
-    device_option,
-    emit,
-    find_recipe,
-    fit_bar,
-    image_source,
-    is_main,
-    launched,
-    load_ann,
-    note,
-    own_count,
-    own_images,
-    wait,
-)
+from vit2snn.commands.images import DEMO, check_data, data_options, image_source
+from vit2snn.commands.memory import check_memory
+from vit2snn.commands.models import ann_options, find_recipe, load_ann
+from vit2snn.commands.output import Pass, bar, emit, fit_bar, note
+from vit2snn.commands.processes import device_option, is_main, launched, own_count, own_images, wait
 from vit2snn.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,21 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.bounds import IMAGES, POSITIVE, Number
-from vit2snn.commands.shared import (
-    bar,
-    check_data,
-    data_options,
-    emit,
-    event_source,
-    image_source,
-    is_main,
-    launched,
-    note,
-    own_events,
-    own_images,
-    timestep_list,
-)
+from vit2snn.commands.bounds import IMAGES, POSITIVE, Number, timestep_list
+from vit2snn.commands.images import check_data, data_options, event_source, image_source
+from vit2snn.commands.output import bar, emit, note
+from vit2snn.commands.processes import is_main, launched, own_events, own_images
 from vit2snn.errors import QualityGateError
 
 if TYPE_CHECKING:

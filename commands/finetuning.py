@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.bounds import NOT_NEGATIVE, POSITIVE, PROBABILITY, TIMESTEPS, Number
-from vit2snn.commands.shared import check_data, data_options, emit, image_source, is_main, launched, note, skipping
+from vit2snn.commands.images import check_data, data_options, image_source, skipping
+from vit2snn.commands.output import emit, note
+from vit2snn.commands.processes import is_main, launched
 from vit2snn.commands.training import SETTINGS, check_training, run_training, training_options
 from vit2snn.errors import ModelError
 

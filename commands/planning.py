@@ -8,20 +8,11 @@ from typing import Any
 import click
 
 from vit2snn.commands.bounds import IMAGES, MANY, TIMESTEPS
-from vit2snn.commands.shared import (
-    DEMO,
-    ann_options,
-    bar,
-    check_data,
-    check_memory,
-    data_options,
-    emit,
-    find_device,
-    find_recipe,
-    image_source,
-    load_ann,
-    note,
-)
+from vit2snn.commands.images import DEMO, check_data, data_options, image_source
+from vit2snn.commands.memory import check_memory
+from vit2snn.commands.models import ann_options, find_recipe, load_ann
+from vit2snn.commands.output import bar, emit, note
+from vit2snn.commands.processes import find_device
 from vit2snn.errors import DataError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vit2snn.commands.shared import emit
+from vit2snn.commands.output import emit
 from vit2snn.errors import ArtifactError
 
 MARK = b'content="vit2snn report"'

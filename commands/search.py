@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.bounds import GENERATIONS, MANY, MEMBER, SEED, Number
-from vit2snn.commands.shared import bar, emit, note
+from vit2snn.commands.output import bar, emit, note
 
 if TYPE_CHECKING:
     from vit2snn.search import Request, Search

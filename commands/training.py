@@ -24,7 +24,10 @@ from vit2snn.commands.bounds import (
     Number,
 )
 from vit2snn.commands.evaluation import scored_batches
-from vit2snn.commands.shared import bar, check_fits, data_options, emit, event_source, image_source, is_main, launched
+from vit2snn.commands.images import data_options, event_source, image_source
+from vit2snn.commands.memory import check_fits
+from vit2snn.commands.output import bar, emit
+from vit2snn.commands.processes import is_main, launched
 from vit2snn.errors import ModelError
 
 if TYPE_CHECKING:

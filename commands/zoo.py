@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from vit2snn.commands.output import emit
 from vit2snn.commands.search import create, search
-from vit2snn.commands.shared import emit
 from vit2snn.errors import ModelError
 
 

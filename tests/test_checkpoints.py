@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
-from vit2snn.commands.shared import load_ann
+from vit2snn.commands.models import load_ann
 from vit2snn.convert import load_model, read_checkpoint
 from vit2snn.errors import CheckpointError, ModelError
 

@@ -370,7 +370,7 @@ def test_more_samples_than_images_are_all(tmp_path: Path, folder: Path) -> None:
 
 
 def test_more_images_than_memory_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vit2snn.commands.shared.memory", lambda: 100_000)
+    monkeypatch.setattr("vit2snn.commands.memory.memory", lambda: 100_000)
     result = fails(1, "128 images of 1x28x28 take", "convert", "demo", "-o", tmp_path / "out", "--timesteps", 1)
     assert "--samples 7" in result.stderr  # half of what there is
 

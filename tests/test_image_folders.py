@@ -17,7 +17,7 @@ from conftest import make_vit
 from PIL import Image
 
 from vit2snn.cli import cli
-from vit2snn.commands.shared import own_images
+from vit2snn.commands.processes import own_images
 from vit2snn.data import ImageSource, UnreadableError, choose, open_images, training_images, unlabelled_images
 from vit2snn.errors import DataError
 from vit2snn.spiking import shards

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from click.testing import CliRunner
 
 from vit2snn.cli import cli
-from vit2snn.commands.shared import find_device, launched
+from vit2snn.commands.processes import find_device, launched
 
 
 @pytest.fixture

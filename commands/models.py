@@ -1,0 +1,60 @@
+"""What a command converts, and how: options of the ANN, and recipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vit2snn.commands.bounds import CLASSES, SIDE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vit2snn.convert import Recipe
+
+ANN_OPTIONS = [
+    click.option("--checkpoint", type=click.Path(exists=True), help="Weights: .safetensors, or what torch.save wrote."),
+    click.option("--ema/--no-ema", default=True, show_default=True, help="Of a checkpoint, averaged weights or the plain."),
+    click.option("--num-classes", type=CLASSES, help="Size of the head of --checkpoint, if not the architecture's."),
+    click.option("--img-size", type=SIDE, help="Side of the images, if not the model's own."),
+]
+
+
+def ann_options(command: Any) -> Any:
+    """Add the options that tell which ANN is meant, beside its name; see `load_ann`."""
+    for option in reversed(ANN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def load_ann(name: str, options: dict[str, Any]) -> nn.Module:
+    """The ANN that a name and the options of `ann_options` mean.
+
+    Raises:
+        ModelError: it has no classifier that could be scored, or takes no images that files have.
+    """
+    from vit2snn.convert import load_model
+    from vit2snn.errors import ModelError
+
+    given = {key: options[key] for key in ("checkpoint", "ema", "num_classes", "img_size") if key in options}
+    model: Any = load_model(name, **given)
+    if model.num_classes < 2:
+        raise ModelError(
+            f"{name!r} has no classifier (num_classes is {model.num_classes}), and the command line scores classifiers",
+            "convert it in Python: vit2snn.to_spiking(model, images=...); or fine-tune a head and give --checkpoint FILE "
+            "--num-classes N",
+        )
+    if getattr(model, "in_chans", 3) not in (1, 3):
+        raise ModelError(
+            f"{name!r} takes images of {model.in_chans} channels, and those of files have 1 or 3",
+            "convert it in Python: vit2snn.to_spiking(model, images=...)",
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def find_recipe(name: str, **changes: Any) -> Recipe:
+    """A recipe by name or file, with those of its fields changed that are not None."""
+    from vit2snn.convert import Recipe
+
+    return Recipe.find(name).changed(**{field: value for field, value in changes.items() if value is not None})
