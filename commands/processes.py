@@ -114,7 +114,8 @@ def wait() -> None:
 def own_images(source: ImageSource, count: int | None, seed: int) -> tuple[ImageSource, int | None]:
     """This process's share of a source, and of the number of images to choose from it; other processes' images are not read.
 
-    The images that the processes choose are those that one process chooses of the whole source, unless some are left out.
+    The images that the processes choose are those that one process chooses of the whole source, unless some are left out or,
+    of a stream, cannot be read.
 
     Raises:
         DataError: there are fewer images than processes.
@@ -135,13 +136,12 @@ def own_images(source: ImageSource, count: int | None, seed: int) -> tuple[Image
 
 def own_events(source: EventSource, count: int | None, seed: int) -> tuple[EventSource, int | None]:
     """The same for recordings."""
-    from vit2snn.data import EventSource
     from vit2snn.spiking.shards import processes, share
 
     if processes() == 1:
         return source, count
     order = list(share(_in_order(source.labels, count, seed)))[: own_count(count)]
-    return EventSource([source.labels[i] for i in order], lambda i: source.read(order[i]), source.sensor_size), None
+    return source.subset(order), None
 
 
 def _in_order(labels: list[int], count: int | None, seed: int) -> Sequence[int]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import posixpath
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePath
@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError
-from .folders import TEST, TRAINING, VALIDATION, part_of
+from .folders import part_of
+from .names import class_order, read_class_map, used
 from .pictures import UnreadableError, unreadable
+from .splits import TEST, TRAINING, VALIDATION
 from .trees import Tree, is_hidden, open_tree
 
 PREFIX = "tonic/"
@@ -38,11 +40,22 @@ class EventSource:
         labels: of each recording.
         read: the structured array of events, with fields x, y, t (microseconds) and p, by index.
         sensor_size: of the camera, ``(W, H, 2)``.
+        split: what it is called where it was found.
+        notes: what a user should know of them, a sentence each.
+        skipped: was told of those that cannot be read; None where such are errors.
     """
 
     labels: list[int]
     read: Callable[[int], Any]
     sensor_size: tuple[int, int, int]
+    split: str
+    notes: tuple[str, ...] = ()
+    skipped: Callable[[UnreadableError], None] | None = None
+
+    def subset(self, indices: Sequence[int]) -> EventSource:
+        """Some of the recordings, in that order."""
+        labels = [self.labels[index] for index in indices]
+        return replace(self, labels=labels, read=lambda index: self.read(indices[index]))
 
     def frames(self, index: int, timesteps: int, size: tuple[int, int]) -> Tensor:
         """A recording cut into ``timesteps`` of equal length: float counts ``[timesteps, 2, H, W]``, channel 1 is ON.
@@ -79,7 +92,13 @@ def is_events(data: str) -> bool:
 
 
 def open_events(
-    data: str, split: str, *, classes: int, root: str | None = None, skipped: Callable[[UnreadableError], None] | None = None
+    data: str,
+    split: str,
+    *,
+    classes: int,
+    root: str | None = None,
+    class_map: str | Path | None = None,
+    skipped: Callable[[UnreadableError], None] | None = None,
 ) -> EventSource:
     """Open recordings.
 
@@ -87,15 +106,21 @@ def open_events(
         data: ``tonic/NMNIST``, ``tonic/DVSGesture``, or another data set of tonic by its class name; or a folder
             ``data/{train,test}/CLASS/`` of N-MNIST recordings (``.bs2`` or ``.bin``). A data set without a split, such as
             CIFAR10-DVS, is cut after nine tenths of each class.
-        split: ``train``, or ``test``, which ``validation`` also means.
+        split: ``train``, or ``test``, which ``validation`` also means; of a folder, see `vit2snn.data.folders.part_of`.
         classes: how many classes the model tells apart.
         root: where tonic keeps the data set.
+        class_map: of a folder; see `vit2snn.data.names.read_class_map`.
         skipped: is told of recordings that cannot be read, which are passed over then; all are read for that.
 
     Raises:
         DataError: tonic is not installed, does not know the data set, there are no recordings, or they have other classes.
     """
-    source = _data_set(data, split, root) if data.startswith(PREFIX) else _folder(data, split)
+    if not data.startswith(PREFIX):
+        source = _folder(data, split, classes, class_map)
+    elif class_map is None:
+        source = _data_set(data, split, root)
+    else:
+        raise DataError(f"{data!r} has classes of its own, in its own order", "leave --class-map out")
     if skipped is not None:
         source = _readable(source, skipped)
     if not source.labels:
@@ -105,7 +130,7 @@ def open_events(
             f"{data!r} has labels up to {max(source.labels)}, the model tells {classes} classes apart",
             "check that model and data set belong together",
         )
-    return source
+    return replace(source, notes=(*source.notes, *used(source.labels, classes)))
 
 
 def _tonic() -> Any:
@@ -134,7 +159,9 @@ def _data_set(data: str, split: str, root: str | None) -> EventSource:
     def read(index: int) -> Any:
         return _checked(lambda: dataset[chosen[index]][0], dataset.sensor_size, f"recording {chosen[index]} of {data!r}")
 
-    return EventSource([labels[i] for i in chosen], read, dataset.sensor_size)
+    part = "train" if train else "test"
+    note = f"{len(chosen)} recordings are in the split {part!r} of {data}"
+    return EventSource([labels[i] for i in chosen], read, dataset.sensor_size, part, (note,))
 
 
 def _part(labels: list[int], train: bool) -> list[int]:
@@ -147,8 +174,8 @@ def _part(labels: list[int], train: bool) -> list[int]:
     return chosen
 
 
-def _folder(data: str, split: str) -> EventSource:
-    """The recordings of a split; the classes are those of all splits."""
+def _folder(data: str, split: str, classes: int, class_map: str | Path | None) -> EventSource:
+    """The recordings of a split; the classes are those of all splits, or of a class map."""
     tonic = _tonic()
     tree = open_tree(data)
     part = part_of(tree, split, flat=True)
@@ -161,7 +188,7 @@ def _folder(data: str, split: str) -> EventSource:
         name for other in tree.listed(around).folders for name in tree.listed(posixpath.join(around, other)).folders
         if _recordings(tree, posixpath.join(around, other, name))
     }  # fmt: skip
-    labels = {name: label for label, name in enumerate(sorted(names))}
+    order = class_order(names, classes, data) if class_map is None else read_class_map(class_map, classes, names)
 
     def recorded(path: str) -> Any:
         with tree.opened(path) as file:
@@ -174,7 +201,8 @@ def _folder(data: str, split: str) -> EventSource:
         path = files[index][0]
         return _checked(lambda: recorded(path), tonic.datasets.NMNIST.sensor_size, tree.told(path))
 
-    return EventSource([labels[name] for _, name in files], read, tonic.datasets.NMNIST.sensor_size)
+    note = f"{len(files)} recordings are in {Path(tree.place, part)}"
+    return EventSource([order[name] for _, name in files], read, tonic.datasets.NMNIST.sensor_size, part, (note,))
 
 
 def _recordings(tree: Tree, folder: str) -> list[str]:
@@ -209,4 +237,4 @@ def _readable(source: EventSource, skipped: Callable[[UnreadableError], None]) -
             chosen.append(index)
         except UnreadableError as error:
             skipped(error)
-    return EventSource([source.labels[i] for i in chosen], lambda index: source.read(chosen[index]), source.sensor_size)
+    return replace(source.subset(chosen), skipped=skipped)

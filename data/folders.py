@@ -12,16 +12,9 @@ from PIL import Image
 from ..errors import DataError
 from .names import class_order, natural, read_class_map, read_labels, some
 from .pictures import decoded, is_image
-from .sources import ImageSource, indexed
+from .sources import UNLABELLED, ImageSource, indexed
+from .splits import SOUGHT, find_split
 from .trees import Tree, open_tree
-
-TRAINING = ("train", "training")
-VALIDATION = ("validation", "val", "valid", "evaluation", "eval")
-TEST = ("test", "testing")
-_SOUGHT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(TRAINING, TRAINING), **dict.fromkeys(VALIDATION, (*VALIDATION, *TEST)), **dict.fromkeys(TEST, TEST)
-}  # fmt: skip
-"""Of the usual names of splits, those under which each is sought."""
 
 
 def open_folder(
@@ -35,7 +28,7 @@ def open_folder(
     Args:
         path: of the folder that holds the class folders, or folders of splits (see `part_of`) that do.
         split: which.
-        classes: how many classes the model tells apart.
+        classes: how many classes the model tells apart; 0 for a model without, whose images may lie in no class folders.
         mode: PIL's image mode, ``RGB`` or ``L``.
         class_map: see `vit2snn.data.names.read_class_map`.
         labels: a table of paths, relative to the folder of the split or else of all, and classes: numbers from 0 on, or names.
@@ -44,7 +37,7 @@ def open_folder(
         DataError: there are no such images, or their classes are not certain to be those of the model.
     """
     tree = open_tree(path)
-    part = part_of(tree, split, flat=labels is not None)
+    part = part_of(tree, split, flat=labels is not None or not classes)
     place = str(Path(tree.place, part))
     if labels is None:
         known, notes = _classed(tree, part, place, classes, class_map)
@@ -56,7 +49,7 @@ def open_folder(
         name = names[index]
         return decoded(lambda: tree.opened(name), mode, tree.told(name))
 
-    return indexed([known[name] for name in names], read, f"{len(names)} images are in {place}", *notes)
+    return indexed([known[name] for name in names], read, f"{len(names)} images are in {place}", *notes, split=part)
 
 
 def part_of(tree: Tree, split: str, flat: bool = False) -> str:
@@ -74,21 +67,20 @@ def part_of(tree: Tree, split: str, flat: bool = False) -> str:
         DataError: there are splits, and not this one; or the images are in folders of splits, and not of classes.
     """
     around = ""
-    while (inner := _only(tree, around)) and inner.lower() not in {split.lower(), *_SOUGHT}:
+    while (inner := _only(tree, around)) and inner.lower() not in {split.lower(), *SOUGHT}:
         around = join(around, inner)
     place, folders = str(Path(tree.place, around)), tree.listed(around).folders
     deep = [name for name in folders if _is_deep(tree, join(around, name))]
-    parts = [name for name in (folders if flat else deep) if name.lower() in {split.lower(), *_SOUGHT}]
+    parts = [name for name in (folders if flat else deep) if name.lower() in {split.lower(), *SOUGHT}]
     parts = parts or (deep if deep == folders else [])
-    by_name = {name.lower(): name for name in parts} | {name: name for name in parts}
-    found = next((by_name[name] for name in (split, *_SOUGHT.get(split.lower(), (split.lower(),))) if name in by_name), None)
+    found = find_split(split, parts)
     if found:
         return join(around, found)
     if parts:
         raise DataError(f"{place!r} has no split {split!r}, but {some(parts)}", f"say which is meant: --split {parts[0]}")
-    if split.lower() not in _SOUGHT:
+    if split.lower() not in SOUGHT:
         raise DataError(f"{place!r} has no split {split!r}, and no splits at all", "leave --split out, or name a folder")
-    if not flat and folders and all(name.lower() in _SOUGHT for name in folders):
+    if not flat and folders and all(name.lower() in SOUGHT for name in folders):
         raise DataError(
             f"{place!r} has images in {some(folders)}, and no class folders there", "name their classes with --labels FILE"
         )
@@ -116,6 +108,8 @@ def _classed(tree: Tree, part: str, place: str, classes: int, class_map: str | P
         for folder in listing.folders:
             _refuse_images(tree, join(part, name, folder), name)
     full = [name for name, listing in inside.items() if listing.images]
+    if not full and not classes and top.images:
+        return {join(part, image): UNLABELLED for image in top.images}, ["they lie in no class folders, and so have no labels"]
     if not full:
         raise DataError(f"{place!r} holds no images in class folders", "give the folder that holds the class folders")
     order = class_order(full, classes, place) if class_map is None else read_class_map(class_map, classes, full)

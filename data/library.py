@@ -1,19 +1,19 @@
-"""Data sets that torchvision and timm read: ``torch/NAME``, and the streams ``hfids/``, ``wds/`` and ``tfds/``."""
+"""Data sets that torchvision and TensorFlow read, through timm: ``torch/NAME`` and ``tfds/NAME``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..errors import DataError
-from .folders import TEST, TRAINING, VALIDATION
-from .hub import columns
 from .names import read_class_map
 from .pictures import as_mode, unreadable
-from .sources import ImageSource, Labelled, indexed
+from .sources import ImageSource, Pending, indexed
+from .splits import SOUGHT
 
 
 def open_torchvision(name: str, split: str, mode: str, root: str | Path | None) -> ImageSource:
@@ -24,7 +24,7 @@ def open_torchvision(name: str, split: str, mode: str, root: str | Path | None) 
     """
     if name.split("/")[-1].lower() in ("folder", "image_folder"):
         raise DataError(f"{name!r} is a folder, which is read without torchvision", "give the folder itself to --data")
-    if split.lower() not in (*TRAINING, *VALIDATION, *TEST):
+    if split.lower() not in SOUGHT:
         raise DataError(f"{name!r} has no split {split!r}, but 'train' and 'validation'", "say which is meant with --split")
     dataset = _created(name, split.lower(), mode, root)
     labels = [int(label) for label in getattr(dataset, "targets", getattr(dataset, "labels", ()))]
@@ -37,46 +37,24 @@ def open_torchvision(name: str, split: str, mode: str, root: str | Path | None) 
         except Exception as error:
             raise unreadable(f"image {index} of {name!r}", "an image", error) from error
 
-    return indexed(labels, read, f"{len(labels)} images are in the split {split!r} of {name}")
+    return indexed(labels, read, f"{len(labels)} images are in the split {split!r} of {name}", split=split.lower())
 
 
-def open_stream(
+def open_tensorflow(
     name: str, split: str, classes: int, mode: str, root: str | Path | None, class_map: str | Path | None
 ) -> ImageSource:
-    """A data set that timm reads in order.
+    """A data set that TensorFlow reads in order, and decodes, which leaves nothing to pass over.
 
     Raises:
         DataError: it cannot be opened.
     """
-    keys: dict[str, Any] = _streamed_columns(name, root) if name.startswith("hfids/") else {}
-    if class_map is not None:
-        keys["class_map"] = read_class_map(class_map, classes, ())
-    # Pixels of 16 bits are ours to convert; TensorFlow's have 8.
-    dataset = _created(name, split, mode if name.startswith("tfds/") else "", root, **keys)
-    note = f"images are of the split {split!r} of {name}"
-    return ImageSource(None, None, lambda: _labelled(dataset, name, mode), notes=(note,))
+    keys: dict[str, Any] = {} if class_map is None else {"class_map": read_class_map(class_map, classes, ())}
+    dataset = _created(name, split, mode, root, **keys)
 
+    def stream() -> Iterator[Pending]:
+        return ((partial(as_mode, image, mode), int(label)) for image, label, *_ in dataset)
 
-def _streamed_columns(name: str, root: str | Path | None) -> dict[str, str]:
-    """What timm calls the columns of images and labels; nothing where a data set does not describe its columns."""
-    import datasets
-
-    try:
-        builder = datasets.load_dataset_builder(name.removeprefix("hfids/"), cache_dir=None if root is None else str(root))
-    except Exception as error:
-        raise _unopened(name, error) from error
-    features = builder.info.features
-    return dict(zip(("input_key", "target_key"), columns(features, name), strict=True)) if features else {}
-
-
-def _labelled(dataset: Any, name: str, mode: str) -> Iterator[Labelled]:
-    count = 0
-    try:
-        for image, label, *_ in dataset:
-            yield as_mode(image, mode), int(label)
-            count += 1
-    except Exception as error:
-        raise DataError(f"{name!r} cannot be read after {count} images: {error}") from error
+    return ImageSource(None, None, stream, split, notes=(f"images are of the split {split!r} of {name}",))
 
 
 def _created(name: str, split: str, mode: str, root: str | Path | None, **keys: Any) -> Any:
@@ -85,8 +63,6 @@ def _created(name: str, split: str, mode: str, root: str | Path | None, **keys: 
     try:
         return create_dataset(name, root=None if root is None else str(root), split=split, input_img_mode=mode, **keys)
     except Exception as error:
-        raise _unopened(name, error) from error
-
-
-def _unopened(name: str, error: Exception) -> DataError:
-    return DataError(f"{name!r} cannot be opened: {error}", "check its name, --split, and where it lies, --data-dir")
+        raise DataError(
+            f"{name!r} cannot be opened: {error}", "check its name, --split, and where it lies, --data-dir"
+        ) from error

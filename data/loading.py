@@ -24,13 +24,11 @@ from .events import EventSource
 from .images import pinned
 from .names import natural
 from .pictures import UnreadableError, decoded, is_image
-from .sources import ImageSource, indexed
+from .sources import UNLABELLED, ImageSource, indexed
 from .subset import balanced_order, readable
 from .trees import open_tree
 
 Item = tuple[Tensor, Any]
-UNLABELLED = -1
-"""The label of an image that has none."""
 Place = tuple[int, int]
 """Epoch and index of an item."""
 

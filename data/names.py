@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ def some(names: Collection[str]) -> str:
 def class_order(names: Collection[str], classes: int, data: str, what: str = "class folders") -> dict[str, int]:
     """The classes of a model by name, where only the data says which there are: in the order in which timm sorts them.
 
+    Of a model without classes (0) there are as many as the data has.
+
     Raises:
         DataError: there are more names than classes, or fewer.
     """
-    if len(names) != classes:
+    if classes and len(names) != classes:
         raise DataError(
             f"{data!r} has {len(names)} {what}, the model tells {classes} classes apart: {some(names)}",
             "name the model's classes in order with --class-map FILE, one a line",
@@ -59,7 +61,7 @@ def read_class_map(path: str | Path, classes: int, known: Collection[str]) -> di
 
     Args:
         path: the file, in UTF-8.
-        classes: how many classes the model tells apart.
+        classes: how many classes the model tells apart; 0 for as many as there are lines.
         known: names that the data has, such as of class folders.
 
     Raises:
@@ -69,7 +71,7 @@ def read_class_map(path: str | Path, classes: int, known: Collection[str]) -> di
     lines = [line.strip() for line in _text(path, file).split("\n") if line.strip()]
     if lines and lines[0] not in known and set(re.findall(r"\w+", lines[0].lower())) <= _HEADINGS:
         lines = lines[1:]
-    if len(lines) != classes:
+    if classes and len(lines) != classes:
         raise DataError(
             f"{file} names {len(lines)} classes, the model tells {classes} apart",
             "it needs one line for each class of the model, in the model's order",
@@ -101,6 +103,50 @@ def _names(lines: list[str], pattern: re.Pattern[str]) -> list[str] | None:
         return names
     by_index = {int(match["index"]): name for match, name in zip(found, names, strict=True) if match}
     return [by_index[i] for i in range(len(names))] if set(by_index) == set(range(len(names))) else None
+
+
+def used(labels: Collection[int], classes: int) -> list[str]:
+    """A note where labels are of some of a model's classes only; none where they are of all."""
+    found = len(set(labels))
+    return [f"they are of {found} classes, and the model tells {classes} apart"] if found < classes else []
+
+
+def labels_as_they_come(
+    names: Sequence[str] | None, classes: int, data: str, class_map: str | Path | None
+) -> Callable[[Any], int]:
+    """What makes labels of what data that is read in order says of each image: a number or a name.
+
+    Args:
+        names: of the numbers, where the data tells.
+        classes: how many classes the model tells apart.
+        data: for messages.
+        class_map: see `read_class_map`.
+
+    Raises:
+        DataError: names and class map are not of the model's classes; or, of what is returned, a label is none of them.
+    """
+    order: dict[str, int] | None = None
+    if class_map is not None:
+        order = read_class_map(class_map, classes, names or ())
+    elif names is not None:
+        class_order(names, classes, data, "classes")
+
+    def label(value: Any) -> int:
+        if value is None or value == -1:
+            raise DataError(f"an image of {data!r} has no label", "choose another --split")
+        name = str(value).strip() if names is None or isinstance(value, str) else names[value]
+        if order is not None and name not in order:
+            raise DataError(
+                f"{data!r} has the class {name!r}, which the class map does not list", "check that they belong together"
+            )
+        if order is None and not re.fullmatch(r"\d{1,9}", str(value).strip()):
+            raise DataError(
+                f"{data!r} names a class {name!r}, and not which of the model's it is",
+                "name the model's classes in order with --class-map FILE, one a line",
+            )
+        return int(value) if order is None else order[name]
+
+    return label
 
 
 def read_labels(path: str | Path) -> dict[str, str]:

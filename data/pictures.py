@@ -13,11 +13,11 @@ from ..errors import DataError
 
 EXTENSIONS = frozenset(
     [
-        ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
-        ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+        ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx",
+        ".jxl", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
     ]
 )  # fmt: skip
-"""Files of these names are images: what PIL reads of what pictures are kept in."""
+"""Files of these names are images: what pictures are kept in. Those that PIL cannot read are then told, and not passed over."""
 
 SLIM = 1000
 """How many times as long as wide an image may be: resized by its shorter side, a longer one would fill the memory."""

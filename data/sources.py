@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,10 @@ from PIL import Image
 from .pictures import UnreadableError
 
 Labelled = tuple[Image.Image, int]
+UNLABELLED = -1
+"""The label of an image that has none."""
+Pending = tuple[Callable[[], Image.Image], int]
+"""An image that is not read yet, and its label."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class ImageSource:
     Attributes:
         labels: the label of each image; None for a stream, whose labels are known only when it is read.
         read: image and label by index, in several threads at once; None for a stream.
-        stream: images and labels in order.
+        stream: images and labels in order; the images may be read in several threads at once, or not at all.
+        split: what it is called where it was found; empty where the data has none.
         order: the indices in which images are chosen, where that is settled already.
         notes: what a user should know of them, a sentence each, such as which folder they are from.
         skipped: is told of each image that cannot be read and is passed over, by several threads at once, and maybe more than
@@ -29,19 +35,23 @@ class ImageSource:
 
     labels: list[int] | None
     read: Callable[[int], Labelled] | None
-    stream: Callable[[], Iterator[Labelled]]
+    stream: Callable[[], Iterator[Pending]]
+    split: str = ""
     order: Sequence[int] | None = None
     notes: tuple[str, ...] = ()
     skipped: Callable[[UnreadableError], None] | None = None
 
 
-def indexed(labels: list[int], read: Callable[[int], Image.Image], *notes: str) -> ImageSource:
+def indexed(labels: list[int], read: Callable[[int], Image.Image], *notes: str, split: str = "") -> ImageSource:
     """Images of known labels that are read by index."""
 
     def labelled(index: int) -> Labelled:
         return read(index), labels[index]
 
-    return ImageSource(labels, labelled, lambda: map(labelled, range(len(labels))), notes=notes)
+    def stream() -> Iterator[Pending]:
+        return ((partial(read, index), label) for index, label in enumerate(labels))
+
+    return ImageSource(labels, labelled, stream, split, notes=notes)
 
 
 def array_source(images: np.ndarray, labels: np.ndarray, mode: str | None = None) -> ImageSource:

@@ -15,6 +15,7 @@ from .pictures import UnreadableError
 from .sources import ImageSource
 
 S = TypeVar("S")
+Item = TypeVar("Item")
 
 
 def balanced_order(labels: list[int], seed: int) -> list[int]:
@@ -57,19 +58,21 @@ def _prepared(
     """All images of a source, in the order in which they are chosen; None in the place of one that it skips."""
     read, labels = source.read, source.labels
     if read is None or labels is None:
-        return ahead(lambda pair: prepare(*pair), stream_ahead(source.stream(), workers), workers)
+        return ahead(
+            skipping(source, lambda item: prepare(item[0](), item[1])), stream_ahead(source.stream(), workers), workers
+        )
     order = source.order
     if order is None:
         order = range(len(labels)) if count is None else balanced_order(labels, seed)
     return ahead(skipping(source, lambda index: prepare(*read(index))), order, workers)
 
 
-def skipping(source: ImageSource, read: Callable[[int], S]) -> Callable[[int], S | None]:
+def skipping(source: ImageSource, read: Callable[[Item], S]) -> Callable[[Item], S | None]:
     """``read``, but None for an image that cannot be read, where the source skips such and is told."""
 
-    def reading(index: int) -> S | None:
+    def reading(item: Item) -> S | None:
         try:
-            return read(index)
+            return read(item)
         except UnreadableError as error:
             if source.skipped is None:
                 raise

@@ -5,6 +5,7 @@ import tarfile
 import threading
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from vit2snn.convert import load_model
 from vit2snn.data import ImageSource, array_source, balanced_order, batches, choose, open_images, prepared
 from vit2snn.data.ahead import AHEAD
+from vit2snn.data.sources import indexed
 from vit2snn.errors import CheckpointError, DataError, ModelError
 from vit2snn.zoo.demo import demo_images
 
@@ -86,7 +88,7 @@ def test_embedded_calibration_and_scoring_images_are_disjoint() -> None:
 
 
 def test_a_stream_gives_its_first_images() -> None:
-    source = ImageSource(None, None, lambda: ((Image.new("L", (2, 2)), label) for label in range(100)))
+    source = ImageSource(None, None, lambda: ((partial(Image.new, "L", (2, 2)), label) for label in range(100)))
     assert list(choose(source, lambda image, label: label, 3, 0)) == [0, 1, 2]
     assert list(choose(source, lambda image, label: label, 3, 0, lambda label: label % 2 == 0)) == [1, 3, 5]
 
@@ -119,8 +121,8 @@ def test_torchvision_data_sets_are_read(tmp_path: Path) -> None:
         patch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
         source = open_images("torch/cifar10", "validation", classes=10, root=tmp_path)
     assert source.labels == batch["labels"]
-    image, label = next(source.stream())
-    assert image.size == (32, 32)
+    read, label = next(source.stream())
+    assert read().size == (32, 32)
     assert label == 0
 
 
@@ -157,7 +159,7 @@ def test_missing_empty_and_unreadable_data_are_told(tmp_path: Path) -> None:
     (root / "class1" / "notes.png").write_text("not an image")
     source = open_images(root, "train", classes=3)
     with pytest.raises(DataError, match=r"class1/notes.png' is not an image"):
-        list(source.stream())
+        [read() for read, _ in source.stream()]
     (tmp_path / "map.pkl").write_bytes(pickle.dumps({}))
     with pytest.raises(DataError, match="cannot be read: 'utf-8' codec"):
         open_images(root, "train", classes=3, class_map=tmp_path / "map.pkl")
@@ -168,7 +170,7 @@ def test_a_truncated_image_is_told(tmp_path: Path) -> None:
     path = root / "class0" / "0.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="is not an image that can be read"):
-        list(open_images(root, "train", classes=3).stream())
+        [read() for read, _ in open_images(root, "train", classes=3).stream()]
 
 
 # Weights
@@ -239,11 +241,11 @@ def test_unknown_models_come_with_near_names() -> None:
 def numbered(count: int, seen: list[int]) -> ImageSource:
     """Images whose label is their index; ``seen`` gets what has been read."""
 
-    def read(index: int) -> tuple[Image.Image, int]:
+    def read(index: int) -> Image.Image:
         seen.append(index)
-        return Image.new("L", (2, 2), index), index
+        return Image.new("L", (2, 2), index)
 
-    return ImageSource(list(range(count)), read, lambda: map(read, range(count)))
+    return indexed(list(range(count)), read)
 
 
 def label_of(image: Image.Image, label: int) -> int:

@@ -37,7 +37,7 @@ def recordings(tmp_path: Path) -> Path:
 
 def test_events_are_counted_by_polarity_pixel_and_time(tmp_path: Path) -> None:
     write_recording(tmp_path / "train" / "7" / "a.bin", [(3, 1, 1, 0), (3, 1, 1, 10), (0, 33, 0, 60), (5, 5, 1, 100)])
-    source = open_events(str(tmp_path), "train", classes=2)
+    source = open_events(str(tmp_path), "train", classes=1)
     assert source.labels == [0]
     frames = source.frames(0, 2, (34, 34))
     assert frames.shape == (2, 2, 34, 34)
@@ -64,10 +64,10 @@ def test_damaged_recordings_are_told_by_name(
     write_recording(path, events)
     path.write_bytes(path.read_bytes()[: 5 * len(events) - lost])
     with pytest.raises(DataError, match=f"train/7/a.bin' is not a recording that can be read: {message}"):
-        open_events(str(tmp_path), "train", classes=2).frames(0, 3, (32, 32))
+        open_events(str(tmp_path), "train", classes=1).frames(0, 3, (32, 32))
     skipped: list[str] = []
     with pytest.raises(DataError, match="holds no recordings that can be read"):
-        open_events(str(tmp_path), "train", classes=2, skipped=lambda error: skipped.append(str(error)))
+        open_events(str(tmp_path), "train", classes=1, skipped=lambda error: skipped.append(str(error)))
     write_recording(tmp_path / "train" / "8" / "b.bin", [(1, 2, 0, 0), (3, 4, 1, 9)])
     source = open_events(str(tmp_path), "train", classes=2, skipped=lambda error: skipped.append(str(error)))
     assert source.labels == [1] and source.frames(0, 1, (34, 34)).sum() == 1
@@ -84,6 +84,19 @@ def test_the_split_of_recordings_is_not_guessed(recordings: Path) -> None:
         open_events(str(recordings), "tset", classes=2)
     with pytest.raises(DataError, match="has no split 'tset', but 'train' and 'test'"):
         open_events("tonic/NMNIST", "tset", classes=10)
+
+
+def test_classes_of_recordings_are_those_of_the_model(recordings: Path, tmp_path: Path) -> None:
+    data = str(recordings)
+    with pytest.raises(DataError, match="has 2 class folders, the model tells 11 classes apart: '0', '1'"):
+        open_events(data, "train", classes=11)
+    names = tmp_path / "map.txt"
+    names.write_text("1\nother\n0\n")
+    source = open_events(data, "validation", classes=3, class_map=names)
+    assert source.labels == [2] * 8 + [0] * 8 and source.split == "test"
+    assert source.notes[1:] == ("they are of 2 classes, and the model tells 3 apart",)
+    with pytest.raises(DataError, match="has classes of its own"):
+        open_events("tonic/NMNIST", "train", classes=10, class_map=names)
 
 
 def test_batches_have_time_first(recordings: Path) -> None:
@@ -171,8 +184,8 @@ def test_a_dvs_model_learns_from_recordings_and_is_scored(recordings: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num-classes", "1"], "has labels up to 1, the model tells 1 classes apart"),
-        (["-a", "timesteps=0"], "leaves open into how many timesteps a recording is cut"),
+        (["--num-classes", "1"], "has 2 class folders, the model tells 1 classes apart"),
+        (["-a", "timesteps=0", "--num-classes", "2"], "leaves open into how many timesteps a recording is cut"),
     ],
 )
 def test_models_that_do_not_fit_the_recordings_are_refused(

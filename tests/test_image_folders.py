@@ -17,9 +17,10 @@ from conftest import make_vit
 from PIL import Image
 
 from vit2snn.cli import cli
+from vit2snn.commands.images import image_mode
 from vit2snn.commands.processes import own_images
 from vit2snn.data import ImageSource, UnreadableError, choose, open_images, training_images, unlabelled_images
-from vit2snn.errors import DataError
+from vit2snn.errors import DataError, ModelError
 from vit2snn.spiking import shards
 from vit2snn.zoo.demo import demo_images
 
@@ -46,7 +47,7 @@ def pack(root: Path) -> Path:
 
 def seen(source: ImageSource) -> dict[int, int]:
     """The label of each image by its brightness."""
-    return {image.getpixel((0, 0))[0]: label for image, label in source.stream()}  # type: ignore[index]
+    return {read().getpixel((0, 0))[0]: label for read, label in source.stream()}  # type: ignore[index]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -176,6 +177,26 @@ def test_tar_files_with_links_and_damage(tmp_path: Path) -> None:
             open_images(tmp_path / "other.tar", "train", classes=2)
 
 
+def test_fewer_classes_than_the_model_tells_apart_are_told(tmp_path: Path) -> None:
+    root, names = write(tmp_path / "data", "a/0.png", "b/0.png"), tmp_path / "map.txt"
+    names.write_text("a\nb\nc\n")
+    source = open_images(root, "train", classes=3, class_map=names)
+    assert source.notes[-1] == "they are of 2 classes, and the model tells 3 apart"
+
+
+def test_pictures_of_unreadable_kinds_are_told_and_not_passed_over(tmp_path: Path) -> None:
+    root = write(tmp_path, "a/0.png", "b/0.png", "b/thumbs.txt")
+    (root / "a" / "1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UnreadableError, match=r"a/1.HEIC' is not an image that can be read"):
+        seen(open_images(root, "train", classes=2))
+
+
+def test_models_of_other_channels_than_those_of_files_are_refused() -> None:
+    assert [image_mode(make_vit(in_chans=channels)) for channels in (1, 3)] == ["L", "RGB"]
+    with pytest.raises(ModelError, match="takes images of 4 channels, and those of files have 1 or 3"):
+        image_mode(make_vit(in_chans=4))
+
+
 # Lists of labels
 
 
@@ -212,7 +233,7 @@ def test_a_list_is_of_one_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("hfds/x", "datasets"), ("wds/x", "webdataset"), ("tfds/x", "tensorflow_datasets")]
+    ("name", "package"), [("hfds/x", "datasets"), ("hfids/x", "datasets"), ("tfds/x", "tensorflow_datasets")]
 )
 def test_missing_packages_are_told(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vit2snn.data.opening.find_spec", lambda wanted: None)
@@ -303,6 +324,10 @@ def test_commands_tell_what_they_read(tmp_path: Path) -> None:
     result = run(cli, ["convert", "demo", "-o", out, "--timesteps", "2", "--samples", "32", *data])
     assert result.exit_code == 0, result.output
     assert f"note: 60 images are in {root}/train\n" in result.stderr
+    read = {"data": str(root), "split": "train", "images": 60, "skipped": 0}
+    run_json = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (run_json["data"], run_json["read"]) == (str(root), read)
+    assert f"* Calibrated on images of `{root}, split train: 60 images`.\n" in (tmp_path / "out" / "README.md").read_text()
     result = run(cli, ["evaluate", out, "--json", *data])
     assert result.exit_code == 1
     assert "bad.png' is not an image that can be read" in result.stderr
@@ -311,6 +336,11 @@ def test_commands_tell_what_they_read(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == 60
     assert f"note: 61 images are in {root}/test\n" in result.stderr
     assert "note: 1 images cannot be read and are passed over\n" in result.stderr and "bad.png" in result.stderr
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["read"] == {"data": str(root), "split": "test", "images": 61, "skipped": 1}
+    assert run(cli, ["report", out]).exit_code == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{root}, split test: 61 images, 1 of them passed over" in page and f"{root}, split train: 60 images" in page
     result = run(cli, ["evaluate", out, "--split", "tset", *data])
     assert result.exit_code == 1
     assert "has no split 'tset', but 'test', 'train'" in result.stderr

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from vit2snn.convert import (
     SpikingModel,
     Structure,
     Teacher,
+    candidates,
     fit_branches,
     fit_spikes,
     fitting,
@@ -38,20 +39,27 @@ from vit2snn.convert import (
     to_spiking,
     trials,
 )
+from vit2snn.convert.trials import Candidate
 from vit2snn.errors import DataError
 from vit2snn.measure import evaluate
 from vit2snn.spiking import Alphabet, Coding, shards
 
 pytestmark = pytest.mark.slow  # the processes of nearly all tests
 DRIVEN = RECIPES["spike-driven"].changed(timesteps=2)
-GROUPS = 3
-"""Of processes, one after another: the one of `together`, and those of two commands."""
+GROUPS = 5
+"""Of processes, one after another: the one of `together`, and those of four commands."""
+AUTO = DRIVEN.changed(mlp="auto")
+BRIEF = {"STEPS": 3, "BATCH": 4}
+"""Of all fits in these tests."""
+FITS = (fit_branches, fit_spikes, fitting, trials)
 CASES = {
     "faithful": Recipe(timesteps=2),
     "static": make_recipe(timesteps=2, thresholds="static", observer="mse", prior="minimum", granularity="channel", bias=False),
 }
 FITTED = {"spike-driven": DRIVEN, "experts": DRIVEN.changed(attention="emsa", mlp="emsp", refit="ridge")}
 """The processes get the same network of these too, but it is another one than one process gets."""
+OUTPUTS = {"features": 0, "numbers": 1}
+"""What is not classes, and the size of the head."""
 
 
 def sample() -> tuple[Tensor, Tensor]:
@@ -64,9 +72,9 @@ def own(x: Tensor) -> Tensor:
     return torch.stack(list(shards.share(x)))
 
 
-def converted(name: str, images: Tensor) -> SpikingModel:
+def converted(name: str, images: Tensor, classes: int = 7) -> SpikingModel:
     torch.manual_seed(0)
-    ann = make_vit().to(images)
+    ann = make_vit(num_classes=classes).to(images)
     torch.manual_seed(7 * int(os.environ.get("RANK", "0")))  # each process has random numbers of its own
     return to_spiking(ann, (CASES | FITTED)[name], [images])
 
@@ -104,6 +112,8 @@ def figures(images: Tensor, scored: Tensor, labels: Tensor, cases: Iterable[str]
         snn = converted(name, images.double() if name in CASES else images)
         found[name] = {"state": copy.deepcopy(snn.network.state_dict()), "digests": sorted(snn.calibrated_on)}
         found[name]["figures"] = scores(snn, scored, labels)
+    for output, classes in OUTPUTS.items():
+        found[output] = scores(converted("faithful", images.double(), classes), scored, labels)
     model = zoo_model()
     found["zoo"] = evaluate(model, [(scored, labels % model.num_classes)]).to_json()
     return found
@@ -131,19 +141,25 @@ def together(out: Path) -> None:
         to_spiking(make_vit(), Recipe(), list(images.split(16 // (rank + 1))))
     with pytest.raises(DataError, match="no images to score"):
         evaluate(zoo_model(), [(images, labels)] if rank else [])
-    for module in (fit_branches, fit_spikes, fitting, trials):
-        module.STEPS, module.BATCH = 3, 4
+    for module in FITS:
+        module.__dict__.update(BRIEF)
     fit = Recipe(structure=Structure("experts+ssa", "relu", norm="gated", refit="network", passes=2), spikes=Coded(levels=0))
     fitted = to_spiking(make_vit(), fit, [own(images)]).network.state_dict()
     assert all(torch.equal(value, shards.first(value)) for value in fitted.values())
     found = figures(own(images), own(images[:15]), own(labels[:15]), CASES | FITTED)
     by_itself = evaluate(zoo_model(), [(images[rank:], labels[rank:])], shared=False)
     assert by_itself.images == 16 - rank
-    found["plan"] = to_spiking(make_vit(depth=1), DRIVEN.changed(mlp="auto"), [own(images)]).recipe.to_json()
+    found["candidates"] = measured([own(images)])
+    found["plan"] = to_spiking(make_vit(depth=1), AUTO, [own(images)]).recipe.to_json()
     AcceleratorState._reset_state(reset_partial_state=True)  # which keeps the group that is about to end
     dist.destroy_process_group()
     found["commands"] = commands(out)
     torch.save(found, out / f"{rank}.pt")
+
+
+def measured(batches: list[Tensor]) -> list[Candidate]:
+    torch.manual_seed(0)
+    return list(candidates(make_vit(depth=3), AUTO, batches, count=15, seed=2))
 
 
 def commands(out: Path) -> dict[str, Any]:
@@ -151,7 +167,12 @@ def commands(out: Path) -> dict[str, Any]:
     next_port()
     conversion = run("convert", "demo", "-o", out / "snn", "--samples", 17, "--timesteps", 2)
     next_port()
-    return {"convert": conversion, "evaluate": run("evaluate", out / "snn", "--samples", 21)}
+    evaluation = run("evaluate", out / "snn", "--samples", 21)
+    next_port()
+    audited = run("audit", out / "snn", "--samples", 9, "--timesteps", 1, "--replay")
+    next_port()
+    planned = run("plan", "demo", "--recipe", "spike-driven", "--samples", 17, "--timesteps", 1, "-o", out / "plans")
+    return {"convert": conversion, "evaluate": evaluation, "audit": audited, "plan": planned}
 
 
 def next_port() -> None:
@@ -240,6 +261,15 @@ def test_processes_score_as_one(name: str, shared: list[dict[str, Any]], alone: 
     same(*({name: row["relative_error"] for name, row in rows.items()} for rows in errors), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_processes_score_features_and_numbers_as_one(output: str, shared: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert shared[0][output] == shared[1][output]
+    found, wanted = shared[0][output], alone[output]
+    assert found["output"] == output and found["images"] == wanted["images"] == 15
+    for key in ("ann", "snn"):
+        same(found[key], wanted[key], atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", FITTED)
 def test_processes_fit_membranes_to_one_network_and_score_it_as_one(name: str, shared: list[dict[str, Any]]) -> None:
     same(shared[0][name]["state"], shared[1][name]["state"], atol=0, rtol=0)
@@ -272,10 +302,45 @@ def test_processes_choose_plans_alike(shared: list[dict[str, Any]]) -> None:
     assert shared[0]["plan"]["structure"]["mlp"] != "auto"
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fits as brief as those of the processes, on as many threads, so that sums are taken in the same order."""
+    for module in FITS:
+        for name, value in BRIEF.items():
+            monkeypatch.setattr(module, name, value, raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("brief")
+def test_processes_measure_the_very_candidates_that_one_measures(shared: list[dict[str, Any]]) -> None:
+    assert shared[0]["candidates"] == shared[1]["candidates"] == measured([sample()[0]])
+
+
+@pytest.mark.usefixtures("brief")
+def test_processes_plan_and_audit_as_one(shared: list[dict[str, Any]], tmp_path: Path) -> None:
+    found, out = shared[0]["commands"], shared[0]["out"]
+    wanted = run("plan", "demo", "--recipe", "spike-driven", "--samples", 17, "--timesteps", 1, "-o", tmp_path / "plans")
+    documents = [json.loads(printed[0]) for printed in (found["plan"], wanted)]
+    assert documents[0] == documents[1]
+    assert {path.name for path in out.glob("plans*")} == {"plans"}
+    alone = run("audit", out / "snn", "--samples", 9, "--timesteps", 1, "--replay")
+    one, other = (json.loads(printed[0]) for printed in (found["audit"], alone))
+    assert (one["images"], one["replay"]["left"]) == (9, []) and one["addition_only"] == other["addition_only"]
+    for row, expected in zip(one["operations"], other["operations"], strict=True):
+        assert (row["module"], row["function"], row["operands"]) == (
+            expected["module"], expected["function"], expected["operands"],
+        )  # fmt: skip
+        assert row["accumulates"] == pytest.approx(expected["accumulates"], rel=0.01)
+        assert row["multiplies"] == pytest.approx(expected["multiplies"], rel=0.01)
+
+
 def test_the_commands_share_their_images(shared: list[dict[str, Any]], tmp_path: Path) -> None:
     """The main process prints and writes what one process does; the other one is silent."""
     found, silent = (found["commands"] for found in shared)
-    assert silent == {"convert": ("", ""), "evaluate": ("", "")}
+    assert silent == dict.fromkeys(("convert", "evaluate", "audit", "plan"), ("", ""))
     wanted, out = {}, shared[0]["out"] / "snn"
     wanted["convert"] = run("convert", "demo", "-o", tmp_path / "snn", "--samples", 16, "--timesteps", 2)
     wanted["evaluate"] = run("evaluate", tmp_path / "snn", "--samples", 21)
@@ -289,7 +354,8 @@ def test_the_commands_share_their_images(shared: list[dict[str, Any]], tmp_path:
     for key in ("relative_error", "spikes_per_neuron"):
         same(documents[0]["snn"][-1][key], documents[1]["snn"][-1][key], atol=0.02, rtol=0.02)
     written = json.loads((out / "evaluation.json").read_text())
-    assert written.pop("command") and written == documents[0]
+    assert written.pop("command") and written == documents[0] | {"read": written["read"]}
+    assert written["read"]["data"] == "demo" and written["read"]["images"] >= 1000 and not written["read"]["skipped"]
 
 
 if __name__ == "__main__":
