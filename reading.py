@@ -25,6 +25,11 @@ LARGEST = 128 * 2**20
 MOST = 2**22
 """Values of a document. A value of two bytes takes up to 250 in memory."""
 
+LONGEST = 1024
+"""Timesteps of a run: rate coding, which needs the most, has been published with as many."""
+WIDEST = 4096
+"""Pixels along a side of an image: attention takes memory by the fourth power."""
+
 FLOAT = sys.float_info.max
 Number = Annotated[float, Meta(ge=-FLOAT, le=FLOAT)]
 """Finite."""

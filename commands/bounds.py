@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from vit2snn.reading import LONGEST, WIDEST
+
 
 class Number(click.FloatRange):
     """A number within bounds, which is finite: click takes ``nan`` for a number that is within all bounds."""
@@ -19,13 +21,14 @@ class Number(click.FloatRange):
         return number
 
 
-TIMESTEPS = click.IntRange(1, 1024)  # rate coding, which needs the most, has been published with as many
+TIMESTEPS = click.IntRange(1, LONGEST)
 IMAGES = click.IntRange(1, 10**9)  # more than any data set has; all are taken where there are fewer
 BATCH = click.IntRange(1, 2**16)  # of the smallest images, as many fill a GPU
 WORKERS = click.IntRange(0, 256)  # threads, more than which no machine keeps busy
 SEED = click.IntRange(0, 2**32 - 1)  # what NumPy takes
 CLASSES = click.IntRange(1, 10**5)  # ImageNet-21k has a fifth of them
-SIDE = click.IntRange(1, 4096)  # pixels: attention takes memory by the fourth power
+HEAD = click.IntRange(0, CLASSES.max)  # 0: the features in front of it
+SIDE = click.IntRange(1, WIDEST)
 ROUNDS = click.IntRange(1, 10**5)  # epochs or passes: each takes a second or more
 GENERATIONS = click.IntRange(0, 10**5)  # the same
 UPDATES = click.IntRange(1, 10**9)  # as many as a training of years makes

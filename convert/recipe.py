@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..errors import RecipeError
-from ..reading import parsed
+from ..reading import LONGEST, parsed
 from ..spiking.substitutes import INTERACTION, interacts
 from .fields import FieldError, check_bounds, check_types, from_fields, shown, to_fields
-from .spikes import KEPT_PATH, LONGEST, Coded, Membrane
+from .spikes import KEPT_PATH, Coded, Membrane
 from .structures import Structure
 
 VERSION = 3

@@ -14,7 +14,7 @@ from ..spiking import IF, NEURONS, Alphabet, Balanced, CodedNeuron, Coding
 from .fields import FieldError, check_bounds, check_types
 
 MOST_LEVELS, OCTAVES = 256, 100  # of an alphabet, so that float32 holds its smallest level beside the largest
-LONGEST = 65536  # burst, or run
+BURST = 65536  # spikes
 WIDEST = 2.0**20  # head-room
 
 
@@ -75,7 +75,7 @@ class Coded:
     def __post_init__(self) -> None:
         check_types(self, self.PATH)
         bursts = {
-            name: (1 <= getattr(self, name) <= LONGEST, f"from 1 to {LONGEST}")
+            name: (1 <= getattr(self, name) <= BURST, f"from 1 to {BURST}")
             for name in ("spikes_per_step", "input_spikes", "attention_spikes")
         }
         bounds = {

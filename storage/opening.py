@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from ..errors import ArtifactError, ModelError
-from ..reading import read_json
+from ..reading import LONGEST, read_json
 from ..spiking import SpikingNetwork, prepare_process
 from .artifact import load
 from .building import FOREIGN, WEIGHTS, check_size, create, reason
 from .folder import is_model_folder
+from .hub import find
 from .schema import ZooConfig
 from .tensors import read_tensors
 
-LONGEST = 1024  # timesteps
 AGAIN = "train, create or import the model again"
 
 
@@ -24,14 +24,15 @@ def open_network(folder: str | Path, trust: str | None = None) -> SpikingNetwork
     """The network in a folder, on the CPU, in evaluation mode: a converted one, or a model of the zoo.
 
     Args:
-        folder: that `save` or `save_model` wrote.
+        folder: that `save` or `save_model` wrote, or ``hf-hub:USER/NAME[@REVISION]``.
         trust: of `load`.
 
     Raises:
         ArtifactError: it holds neither, or is damaged.
+        HubError: the hub has no such model, or cannot be reached.
         ModelError: it is no spiking network.
     """
-    folder = Path(folder)
+    folder = find(folder).folder
     if not is_model_folder(folder):
         return load(folder, trust)
     prepare_process()

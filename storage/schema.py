@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 from msgspec import Meta
 
-from ..reading import Amount, Count, Number, Text
+from ..reading import WIDEST, Amount, Count, Number, Text
+
+CONFIG = "config.json"
+SECTION: Literal["vit2snn"] = "vit2snn"
+ZOO_SECTION = "vit2snn_zoo"
+"""Of ``config.json``, what is ours: of a converted model, and of one of the zoo."""
+SCHEMA = 4
+"""Of converted models."""
 
 Whole = Annotated[int, Meta(ge=-(2**20), le=2**20)]
 Scalar: TypeAlias = bool | Whole | Number | Text | None
@@ -14,7 +21,7 @@ Value: TypeAlias = Scalar | list[Scalar | list[Scalar]] | dict[Text, Scalar]
 """An argument of a model, or an entry of its pretrained configuration."""
 
 Channels = Annotated[int, Meta(ge=1, le=1024)]
-Side = Annotated[int, Meta(ge=1, le=1024)]
+Side = Annotated[int, Meta(ge=1, le=WIDEST)]
 Size: TypeAlias = tuple[Channels, Side, Side]
 Colours = Annotated[list[Number], Meta(min_length=1, max_length=1024)]
 Spreads = Annotated[list[Annotated[float, Meta(ge=1e-6, le=1e6)]], Meta(min_length=1, max_length=1024)]

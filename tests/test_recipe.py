@@ -126,11 +126,11 @@ def test_kinds_by_block_are_a_mapping_whose_order_counts() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"timesteps": 0}, "'timesteps' must be from 1 to 65536, got 0"),
+        ({"timesteps": 0}, "'timesteps' must be from 1 to 1024, got 0"),
         ({"timesteps": 2.5}, "'timesteps' must be a whole number, got 2.5"),
         ({"timesteps": True}, "'timesteps' must be a whole number, got True"),
         ({"timesteps": None}, "'timesteps' must be a whole number, got null"),
-        ({"timesteps": 10**40}, "'timesteps' must be from 1 to 65536, got 10000"),
+        ({"timesteps": 10**40}, "'timesteps' must be from 1 to 1024, got 10000"),
         ({"spikes": {"ratio": 1.0}}, r"'spikes\.ratio' must be above 1"),
         ({"spikes": {"ratio": float("nan")}}, r"'spikes\.ratio' must be a finite number, got nan"),
         ({"spikes": {"ratio": 10**400}}, r"'spikes\.ratio' must be a finite number"),

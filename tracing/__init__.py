@@ -3,6 +3,7 @@
 from .calls import SYNAPTIC as SYNAPTIC, Calls as Calls
 from .depth import depth as depth
 from .driving import DrivenCall as DrivenCall, drive as drive
+from .footprint import Peak as Peak, footprint as footprint
 from .hooks import catching as catching, outputs_of as outputs_of
 from .record import Operation as Operation, record as record, untied as untied
 from .signals import Call as Call, Signals as Signals
