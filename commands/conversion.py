@@ -14,9 +14,9 @@ import click
 
 from vit2snn.commands.bounds import IMAGES, POSITIVE, ROUNDS, TIMESTEPS
 from vit2snn.commands.evaluation import evaluate_folder
-from vit2snn.commands.images import DEMO, check_data, data_options, image_source
-from vit2snn.commands.memory import check_memory
-from vit2snn.commands.models import ann_options, find_recipe, load_ann
+from vit2snn.commands.images import DEMO, check_data, data_options, image_source, what_was_read
+from vit2snn.commands.memory import check_conversion, check_memory
+from vit2snn.commands.models import ann_options, check_scored, find_recipe, load_ann
 from vit2snn.commands.output import Pass, bar, emit, fit_bar, note
 from vit2snn.commands.processes import device_option, is_main, launched, own_count, own_images, wait
 from vit2snn.errors import DataError
@@ -93,6 +93,8 @@ def convert(
 def inspect(model: str, recipe: str, as_json: bool) -> None:
     """Show what a conversion of MODEL would do and what it costs, without weights or data, or the plan of a converted model.
 
+    That one is in a folder or on the hub, hf-hub:USER/NAME.
+
     \b
     vit2snn inspect vit_base_patch16_224 --recipe qkformer
     vit2snn inspect demo-snn
@@ -103,8 +105,9 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
     from vit2snn.convert import Recipe, load_model, plan
     from vit2snn.convert.text import plan_table
     from vit2snn.storage.artifact import is_artifact
+    from vit2snn.storage.hub import is_converted
 
-    if is_artifact(Path(model)):
+    if is_converted(model) or is_artifact(Path(model)):
         snn = load(model)
         planned, chosen = snn.plan, snn.recipe
     else:
@@ -138,7 +141,7 @@ def demo(out: Path | None, overwrite: bool, device: str, as_json: bool) -> None:
     recipe = find_recipe("faithful", timesteps=DEMO_TIMESTEPS)
     with launched(device) as found:
         _convert(DEMO, folder, recipe, overwrite or out is None, images, found, None)
-        result = evaluate_folder(folder, None, images | {"samples": None, "split": "validation"}, found)
+        result = evaluate_folder(folder, folder, None, images | {"samples": None, "split": "validation"}, found)
     emit(as_json, result.to_json(), curve_table(result))
     note(f"the converted model, the curve and its data are in {folder}")
 
@@ -168,9 +171,8 @@ def _convert(
     The processes of a group do it together.
     """
     import torch
-    from timm.data import resolve_model_data_config
 
-    from vit2snn.convert import plan, provisional, to_spiking
+    from vit2snn.convert import to_spiking
     from vit2snn.data import batches
     from vit2snn.measure import evaluate
     from vit2snn.spiking.shards import processes
@@ -179,9 +181,9 @@ def _convert(
     started = time.time()
     check_data(name, images)
     ann = load_ann(name, images)
-    # Refuses what it cannot convert before images are read.
-    plan(ann, provisional(recipe), resolve_model_data_config(ann)["input_size"])
-    samples, others = _samples(ann, images)
+    check_conversion(ann, recipe, images["batch_size"], device)
+    check_scored(name, ann)
+    samples, others, read = _samples(ann, images)
     pixels = torch.stack([sample.image for sample in samples])
     if recipe.structure.replaces and len(samples) * processes() < PLENTY:
         note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on some hundreds: --samples 512")
@@ -190,7 +192,10 @@ def _convert(
     known = not others  # there are no more images
     compared = others or samples[: -(-COMPARED // processes())]
     result = evaluate(snn, bar(batches(compared, images["batch_size"]), "comparing"))
-    run = {"command": sys.argv, "seed": images["seed"], "versions": versions(), "seconds": round(time.time() - started, 1)}
+    run = {
+        "command": sys.argv, "data": images.get("data"), "read": read, "seed": images["seed"], "versions": versions(),
+        "seconds": round(time.time() - started, 1),
+    }  # fmt: skip
     by_name = {error.name: error.relative_error for error in result.modules}
     parity = {"images": result.images, "calibration_images": known, "snn": [_parity(point) for point in result.points]}
     if is_main():
@@ -209,8 +214,11 @@ def _convert(
     return summary, result
 
 
-def _samples(ann: nn.Module, images: dict[str, Any]) -> tuple[list[Sample], list[Sample]]:
-    """This process's images to calibrate on, as many as the other processes have, and to compare with the ANN on."""
+def _samples(ann: nn.Module, images: dict[str, Any]) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
+    """This process's images to calibrate on, as many as the other processes have, and to compare with the ANN on.
+
+    Beside them, what was read, for the record.
+    """
     import torch
     from timm.data import resolve_model_data_config
 
@@ -231,9 +239,10 @@ def _samples(ann: nn.Module, images: dict[str, Any]) -> tuple[list[Sample], list
         shares = "all" if processes() == 1 else f"{len(samples)} in each of {processes()} processes"
         note(f"note: {used} images are used to calibrate ({shares}), not {images['samples']}")
     others = found[len(samples) :]
-    return samples, others if int(smallest(torch.tensor(len(others)))) else []
+    enough = int(smallest(torch.tensor(len(others)))) * processes() > 1  # the features of one image have no neighbours
+    return samples, others if enough else [], what_was_read(source, images)
 
 
 def _parity(point: Point) -> dict[str, Any]:
     """What of a point of the curve can be told on few images, perhaps of the calibration: not the accuracy."""
-    return {name: value for name, value in asdict(point).items() if name != "top1"}
+    return {name: value for name, value in point.to_json().items() if name != "top1"}

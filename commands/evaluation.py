@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.bounds import IMAGES, POSITIVE, Number, timestep_list
-from vit2snn.commands.images import check_data, data_options, event_source, image_source
+from vit2snn.commands.images import Scored, check_data, data_options, event_source, image_source, what_was_read
+from vit2snn.commands.memory import check_run
 from vit2snn.commands.output import bar, emit, note
 from vit2snn.commands.processes import is_main, launched, own_events, own_images
 from vit2snn.errors import QualityGateError
@@ -23,23 +24,25 @@ if TYPE_CHECKING:
 @click.option("--timesteps", callback=timestep_list, metavar="T,T,...", help="Timesteps to report; all unless given.")
 @click.option("--samples", type=IMAGES, help="Images to score; all unless given.")
 @click.option("--split", default="validation", show_default=True, help="Split of the data to score.")
-@click.option("--max-drop", type=Number(), help="Recommend T by it; fail (exit 3) if no top-1 is within so many points.")
+@click.option("--max-drop", type=Number(), help="Recommend T by it; fail (exit 3) if no T loses so few points.")
 @click.option("--max-energy", type=POSITIVE, help="The same by energy, relative to the ANN's.")
 @click.option(
     "--exit-confidence", type=Number(0, 1, min_open=True, max_open=True), metavar="C",
     help="Also stop each image early, once C of such calibration images kept their class.",
 )  # fmt: skip
 @click.option("--amp-dtype", type=click.Choice(["bfloat16", "float16"]), help="Compute what is analog in this precision.")
+@click.option("-o", "--out", "results", metavar="FOLDER", type=click.Path(path_type=Path), help="To write to, instead of OUT.")
 @data_options
 def evaluate(
-    out: Path, timesteps: list[int] | None, max_drop: float | None, max_energy: float | None, exit_confidence: float | None,
-    amp_dtype: str | None, as_json: bool, **images: Any,
+    out: Path, results: Path | None, timesteps: list[int] | None, max_drop: float | None, max_energy: float | None,
+    exit_confidence: float | None, amp_dtype: str | None, as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
     """Score the model in OUT at every timestep: a converted one beside its ANN, or one of the zoo.
 
     Images that a converted model was calibrated on are left out. Every operation is counted. Writes evaluation.json,
     evaluation.csv and curve.svg into OUT; vit2snn report OUT makes a page of them. Several processes share the images:
-    torchrun --nproc-per-node 2 -m vit2snn evaluate ...
+    torchrun --nproc-per-node 2 -m vit2snn evaluate ... OUT may be on the hub, hf-hub:USER/NAME: then nothing is written unless
+    --out says where.
 
     \b
     vit2snn evaluate demo-snn
@@ -48,11 +51,17 @@ def evaluate(
     """
     from vit2snn.measure.text import curve_table
     from vit2snn.storage import is_model_folder
+    from vit2snn.storage.hub import find
 
-    if max_drop is not None and is_model_folder(out):
+    place = find(out)
+    if max_drop is not None and is_model_folder(place.folder):
         raise click.UsageError("--max-drop compares with an ANN, and a zoo model has none")
+    _check_results(results)
+    written = results or (None if place.shared else place.folder)
     with launched(images["device"]) as device:
-        result = evaluate_folder(out, timesteps, images, device, exit_confidence, amp_dtype)
+        result = evaluate_folder(place.folder, written, timesteps, images, device, exit_confidence, amp_dtype, place.name)
+    if written is None:
+        note("note: nothing is written beside a model of the hub; --out FOLDER gets evaluation.json, evaluation.csv and curve.svg")
     budgeted = max_drop is not None or max_energy is not None
     point = result.recommended(max_drop, max_energy) if budgeted else None
     document = result.to_json() | ({"recommended": point.timestep if point else None} if budgeted else {})
@@ -62,37 +71,62 @@ def evaluate(
         raise _over_budget(result, max_drop, max_energy)
 
 
+def _check_results(folder: Path | None) -> None:
+    """Refuse to replace anything in a folder but an earlier evaluation."""
+    from vit2snn.files import check_output
+    from vit2snn.storage.evaluations import FILES
+
+    if folder is not None:
+        check_output(folder, True, lambda found: {entry.name for entry in found.iterdir()} <= set(FILES))
+
+
 def _over_budget(result: Evaluation, max_drop: float | None, max_energy: float | None) -> QualityGateError:
     """What the last point of a curve needs and loses."""
+    from vit2snn.measure.text import drop_line
+
     last, given = result.points[-1], {"--max-drop": max_drop, "--max-energy": max_energy}
     budgets = [f"{option} {budget:g}" for option, budget in given.items() if budget is not None]
-    if result.ann_top1 is None:
+    if result.ann is None:
         found = f"{last.energy:.2f} of the energy of one pass on numbers is needed"
     else:
-        drop = result.ann_top1 - last.top1
-        found = f"top-1 is {drop:.2f} points below the ANN's, at {last.energy:.2f} of its energy"
+        found = f"{drop_line(result)}, at {last.energy:.2f} of the ANN's energy"
     return QualityGateError(f"no T keeps to {' and '.join(budgets)}: at T = {last.timestep} {found}")
 
 
 def evaluate_folder(
-    out: Path, timesteps: list[int] | None, images: dict[str, Any], device: Any, exit_confidence: float | None = None,
-    amp_dtype: str | None = None,
+    out: Path, written: Path | None, timesteps: list[int] | None, images: dict[str, Any], device: Any,
+    exit_confidence: float | None = None, amp_dtype: str | None = None, name: str = "",
 ) -> Evaluation:  # fmt: skip
-    """Load a model, score it, write the curve into its folder; the processes of a group do it together."""
+    """Load a model, score it, write the curve; the processes of a group do it together.
+
+    Args:
+        out: folder of the model.
+        written: folder for the curve, if it is to be written.
+        timesteps: to report; all unless given.
+        images: the options of the data.
+        device: of torch.
+        exit_confidence: of `vit2snn.evaluate`.
+        amp_dtype: by name, of the same.
+        name: of the model, for the record where its folder is another one.
+    """
     import torch
 
     from vit2snn import evaluate
     from vit2snn.storage.evaluations import write_evaluation
 
     network, found = open_scored(out, timesteps[-1] if timesteps else None, images, whole=True)
+    check_run(network, images, device, "score a model of smaller images", timesteps[-1] if timesteps else None)
     precision = getattr(torch, amp_dtype) if amp_dtype else None
     result = evaluate(network.to(device), bar(found, "scoring"), timesteps, exit_confidence, precision)
-    if is_main():
-        write_evaluation(result, out, title=network.network.pretrained_cfg["architecture"], command=sys.argv)
+    read = what_was_read(found.source, images)
+    if is_main() and written is not None:
+        written.mkdir(parents=True, exist_ok=True)
+        title, model = network.network.pretrained_cfg["architecture"], name if written != out else ""
+        write_evaluation(result, written, title=title, command=sys.argv, read=read, model=model)
     return result
 
 
-def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole: bool = False) -> tuple[Any, Any]:
+def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole: bool = False) -> tuple[Any, Scored]:
     """A converted model or one of the zoo, and this process's batches of images to run it on.
 
     Args:
@@ -113,7 +147,7 @@ def open_scored(out: Path, timesteps: int | None, images: dict[str, Any], whole:
     return model, scored_batches(model, cut, images)
 
 
-def _artifact(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple[Any, Any]:
+def _artifact(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple[Any, Scored]:
     """A converted model, and this process's batches of images that it was not calibrated on."""
     from vit2snn import load
     from vit2snn.data import batches, prepared
@@ -127,10 +161,10 @@ def _artifact(out: Path, timesteps: int | None, images: dict[str, Any]) -> tuple
     samples = prepared(
         snn.network, source, count=count, seed=images["seed"], exclude=snn.calibrated_on, workers=images["workers"]
     )
-    return snn, batches(samples, images["batch_size"])
+    return snn, Scored(batches(samples, images["batch_size"]), source)
 
 
-def scored_batches(model: Any, timesteps: int, images: dict[str, Any]) -> Any:
+def scored_batches(model: Any, timesteps: int, images: dict[str, Any]) -> Scored:
     """This process's batches of images, or of frames, to score a zoo model on."""
     from vit2snn.data import batches, event_batches, prepared
 
@@ -138,6 +172,7 @@ def scored_batches(model: Any, timesteps: int, images: dict[str, Any]) -> Any:
     events = event_source(model, images)
     if events is not None:
         own, count = own_events(events, images["samples"], seed)
-        return event_batches(own, timesteps, model.pretrained_cfg["input_size"][1:], batch_size, count, seed, workers)
+        size = model.pretrained_cfg["input_size"][1:]
+        return Scored(event_batches(own, timesteps, size, batch_size, count, seed, workers), events)
     source, count = own_images(image_source(model, images), images["samples"], seed)
-    return batches(prepared(model, source, count=count, seed=seed, workers=workers), batch_size)
+    return Scored(batches(prepared(model, source, count=count, seed=seed, workers=workers), batch_size), source)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vit2snn.commands.bounds import NOT_NEGATIVE, POSITIVE, PROBABILITY, TIMESTEPS, Number
-from vit2snn.commands.images import check_data, data_options, image_source, skipping
+from vit2snn.commands.images import check_data, data_options, image_mode, image_source, skipping
+from vit2snn.commands.memory import check_run
 from vit2snn.commands.output import emit, note
 from vit2snn.commands.processes import is_main, launched
 from vit2snn.commands.training import SETTINGS, check_training, run_training, training_options
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vit2snn.convert import SpikingModel
     from vit2snn.data import ImageSource
     from vit2snn.finetune import Distillation, Summary
+    from vit2snn.storage.hub import Place
 
 AUGMENTATION = ("scale", "hflip", "aa", "reprob", "mixup", "cutmix", "no_aug")
 EXIT_IMAGES = 128  # on which early exits are calibrated
@@ -75,6 +77,7 @@ def _augmentation_options(command: Any) -> Any:
 def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Train the converted model in OUT further, with its ANN as the teacher, and write it to OUT2.
 
+    OUT may be on the hub: hf-hub:USER/NAME.
     Several processes: torchrun --nproc-per-node 2 -m vit2snn finetune ... An interrupted training goes on with --resume.
 
     \b
@@ -83,11 +86,13 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """
     from vit2snn.finetune import close_folder
     from vit2snn.storage.artifact import is_replaceable, read_config
+    from vit2snn.storage.hub import find
 
     check_training(out, options, is_replaceable)
-    check_data(read_config(model)["vit2snn"]["source"], options)
+    place = find(model)
+    check_data(read_config(place.folder)["vit2snn"]["source"], options)
     with launched(options["device"]) as device:
-        summary = _finetune(model, out, options, device)
+        summary = _finetune(place, out, options, device)
     if is_main():
         close_folder(out)
     document = {"out": str(out), "updates": summary.updates, "loss": summary.loss, "seconds": round(summary.seconds, 1)}
@@ -97,7 +102,7 @@ def finetune(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     note(f"score it with: vit2snn evaluate {out}{data}")
 
 
-def _finetune(model: Path, out: Path, options: Mapping[str, Any], device: Any) -> Summary:
+def _finetune(model: Place, out: Path, options: Mapping[str, Any], device: Any) -> Summary:
     """Train and save. The processes of a group do it together."""
     from vit2snn import load
     from vit2snn.convert import Teacher
@@ -106,26 +111,30 @@ def _finetune(model: Path, out: Path, options: Mapping[str, Any], device: Any) -
     from vit2snn.storage.artifact import read_config
     from vit2snn.storage.versions import versions
 
-    snn = load(model).to(device)
+    snn = load(model.folder).to(device)
+    if snn.network.num_classes == 0 and set(options["loss"]) != {"features"}:
+        raise click.UsageError("a feature extractor has no classes to learn: compare it with its ANN, --loss features=1")
     if options["timesteps"]:
         snn.recipe = snn.recipe.changed(timesteps=options["timesteps"])
+    check_run(snn, options, device, "take fewer timesteps: --timesteps", trains=True)
     original = snn.original()
     objective = _objective(snn, original, options)
     images = _images(snn.network, options)
     batches = training_images(
         snn.network, images, options["batch_size"], options["seed"], options["workers"], _augmentation(options)
     )
-    identity = {"model": str(model.resolve()), **{name: options[name] for name in IDENTITY}}
+    own = model.name if model.shared else str(model.folder.resolve())
+    identity = {"model": own, **{name: options[name] for name in IDENTITY}}
     summary = run_training(snn, batches, out, options, identity, objective=objective, lr_scale=_lr_scale(snn, options))
     snn.teacher = Teacher(original)  # what the network no longer computes
     if is_main():
         run = {
-            "command": sys.argv, "model": str(model), "data": options["data"],
+            "command": sys.argv, "model": model.name, "data": options["data"],
             **{name: options[name] for name in (*SETTINGS, *IDENTITY)}, "updates": summary.updates, "loss": summary.loss,
             "seconds": round(summary.seconds, 1), "versions": versions(),
         }  # fmt: skip
         snn.exits = exit_table(snn, _plain_images(snn, images, options, device))
-        source = read_config(model)["vit2snn"]["source"]
+        source = read_config(model.folder)["vit2snn"]["source"]
         snn.save(out, source=source, overwrite=options["overwrite"], records={"run.json": run})
     return summary
 
@@ -181,7 +190,7 @@ def _images(network: nn.Module, options: Mapping[str, Any]) -> ImageSource:
     if "labels" in options["loss"] or not options["data"] or not folder.is_dir():
         return image_source(network, {**options, "split": "train"})
     folder = folder / "train" if (folder / "train").is_dir() else folder
-    return unlabelled_images(folder, "L" if int(getattr(network, "in_chans", 3)) == 1 else "RGB", skipping(dict(options)))
+    return unlabelled_images(folder, image_mode(network), skipping(options))
 
 
 def _augmentation(options: Mapping[str, Any]) -> Any:

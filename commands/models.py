@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.bounds import CLASSES, SIDE
+from vit2snn.commands.bounds import HEAD, SIDE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ANN_OPTIONS = [
     click.option("--checkpoint", type=click.Path(exists=True), help="Weights: .safetensors, or what torch.save wrote."),
     click.option("--ema/--no-ema", default=True, show_default=True, help="Of a checkpoint, averaged weights or the plain."),
-    click.option("--num-classes", type=CLASSES, help="Size of the head of --checkpoint, if not the architecture's."),
+    click.option("--num-classes", type=HEAD, help="Of the head of --checkpoint, if not the architecture's; 0: features."),
     click.option("--img-size", type=SIDE, help="Side of the images, if not the model's own."),
 ]
 
@@ -32,18 +32,17 @@ def load_ann(name: str, options: dict[str, Any]) -> nn.Module:
     """The ANN that a name and the options of `ann_options` mean.
 
     Raises:
-        ModelError: it has no classifier that could be scored, or takes no images that files have.
+        ModelError: it gives a number, and data has classes; or it takes no images that files have.
     """
     from vit2snn.convert import load_model
     from vit2snn.errors import ModelError
 
     given = {key: options[key] for key in ("checkpoint", "ema", "num_classes", "img_size") if key in options}
     model: Any = load_model(name, **given)
-    if model.num_classes < 2:
+    if model.num_classes == 1:
         raise ModelError(
-            f"{name!r} has no classifier (num_classes is {model.num_classes}), and the command line scores classifiers",
-            "convert it in Python: vit2snn.to_spiking(model, images=...); or fine-tune a head and give --checkpoint FILE "
-            "--num-classes N",
+            f"{name!r} gives one number (num_classes is 1), and the data of the command line has classes, not numbers",
+            "convert and score it in Python: vit2snn.to_spiking(model, images=...), vit2snn.evaluate(snn, batches)",
         )
     if getattr(model, "in_chans", 3) not in (1, 3):
         raise ModelError(
@@ -51,6 +50,31 @@ def load_ann(name: str, options: dict[str, Any]) -> nn.Module:
             "convert it in Python: vit2snn.to_spiking(model, images=...)",
         )
     return model  # type: ignore[no-any-return]
+
+
+def check_scored(name: str, model: nn.Module) -> None:
+    """Refuse a model whose output would not be scored, before images are read.
+
+    Args:
+        name: to call it.
+        model: of which is known that it runs on the ``meta`` device.
+
+    Raises:
+        ModelError: it gives no list of numbers for an image, as where its tokens are not pooled.
+    """
+    import torch
+    from timm.data import resolve_model_data_config
+
+    from vit2snn.errors import ModelError
+    from vit2snn.tracing.signals import on_meta
+
+    with torch.no_grad():
+        output = on_meta(model)(torch.empty(1, *resolve_model_data_config(model)["input_size"], device="meta"))
+    if output.ndim != 2:
+        raise ModelError(
+            f"{name!r} gives {list(output.shape[1:])} numbers for an image, and a list of classes or features is scored",
+            "take a model that pools its tokens, or convert this one in Python: vit2snn.to_spiking(model, images=...)",
+        )
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:

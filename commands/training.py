@@ -25,7 +25,7 @@ from vit2snn.commands.bounds import (
 )
 from vit2snn.commands.evaluation import scored_batches
 from vit2snn.commands.images import data_options, event_source, image_source
-from vit2snn.commands.memory import check_fits
+from vit2snn.commands.memory import check_fits, check_run
 from vit2snn.commands.output import bar, emit
 from vit2snn.commands.processes import is_main, launched
 from vit2snn.errors import ModelError
@@ -183,6 +183,7 @@ def _train(out: Path, identity: Mapping[str, Any], options: dict[str, Any], devi
     started = time.time()
     torch.manual_seed(options["seed"])
     network = _create(**identity).to(device)
+    check_run(network, options, device, "take smaller images, or fewer timesteps: --img-size, -a timesteps=1", trains=True)
     run_training(network, _training_batches(network, options), out, options, identity)
     scored = evaluate(network, bar(scored_batches(network, network.timesteps, options), "scoring"))
     seconds = round(time.time() - started, 1)

@@ -10,32 +10,33 @@ from .spikes import Coded
 
 SATURATED = 0.01  # share of values beyond the largest threshold from which it is worth a word
 DEAD = 0.9  # share of dead neurons from which it is
-GOOD = 99.0  # agreement in % from which nothing has to be done
+GOOD = 99.0  # agreement (of numbers, correlation) in % from which nothing has to be done
 
 
-def advise(points: Sequence[Point], ann_top1: float, modules: Sequence[ModuleError], recipe: Recipe) -> list[Advice]:
+def advise(points: Sequence[Point], drop: float, modules: Sequence[ModuleError], recipe: Recipe) -> list[Advice]:
     """At most five pieces of advice, the gravest first; none where nothing has to be done.
 
     Args:
         points: the curve.
-        ann_top1: of the ANN, in per cent.
+        drop: what the last point loses against the ANN (see `Evaluation.lost`).
         modules: of `vit2snn.measure.diagnose`, worst first.
         recipe: what the network was converted with.
     """
     last = points[-1]
-    assert last.agreement is not None  # there is an ANN
+    alike = 100 * (last.similarity or 0.0) if last.agreement is None else last.agreement
     found: list[tuple[float, Advice]] = []
-    if last.agreement < GOOD:
-        lost = 100 - last.agreement
+    if alike < GOOD:
+        lost = 100 - alike
         found += _of_time(points, recipe, lost)
         if recipe.structure.replaces:
-            found += _of_branches(last, ann_top1, recipe, lost)
+            found += _of_branches(drop, recipe, lost)
         if not recipe.spike_driven:
             found += _of_neurons(modules, recipe.coded, lost)
     if last.energy > 1:
         saving = "vit2snn convert --recipe frugal, or --budget 0.5" if recipe.takes_budget else "fewer --timesteps"
         finding = f"it needs {100 * last.energy:.0f} % of the ANN's energy at T = {last.timestep}"
-        found.append((10 * last.energy, Advice(finding, f"{saving}; or vit2snn evaluate --exit-confidence 0.98")))
+        exits = "" if last.similarity is not None else "; or vit2snn evaluate --exit-confidence 0.98"  # only classes have them
+        found.append((10 * last.energy, Advice(finding, saving + exits)))
     return [advice for _, advice in sorted(found, key=lambda pair: -pair[0])][:5]
 
 
@@ -87,9 +88,9 @@ def _of_neurons(modules: Sequence[ModuleError], coded: Coded, lost: float) -> li
     return found
 
 
-def _of_branches(last: Point, ann_top1: float, recipe: Recipe, lost: float) -> list[tuple[float, Advice]]:
+def _of_branches(drop: float, recipe: Recipe, lost: float) -> list[tuple[float, Advice]]:
     """What new branches lack."""
-    finding = f"new branches compute something else than the ANN's: top-1 is {ann_top1 - last.top1:.1f} points below it"
+    finding = f"new branches compute something else than the ANN's, and {drop:.1f} points are lost against it"
     found = [(3 * lost, Advice(finding, "vit2snn finetune OUT --data DATA -o OUT2"))]
     if recipe.structure.refit in ("blocks", "network"):
         learned = Advice("what its substitutes have learned depends on their images", "more of them (--samples)")

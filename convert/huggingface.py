@@ -61,7 +61,10 @@ def find_folder(name: str, weights: bool) -> Path | None:
         if _is_ours(folder):
             _fetch(rest, (PREPROCESSOR,))
             if weights and not _fetch(rest, ("model.safetensors", "pytorch_model.bin")):
-                raise ModelError(f"{name!r} has no weights of its own in one file", "fetch it, and give local-dir:FOLDER")
+                raise ModelError(
+                    f"no weights of {name!r} can be fetched: neither model.safetensors nor pytorch_model.bin",
+                    "check the connection; if its weights are in several files, fetch all, and give local-dir:FOLDER",
+                )
     else:
         folder = Path(rest)
     return folder if source and _is_ours(folder) else None

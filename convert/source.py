@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers import PatchEmbed
 from timm.models import is_model, list_models, parse_model_name, resolve_model_input_args, split_model_name_tag
 from torch import nn
 
@@ -65,10 +66,14 @@ def load_model(
         raise
     except Exception as error:
         hint = "give the weights with --checkpoint FILE" if own else ""
+        if name.startswith("hf-hub:"):
+            hint = "check the name and the connection; what lies in a folder is local-dir:FOLDER"
         raise ModelError(f"timm cannot create {name!r}: {' '.join(str(error).split())[:400]}", hint) from error
     if weights is not None and file is not None:
         load_weights(model, weights, file, ema, resample=img_size is not None)
     _match_channels(model, name)
+    if img_size is not None:
+        _tell_edge(model, img_size)
     return model.float().eval()
 
 
@@ -102,6 +107,19 @@ def _create(name: str, pretrained: bool, num_classes: int | None, img_size: int 
         arguments |= {"img_size": img_size} if "img_size" in resolved else {}
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     return model
+
+
+def _tell_edge(model: nn.Module, img_size: int) -> None:
+    """Note what of images of that side no patch covers."""
+    embed = getattr(model, "patch_embed", None)
+    if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
+        return
+    patch = max(embed.patch_size)
+    if img_size % patch:
+        logger.warning(
+            "note: of %d pixels a side, patches of %d leave out the last %d: --img-size %d has as many patches",
+            img_size, patch, img_size % patch, img_size - img_size % patch,
+        )  # fmt: skip
 
 
 def _match_channels(model: Any, name: str) -> None:

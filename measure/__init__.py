@@ -18,7 +18,13 @@ from .energy import (
     least_words as least_words,
     most_words as most_words,
 )
-from .evaluation import Advice as Advice, EarlyExit as EarlyExit, Evaluation as Evaluation, Point as Point
+from .evaluation import (
+    Advice as Advice,
+    EarlyExit as EarlyExit,
+    Evaluation as Evaluation,
+    Point as Point,
+    Score as Score,
+)
 from .exits import ExitTable as ExitTable, anytime as anytime, exit_table as exit_table
 from .kinds import Kind as Kind, observe as observe, spikes_in as spikes_in
 from .meter import Meter as Meter

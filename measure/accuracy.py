@@ -17,16 +17,19 @@ from ..spiking import CodedNeuron, SpikingNetwork, channels_last, evaluating
 from ..spiking.shards import alone, collected, processes, smallest
 from ..tracing import depth
 from .audit import Audit
-from .batches import Parts, apart, check_classes, check_finite, check_labels, labelled, set_digest
-from .comparison import Exits, Logits
+from .batches import Parts, apart, check_finite, check_labels, check_readout, labelled, set_digest
+from .comparison import Classes, Comparison, Exits, Numbers
 from .cost import Costs
 from .diagnosis import ModuleError, diagnose
 from .energy import Dense, energy
 from .evaluation import Advising, Evaluation, Substituting
+from .features import Features
 from .meter import Meter
+from .outputs import Output, check_classifier, output_of
 from .spending import dense
 
 DIAGNOSED = 8  # images on which the error of every neuron is measured, and all operands are looked at
+COMPARISONS: dict[Output, type[Comparison]] = {"classes": Classes, "features": Features, "numbers": Numbers}
 
 
 def evaluate(
@@ -39,12 +42,18 @@ def evaluate(
 ) -> Evaluation:
     """Score a spiking network against labels and against its ANN, if it has one, and count what it does.
 
+    What is scored depends on ``num_classes`` of the module tree (see `vit2snn.measure.outputs.output_of`). Of 0, features are:
+    by the cosine with the ANN's, by whether the nearest other image is the ANN's and, with labels, by whether it is of the same
+    class; neighbours are sought among the first 10 000 images. Of 1, a number is: by its distance from the label, if there is
+    one, and by its correlation with the ANN's.
+
     All processes of a ``torch.distributed`` group call this, each with its share of the images, and get the figures over all.
 
     Args:
         network: a converted network, or one of the zoo; it is scored in evaluation mode.
         batches: images ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``, and labels ``[B]``: tuples, lists, or dictionaries (see
             `vit2snn.measure.batches.labelled`), such as a DataLoader gives. Images get the device and type of the weights.
+            Labels may be left out where no classes are scored.
         timesteps: T, to report every timestep up to it, or the timesteps to report; the network's T unless given.
         exit_confidence: also score the network with early exits (see `vit2snn.measure.anytime`).
         amp_dtype: bfloat16 or float16, in which the spiking network then computes what ``torch.autocast`` lets it: the analog
@@ -55,8 +64,8 @@ def evaluate(
 
     Raises:
         DataError: there are no images (in one of the processes), batches are not of images and labels, labels are not classes
-            of the model, or logits are not finite.
-        ModelError: early exits are asked for, and the network has no calibration of them.
+            of the model, logits are not finite, or features are of one image, or have neither labels nor an ANN.
+        ModelError: early exits are asked for, and the network has no calibration of them, or is no classifier.
         ValueError: a timestep is below 1, or the confidence not between 0 and 1.
     """
     with ExitStack() as stack:
@@ -66,13 +75,14 @@ def evaluate(
         if network.channels_last:
             stack.enter_context(channels_last(network.network))
         stack.enter_context(torch.inference_mode())
-        remaining = filter(None, map(labelled, batches))
+        output = output_of(network)
+        remaining = filter(None, (labelled(batch, output) for batch in batches))
         first = next(remaining, None)
         if not int(smallest(torch.tensor(int(first is not None)))) or first is None:
             raise DataError("there are no images to score")
         reported, last = _timesteps(network, first[0], timesteps)
         exits = _exits(network, exit_confidence)
-        scoring = _Scoring(network, max(last, len(exits.limits) if exits else 0), exits, amp_dtype)
+        scoring = _Scoring(network, output, max(last, len(exits.limits) if exits else 0), exits, amp_dtype)
         parts = Parts()
         for images, labels in chain(apart(first, -(-DIAGNOSED // processes())), remaining):
             parts.run(scoring.add, images, labels)
@@ -83,6 +93,7 @@ def evaluate(
 def _exits(network: SpikingNetwork, confidence: float | None) -> Exits | None:
     if confidence is None:
         return None
+    check_classifier(network)
     return Exits(network.exit_limits(confidence).to(next(network.network.parameters()).device), confidence)
 
 
@@ -105,13 +116,16 @@ def _timesteps(network: SpikingNetwork, images: Tensor, asked: int | Sequence[in
 class _Scoring:
     """One pass over the images: what has been counted and compared so far."""
 
-    def __init__(self, network: SpikingNetwork, timesteps: int, exits: Exits | None, amp_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, network: SpikingNetwork, output: Output, timesteps: int, exits: Exits | None, amp_dtype: torch.dtype | None
+    ) -> None:  # fmt: skip
         self.network = network
+        self.output = output
         self.timesteps = timesteps
         self.exits = exits
         self.amp_dtype = amp_dtype
         self.weight = next(network.network.parameters())
-        self.meter, self.logits = Meter(network.network), Logits(timesteps, self.weight.device)
+        self.meter, self.comparison = Meter(network.network), COMPARISONS[output](timesteps, self.weight.device)
         self.chunk = 1 if any(isinstance(module, CodedNeuron) for module in network.network.modules()) else None
         self.input_size: tuple[int, ...] = ()
         self.digests: list[str] = []
@@ -123,19 +137,20 @@ class _Scoring:
         x, y = images.to(self.weight, non_blocking=images.is_pinned()), labels.to(self.weight.device)
         ann = self.network.ann(x)
         if ann is not None:
-            check_classes(ann)
+            check_readout(ann)
             self.reference = self.reference or dense(self.network, x)
             self.modules = self.modules or diagnose(self.network, x, self.timesteps)
         exact = self.network.exact(x) if isinstance(self.network, Substituting) else None
-        self.meter.observing = not self.logits.images
+        self.meter.observing = not self.comparison.images
         autocast = torch.autocast(y.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
         with self.meter.undone_on_error(), self.meter, autocast:
             readout = self.network.readout(self.meter.show(x), self.timesteps, self.chunk).float()
-        check_classes(readout[-1])
-        check_labels(labels, readout.shape[-1])
-        self.logits.add(readout, ann, exact, y)
+        check_readout(readout[-1])
+        if self.output == "classes":
+            check_labels(labels, readout.shape[-1])
+        self.comparison.add(readout, ann, exact, y)
         if self.meter.observing:  # of the first images at once, and of all others at the end
-            check_finite(self.logits.finite)
+            check_finite(self.comparison.finite)
         if self.exits:
             self.exits.add(readout, ann, y, energy(self.meter.spent()))
         self.digests += map(digest, images.transpose(0, 1) if images.ndim == 5 else images)
@@ -144,22 +159,23 @@ class _Scoring:
     def evaluation(self, reported: Sequence[int]) -> Evaluation:
         """The figures at these timesteps, over all processes; advice is not among them."""
         network, synchronous = self.network, self.network.synchronous
-        self.logits.join()
-        check_finite(self.logits.finite)
+        self.comparison.join()
+        check_finite(self.comparison.finite)
         meter = self.meter
         meter.over_processes()
         costs = Costs.of(meter, self.reference or Dense.of(meter.tallies), synchronous)
         latency = depth(network.network, self.input_size) if synchronous else 1
         scored, known = collected(self.digests), set(network.calibrated_on)
         return Evaluation(
-            images=self.logits.images,
+            output=self.output,
+            images=self.comparison.images,
             digest=set_digest(scored),
             calibration={"images": len(network.calibrated_on), "scored": len(set(scored) & known)},
-            ann_top1=self.logits.ann_top1,
-            substitute_top1=self.logits.substitute_top1,
-            points=self.logits.points(reported, costs, latency),
+            ann=self.comparison.ann,
+            substitute=self.comparison.substitute,
+            points=self.comparison.points(reported, costs, latency),
             modules=self.modules,
             costs=costs,
-            audit=Audit.of(costs, min(DIAGNOSED, self.logits.images)),
-            exit=self.exits.finished(self.logits.images, costs.ann.energy()) if self.exits else None,
+            audit=Audit.of(costs, min(DIAGNOSED, self.comparison.images)),
+            exit=self.exits.finished(self.comparison.images, costs.ann.energy()) if self.exits else None,
         )

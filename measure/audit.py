@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from ..spiking import SpikingNetwork, evaluating
+from ..spiking.shards import smallest
 from .cost import Costs, OperationCost
 from .energy import Dense
 from .kinds import Kind
@@ -132,16 +134,24 @@ class Audit:
 def audit(network: SpikingNetwork, batches: Iterable[Tensor], timesteps: int | None = None) -> Audit:
     """Look at the operands of all operations while a network runs.
 
+    All processes of a ``torch.distributed`` group call this, each with its share of the images, and get what all of them saw.
+
     Args:
         network: a converted network, or one of the zoo.
         batches: images ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``; a few are enough.
         timesteps: T; the network's unless given.
+
+    Raises:
+        DataError: there are no images (in one of the processes).
     """
     meter = Meter(network.network, observing=True)
     with evaluating(network):
         for images in batches:
             with meter:
                 network.readout(meter.show(images), timesteps, chunk=1)
+    if not int(smallest(torch.tensor(meter.images))):
+        raise DataError("there are no images to look at")
+    meter.over_processes()
     return Audit.of(Costs.of(meter, Dense.of(meter.tallies), network.synchronous), meter.images)
 
 

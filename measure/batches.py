@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
+from ..data.sources import UNLABELLED
 from ..errors import DataError, OutOfMemoryError, is_out_of_memory
+from .outputs import Output
 
 logger = logging.getLogger("vit2snn")
 
@@ -21,32 +24,48 @@ LABELS = ("label", "labels", "fine_label")
 """What images and labels are called in batches that are dictionaries."""
 
 
-def labelled(batch: Any) -> tuple[Tensor, Tensor] | None:
+def labelled(batch: Any, output: Output = "classes") -> tuple[Tensor, Tensor] | None:
     """Images and labels of a batch, or None if it holds none.
 
     Args:
         batch: a tuple or list of images ``[B, C, H, W]`` or frames ``[T, B, C, H, W]``, labels ``[B]``, and anything else, as
-            an index; or a dictionary with one of `IMAGES` and one of `LABELS`. NumPy's arrays will do.
+            an index; or a dictionary with one of `IMAGES` and one of `LABELS`. NumPy's arrays will do. Without labels, it may
+            also be the images alone.
+        output: what the network puts out. Labels of numbers are numbers, and all others classes; only those of a classifier
+            must be there. In their place come NaN or `UNLABELLED`.
 
     Raises:
         DataError: it is something else.
     """
-    if isinstance(batch, Mapping):
-        images, labels = _named(batch, IMAGES), _named(batch, LABELS)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        images, labels = batch[:2]
-    else:
-        held = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-        raise DataError(
-            f"a batch is a {type(batch).__name__}{held}, expected images and labels", "give (images, labels), or a dictionary"
-        )
-    images, labels = as_tensor(images), as_tensor(labels)
+    images, labels = map(as_tensor, _parts(batch, optional=output != "classes"))
     if isinstance(images, Tensor) and images.ndim == 4:
         check_preprocessed(images)
     if not isinstance(images, Tensor) or images.ndim not in (4, 5):
         raise DataError(f"images are {_told(images)}, expected a tensor [B, C, H, W], or frames [T, B, C, H, W]")
     count = images.shape[images.ndim - 4]
-    return (images, _classes(labels, count)) if count else None
+    if not count:
+        return None
+    if labels is None:
+        labels = torch.full((count,), math.nan if output == "numbers" else UNLABELLED)
+    return images, _numbers(labels, count) if output == "numbers" else _classes(labels, count)
+
+
+def _parts(batch: Any, optional: bool) -> tuple[Any, Any]:
+    """Images and labels as they are in a batch; None where labels are optional, and not there."""
+    if isinstance(batch, Mapping):
+        there = not optional or any(name in batch for name in LABELS)
+        return _named(batch, IMAGES), _named(batch, LABELS) if there else None
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return batch[0], batch[1]
+    if optional and isinstance(batch, (Tensor, np.ndarray)):
+        return batch, None
+    if optional and isinstance(batch, (tuple, list)) and batch:
+        return batch[0], None
+    held = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    raise DataError(
+        f"a batch is a {type(batch).__name__}{held}, expected images and labels",
+        "give (images, labels), or a dictionary; a model of features, which needs no labels, has num_classes = 0",
+    )
 
 
 def as_tensor(values: Any) -> Any:
@@ -99,6 +118,15 @@ def _classes(labels: Any, count: int) -> Tensor:
             else "one-hot labels, or mixtures, have no one class: take labels.argmax(1)"
         )
     raise DataError(f"labels are {_told(labels)}, expected a tensor [{count}] with the class of each image", hint)
+
+
+def _numbers(labels: Any, count: int) -> Tensor:
+    """Labels ``[B]`` or ``[B, 1]`` in double precision."""
+    if isinstance(labels, (tuple, list)) and all(isinstance(label, (int, float)) for label in labels):
+        labels = torch.tensor(labels, dtype=torch.float64)
+    if isinstance(labels, Tensor) and labels.shape in ((count,), (count, 1)):
+        return labels.reshape(count).double()
+    raise DataError(f"labels are {_told(labels)}, expected a tensor [{count}] with the number that is wanted of each image")
 
 
 def _told(value: Any) -> str:
@@ -156,16 +184,16 @@ def apart(batch: tuple[Tensor, Tensor], count: int) -> list[tuple[Tensor, Tensor
     return list(zip(images.split(sizes, axis), labels.split(sizes), strict=True))
 
 
-def check_classes(logits: Tensor) -> None:
-    """Refuse a network whose output is no logits ``[B, classes]``.
+def check_readout(readout: Tensor) -> None:
+    """Refuse a network whose output is no list of numbers for each image, ``[B, D]``.
 
     Raises:
         DataError: it has another shape.
     """
-    if logits.ndim != 2:
+    if readout.ndim != 2:
         raise DataError(
-            f"the network gives {list(logits.shape[1:])} numbers for an image, expected one for each class",
-            "score a classifier: a model with a head, behind a pooling of its tokens",
+            f"the network gives {list(readout.shape[1:])} numbers for an image, expected one for each class or feature",
+            "score a model with a pooling of its tokens, and a head or none behind it",
         )
 
 

@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from ..spiking.shards import smallest, total
 from .cost import Costs
-from .evaluation import EarlyExit, Point
+from .evaluation import EarlyExit, Point, Score
 from .exits import stops
 
 
-class Logits:
-    """Running sums over the images, for each timestep.
+class Comparison(ABC):
+    """Running sums over the images, for each timestep: of the figures that any output has, and of those of its kind.
 
-    They stay where the logits are, and the host waits for them when a figure is read.
+    They stay where the readout is, and the host waits for them when a figure is read.
 
     Args:
         timesteps: T.
-        device: of the logits.
+        device: of the readout.
 
     Attributes:
-        finite: whether all logits were finite.
+        finite: whether all that was read was finite.
     """
 
     def __init__(self, timesteps: int, device: torch.device) -> None:
         self.images = self.compared = self.between = 0
-        self.right, self.agreed = torch.zeros(2, timesteps, device=device)
         self.difference = torch.zeros(timesteps, dtype=torch.float64, device=device)
-        self.size, self.ann_right, self.exact_right = torch.zeros(3, dtype=torch.float64, device=device)
+        self.size = torch.zeros((), dtype=torch.float64, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)
 
     def add(self, readout: Tensor, ann: Tensor | None, exact: Tensor | None, labels: Tensor) -> None:
-        """A batch: ``[T, B, classes]``, ``[B, classes]`` twice, and ``[B]``."""
-        guess = readout.argmax(-1)
+        """A batch: ``[T, B, D]``, ``[B, D]`` twice, and ``[B]``."""
         self.images += len(labels)
-        self.right += (guess == labels).sum(1)
         self.finite &= readout.isfinite().all()
-        if exact is not None:
-            self.between += len(labels)
-            self.exact_right += (exact.argmax(-1) == labels).sum()
+        self.between += 0 if exact is None else len(labels)
         if ann is not None:
-            prediction = ann.argmax(-1)
             self.compared += len(labels)
-            self.ann_right += (prediction == labels).sum()
-            self.agreed += (guess == prediction).sum(1)
             self.difference += (readout - ann).double().square().sum((1, 2))
             self.size += ann.double().square().sum()
             self.finite &= ann.isfinite().all()
@@ -54,39 +49,142 @@ class Logits:
     def join(self) -> None:
         """Take in what the other processes of the group compared."""
         self.images, self.compared, self.between = total(torch.tensor([self.images, self.compared, self.between])).tolist()
-        self.right, self.agreed, self.difference = map(total, (self.right, self.agreed, self.difference))
-        self.size, self.ann_right, self.exact_right = map(total, (self.size, self.ann_right, self.exact_right))
+        self.difference, self.size = total(self.difference), total(self.size)
         self.finite = smallest(self.finite.int()).bool()
 
-    @property
-    def ann_top1(self) -> float | None:
-        """Accuracy of the ANN in per cent."""
-        return 100 * float(self.ann_right) / self.images if self.compared else None
+    @abstractmethod
+    def figures(self) -> list[dict[str, float | None]]:
+        """Of the `Point` at each timestep, those of this kind of output."""
 
     @property
-    def substitute_top1(self) -> float | None:
-        """Accuracy of the substitute in per cent."""
-        return 100 * float(self.exact_right) / self.images if self.between else None
+    @abstractmethod
+    def ann(self) -> Score | None:
+        """Of the ANN, if there is one."""
+
+    @property
+    @abstractmethod
+    def substitute(self) -> Score | None:
+        """Of the substitute, if there is one."""
 
     def points(self, timesteps: Iterable[int], costs: Costs, latency: int) -> tuple[Point, ...]:
         """The figures after so many timesteps, if ``latency`` timesteps are between the image and a readout."""
         spikes, operations = costs.spikes_per_neuron().tolist(), costs.so_far().sum(1).tolist()
         energies, dense = costs.energy().tolist(), costs.ann.energy()
         errors = (self.difference / self.size.clamp(min=torch.finfo(torch.float64).tiny)).sqrt().tolist()
-        right, agreed = self.right.tolist(), self.agreed.tolist()
+        figures = self.figures()
         return tuple(
             Point(
                 timestep=t,
-                top1=100 * right[t - 1] / self.images,
-                agreement=100 * agreed[t - 1] / self.images if self.compared else None,
                 relative_error=errors[t - 1] if self.compared else None,
                 spikes_per_neuron=spikes[t - 1],
                 operations=operations[t - 1] / costs.ann.macs,
                 energy=energies[t - 1] / dense,
                 latency=latency * t,
+                **figures[t - 1],
             )
             for t in timesteps
         )
+
+
+class Classes(Comparison):
+    """Logits ``[B, classes]``: whose largest is right, or the ANN's."""
+
+    def __init__(self, timesteps: int, device: torch.device) -> None:
+        super().__init__(timesteps, device)
+        self.right, self.agreed = torch.zeros(2, timesteps, device=device)
+        self.ann_right, self.exact_right = torch.zeros(2, dtype=torch.float64, device=device)
+
+    def add(self, readout: Tensor, ann: Tensor | None, exact: Tensor | None, labels: Tensor) -> None:
+        """A batch; see `Comparison.add`."""
+        super().add(readout, ann, exact, labels)
+        guess = readout.argmax(-1)
+        self.right += (guess == labels).sum(1)
+        if exact is not None:
+            self.exact_right += (exact.argmax(-1) == labels).sum()
+        if ann is not None:
+            prediction = ann.argmax(-1)
+            self.ann_right += (prediction == labels).sum()
+            self.agreed += (guess == prediction).sum(1)
+
+    def join(self) -> None:
+        """Take in what the other processes of the group compared."""
+        super().join()
+        self.right, self.agreed = total(self.right), total(self.agreed)
+        self.ann_right, self.exact_right = total(self.ann_right), total(self.exact_right)
+
+    def figures(self) -> list[dict[str, float | None]]:
+        """Accuracy and agreement."""
+        return [
+            {"top1": 100 * right / self.images, "agreement": 100 * agreed / self.images if self.compared else None}
+            for right, agreed in zip(self.right.tolist(), self.agreed.tolist(), strict=True)
+        ]
+
+    @property
+    def ann(self) -> Score | None:
+        """The ANN's accuracy."""
+        return Score(top1=100 * float(self.ann_right) / self.images) if self.compared else None
+
+    @property
+    def substitute(self) -> Score | None:
+        """The substitute's accuracy."""
+        return Score(top1=100 * float(self.exact_right) / self.images) if self.between else None
+
+
+class Numbers(Comparison):
+    """Numbers ``[B, 1]``: how far they are from the labels (NaN where there are none), and how they go with the ANN's."""
+
+    def __init__(self, timesteps: int, device: torch.device) -> None:
+        super().__init__(timesteps, device)
+        self.error = torch.zeros(timesteps, dtype=torch.float64, device=device)
+        self.ann_error, self.exact_error = torch.zeros(2, dtype=torch.float64, device=device)
+        self.moments = torch.zeros(5, timesteps, dtype=torch.float64, device=device)
+
+    def add(self, readout: Tensor, ann: Tensor | None, exact: Tensor | None, labels: Tensor) -> None:
+        """A batch; see `Comparison.add`."""
+        super().add(readout, ann, exact, labels)
+        x = readout[..., 0].double()
+        self.error += (x - labels).abs().sum(1)
+        if exact is not None:
+            self.exact_error += (exact[:, 0] - labels).abs().sum()
+        if ann is not None:
+            y = ann[:, 0].double().expand_as(x)
+            self.ann_error += (y[0] - labels).abs().sum()
+            self.moments += torch.stack([x, y, x * x, y * y, x * y]).sum(2)
+
+    def join(self) -> None:
+        """Take in what the other processes of the group compared."""
+        super().join()
+        self.error, self.moments = total(self.error), total(self.moments)
+        self.ann_error, self.exact_error = total(self.ann_error), total(self.exact_error)
+
+    def figures(self) -> list[dict[str, float | None]]:
+        """Mean error and correlation."""
+        correlations = map(_correlation, (self.moments / self.images).T.tolist()) if self.compared else repeat(None)
+        return [
+            {"top1": None, "agreement": None, "mean_error": self._mean(error), "similarity": correlation}
+            for error, correlation in zip(self.error.tolist(), correlations, strict=False)
+        ]
+
+    @property
+    def ann(self) -> Score | None:
+        """The ANN's mean error."""
+        return Score(mean_error=self._mean(float(self.ann_error))) if self.compared else None
+
+    @property
+    def substitute(self) -> Score | None:
+        """The substitute's mean error."""
+        return Score(mean_error=self._mean(float(self.exact_error))) if self.between else None
+
+    def _mean(self, error: float) -> float | None:
+        """Over the images; None if one has no label."""
+        return None if math.isnan(error) else error / self.images
+
+
+def _correlation(moments: Sequence[float]) -> float:
+    """Of x and y, from the means of x, y, x², y² and x y; 0 where either does not vary."""
+    x, y, xx, yy, xy = moments
+    spread = max(xx - x * x, 0) * max(yy - y * y, 0)
+    return (xy - x * y) / math.sqrt(spread) if spread else 0.0
 
 
 class Exits:

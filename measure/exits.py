@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..spiking import SpikingNetwork, evaluating
 from ..spiking.shards import collected
+from .outputs import check_classifier, output_of
 
 
 def confidence(logits: Tensor) -> Tensor:
@@ -107,9 +108,10 @@ def anytime(network: SpikingNetwork, x: Tensor, wanted: float) -> tuple[Tensor, 
         Logits ``[B, classes]``, and how many timesteps each image took, ``[B]``.
 
     Raises:
-        ModelError: the network has no calibration of exits.
+        ModelError: the network has no calibration of exits, or is no classifier.
         ValueError: the share is not between 0 and 1.
     """
+    check_classifier(network)
     limits = network.exit_limits(wanted).to(x.device)
     logits, taken = x.new_zeros(0), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for t, (readout,) in enumerate(network.stream(x, len(limits), chunk=1), start=1):
@@ -127,7 +129,7 @@ def exit_table(network: SpikingNetwork, batches: Iterable[Tensor]) -> ExitTable 
     `to_spiking` sets it from the calibration images; for a network that was trained since it has to be made again. None for a
     layer-synchronous network, and for one that is no classifier.
     """
-    if network.synchronous:
+    if network.synchronous or output_of(network) != "classes":
         return None
     with evaluating(network):
         readout = torch.cat([network.readout(images, chunk=1) for images in batches], 1).cpu()

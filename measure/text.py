@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from .audit import Audit
-from .evaluation import EarlyExit, Evaluation, Point
+from .evaluation import EarlyExit, Evaluation, Score
+from .outputs import WORDS
 from .replay import Replay
 
 COLUMNS = 80  # of a terminal
@@ -38,13 +37,16 @@ def _shortened(name: str, length: int) -> str:
     return f"{name[:front]}…{name[front + 1 - length :]}"
 
 
-def points_table(points: Sequence[Point], accuracy: bool = True) -> str:
-    """Points of a curve for the terminal, a row for each timestep; with or without the accuracy."""
-    dense = "ANN" if any(p.agreement is not None for p in points) else "one pass on numbers"
+def points_table(result: Evaluation, labels: bool = True) -> str:
+    """The curve for the terminal, a row for each timestep; with or without what labels say."""
+    points, words = result.points, WORDS[result.output]
+    dense = "ANN" if result.ann else "one pass on numbers"
     columns = {
         "T": [str(p.timestep) if p.latency == p.timestep else f"{p.timestep} per layer, {p.latency} in all" for p in points],
-        "top-1 %": [f"{p.top1:.1f}" for p in points] if accuracy else [],
-        "agreement %": [f"{p.agreement:.1f}" for p in points if p.agreement is not None],
+        f"{words.top1} %": [f"{p.top1:.1f}" for p in points if p.top1 is not None] if labels else [],
+        words.mean_error: [f"{p.mean_error:.4g}" for p in points if p.mean_error is not None] if labels else [],
+        f"{words.agreement} %": [f"{p.agreement:.1f}" for p in points if p.agreement is not None],
+        words.similarity: [f"{p.similarity:.4f}" for p in points if p.similarity is not None],
         "relative error": [f"{p.relative_error:.2g}" for p in points if p.relative_error is not None],
         "spikes/neuron": [f"{p.spikes_per_neuron:.2f}" for p in points],
         f"energy, % of {dense}": [f"{100 * p.energy:.0f}" for p in points],
@@ -55,17 +57,38 @@ def points_table(points: Sequence[Point], accuracy: bool = True) -> str:
 
 def curve_table(result: Evaluation) -> str:
     """An evaluation for the terminal: a row for each timestep, early exits, what to do about it."""
-    seen, of_ann, between = result.calibration["scored"], result.ann_top1, result.substitute_top1
+    seen, of_ann, between = result.calibration["scored"], _told(result, result.ann), _told(result, result.substitute)
     lines = [
-        f"{result.images} images" if of_ann is None else f"ANN top-1: {of_ann:.1f} % on {result.images} images",
-        "" if between is None else f"its substitute, which the spikes approach: {between:.1f} %",
-        points_table(result.points),
+        f"ANN {of_ann} on {result.images} images" if of_ann else f"{result.images} images",
+        f"substitute (which the spikes approach) {between}" if between else "",
+        points_table(result),
         exit_line(result.exit) if result.exit else "",
         *(f"largest error at the last step: {row.name} ({row.relative_error[-1]:.2g})" for row in result.modules[:1]),
         f"{seen} of these images are calibration images" if seen else "",
         *(f"note: {advice.finding}\n      try: {advice.action}" for advice in result.advice),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _told(result: Evaluation, score: Score | None) -> str:
+    """A score against the labels; nothing where there is none."""
+    words = WORDS[result.output]
+    if score is None or score.top1 is None:
+        return f"{words.mean_error}: {score.mean_error:.4g}" if score and score.mean_error is not None else ""
+    return f"{words.top1}: {score.top1:.1f} %"
+
+
+def drop_line(result: Evaluation) -> str:
+    """What the last point of the curve loses against the ANN."""
+    last = result.points[-1]
+    drop, words = result.lost(last), WORDS[result.output]
+    if last.top1 is not None:
+        return f"{words.top1} is {drop:.2f} points below the ANN's"
+    if last.mean_error is not None:
+        return f"the {words.mean_error} is {drop:.4g} above the ANN's"
+    if last.agreement is not None:
+        return f"{drop:.2f} % of the images have another nearest image than by the ANN"
+    return f"the {words.similarity} with the ANN is {drop:.4g} below 1"
 
 
 def exit_line(early: EarlyExit) -> str:
@@ -114,7 +137,7 @@ def parity_table(result: Evaluation, known: bool) -> str:
     worst = ", ".join(f"{module.name} ({module.relative_error[-1]:.2g})" for module in result.modules[:3])
     return (
         f"beside the ANN, on {result.images} {'of the calibration images' if known else 'other images'}:\n"
-        f"{points_table(result.points, accuracy=False)}\n"
+        f"{points_table(result, labels=False)}\n"
         f"largest errors at the last step: {worst}"
     )
 

@@ -103,6 +103,7 @@ def _identity(artifact: Artifact) -> dict[str, str]:
         "model": f"{artifact.source} ({artifact.config['architecture']})",
         "arguments of the model": json.dumps(artifact.config.get("model_args", {}), sort_keys=True),
         "scored images (digest)": str(artifact.evaluation["digest"]),
+        "figure that is scored": getattr(artifact.words, artifact.decisive),
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit2snn.convert import RECIPES, Recipe, to_spiking
 from vit2snn.convert.advice import advise
-from vit2snn.measure import ModuleError, Point, diagnose, evaluate
+from vit2snn.measure import ModuleError, Point, Score, diagnose, evaluate
 
 
 def point(t: int, top1: float, agreement: float, error: float, energy: float) -> Point:
@@ -28,7 +28,7 @@ EVEN = [module(name, 0.1) for name in "abcd"]
 
 
 def actions(points: list[Point], modules: list[ModuleError], recipe: Recipe = RECIPES["faithful"]) -> list[str]:
-    return [advice.action for advice in advise(points, 80.0, modules, recipe.changed(timesteps=2))]
+    return [advice.action for advice in advise(points, 80 - points[-1].score, modules, recipe.changed(timesteps=2))]
 
 
 def test_what_is_good_needs_no_advice() -> None:
@@ -45,7 +45,7 @@ def test_an_error_that_falls_wants_time_and_one_that_does_not_wants_levels() -> 
 
 def test_saturation_comes_first_and_names_the_worst_neuron() -> None:
     modules = [module("a", 0.1, 0.02), module("b", 0.1, 0.3), *EVEN[2:]]
-    advice = advise(BAD, 80.0, modules, RECIPES["faithful"].changed(timesteps=2))
+    advice = advise(BAD, 10.0, modules, RECIPES["faithful"].changed(timesteps=2))
     assert "2 of 4 neurons see values beyond their largest threshold" in advice[0].finding
     assert "b.neuron (30.0 %" in advice[0].finding
     assert "--samples" in advice[0].action and "headroom" in advice[0].action
@@ -105,7 +105,7 @@ def test_an_activation_that_is_always_zero_has_no_huge_relative_error(images: Te
 def test_the_earliest_point_within_a_drop_and_the_best_within_an_energy(vit: nn.Module, images: Tensor) -> None:
     result = evaluate(to_spiking(vit, Recipe(timesteps=1), images), [(images, torch.arange(len(images)) % 7)])
     points = (point(1, 70, 80, 0.5, 0.2), point(2, 79, 95, 0.2, 0.4), point(3, 81, 99, 0.1, 0.6), point(4, 81, 99, 0.05, 0.8))
-    result = dataclasses.replace(result, ann_top1=80.0, points=points)
+    result = dataclasses.replace(result, ann=Score(top1=80.0), points=points)
 
     def t(**budget: float) -> int | None:
         found = result.recommended(**budget)

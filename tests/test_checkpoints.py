@@ -257,6 +257,28 @@ def test_folders_of_transformers_that_timm_cannot_make(changed: dict[str, Any], 
         load_model(f"local-dir:{tmp_path / 'hf'}")
 
 
+def test_hub_names_of_transformers_are_read_as_folders_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the cache of the hub, as it is on a machine that has fetched a model and is offline now."""
+    commit = "a" * 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--small"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    folder = repository / "snapshots" / commit
+    transformers_vit(folder)
+    model = load_model("hf-hub:someone/small")
+    assert same(model, load_model(f"local-dir:{folder}")) and model.num_classes == 3
+    assert load_model("hf-hub:someone/small", num_classes=0)(torch.randn(1, 3, 32, 32)).shape == (1, 48)
+    with pytest.raises(ModelError, match="someone/absent") as error:
+        load_model("hf-hub:someone/absent")
+    assert "\n" not in str(error.value) and "check the name and the connection" in error.value.hint
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights of 'hf-hub:someone/small' can be fetched"):
+        load_model("hf-hub:someone/small")
+
+
 def test_a_folder_of_transformers_with_other_weights_than_it_says_is_refused(tmp_path: Path) -> None:
     transformers_vit(tmp_path / "hf", num_hidden_layers=3)
     with pytest.raises(CheckpointError, match=r"blocks\.2\.norm1\.weight is missing"):
@@ -341,9 +363,7 @@ def test_the_files_of_authors_are_adapted_by_timm(name: str, tmp_path: Path, cap
     assert same(load_model(name, tmp_path / "old.pt"), vit(5)) and "adapted by timm" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("classes", "channels", "message"), [(0, 3, "num_classes is 0"), (1, 3, "num_classes is 1"), (3, 4, "images of 4 channels")]
-)
+@pytest.mark.parametrize(("classes", "channels", "message"), [(1, 3, "num_classes is 1"), (3, 4, "images of 4 channels")])
 def test_models_that_the_command_line_cannot_score_are_refused(
     classes: int, channels: int, message: str, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_evaluate_prints_the_document_of_the_contract(converted: Path) -> None:
     assert "calibrated for 3 timesteps" in result.stderr
     written = json.loads((converted / "evaluation.json").read_text())
     assert written.pop("command")
+    assert written.pop("read") == {"data": "demo", "split": "validation", "images": 1000, "skipped": 0}
     assert written == document
     assert (converted / "evaluation.csv").is_file() and (converted / "curve.svg").is_file()
 
@@ -370,7 +371,8 @@ def test_more_samples_than_images_are_all(tmp_path: Path, folder: Path) -> None:
 
 
 def test_more_images_than_memory_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vit2snn.commands.memory.memory", lambda: 100_000)
+    # Of images, no device is known yet; what is computed with them fits.
+    monkeypatch.setattr("vit2snn.commands.memory.memory", lambda device=None: 10**12 if device else 100_000)
     result = fails(1, "128 images of 1x28x28 take", "convert", "demo", "-o", tmp_path / "out", "--timesteps", 1)
     assert "--samples 7" in result.stderr  # half of what there is
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -101,7 +100,7 @@ def test_the_size_of_batches_does_not_matter() -> None:
     results = [evaluate(snn, loader(images, labels, size)).points for size in (1, 5, 12)]
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
-            assert dataclasses.astuple(a) == pytest.approx(dataclasses.astuple(b), rel=1e-9)
+            assert a.to_json() == pytest.approx(b.to_json(), rel=1e-9)
 
 
 @torch.no_grad()
@@ -134,7 +133,7 @@ def test_the_files_hold_the_figures(snn: SpikingModel, images: Tensor, labels: T
     assert written == json.loads(json.dumps(result.to_json())) | {"command": ["vit2snn", "evaluate"]}
     with (tmp_path / "evaluation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [{k: float(v) for k, v in row.items()} for row in rows] == [dataclasses.asdict(p) for p in result.points]
+    assert [{k: float(v) for k, v in row.items()} for row in rows] == [p.to_json() for p in result.points]
     assert ElementTree.parse(tmp_path / "curve.svg").getroot().tag.endswith("svg")
 
 

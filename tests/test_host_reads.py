@@ -112,6 +112,13 @@ def test_evaluation_waits_no_longer_for_more_batches_or_timesteps(recipe: Recipe
     assert score(snn, 3, 3) == few
 
 
+@pytest.mark.parametrize("classes", [0, 1], ids=["features", "numbers"])
+def test_evaluation_of_what_is_no_class_waits_no_longer_either(classes: int) -> None:
+    snn = to_spiking(make_vit(num_classes=classes), Recipe(timesteps=3), torch.randn(12, 3, 16, 16))
+    few, more = batches(2), batches(3)
+    assert waited(partial(evaluate, snn, few, 1), *few) == waited(partial(evaluate, snn, more, 3), *more)
+
+
 def test_calibrating_exits_waits_once() -> None:
     snn = converted(RECIPES["faithful"])
     for count in (1, 3):

@@ -41,6 +41,7 @@ def evaluation() -> dict[str, Any]:
     ]
     row = {"module": "head", "function": "linear", "kind": "weighted", "operands": ["ternary"], "copies": 3}
     return {
+        "output": "classes",
         "images": 50,
         "digest": "d16e57",
         "calibration": {"images": 32, "scored": 0},

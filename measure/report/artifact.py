@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..outputs import WORDS, Words
 from .schema import PlanRow, Run
 
 
@@ -46,6 +47,21 @@ class Artifact:
     def source(self) -> str:
         """What the ANN was called; of a zoo model, its architecture."""
         return str(self.section.get("source") or self.config["architecture"])
+
+    @property
+    def words(self) -> Words:
+        """What its figures are called."""
+        return WORDS[self.evaluation["output"]]
+
+    @property
+    def decisive(self) -> Literal["top1", "agreement"]:
+        """The figure of a point that tells how good it is: accuracy or, without labels, agreement."""
+        return "agreement" if self.points[0]["top1"] is None else "top1"
+
+    @property
+    def of_ann(self) -> float:
+        """The same of the ANN, which agrees with itself."""
+        return float(self.evaluation["ann"].get("top1", 100.0))
 
     @property
     def points(self) -> list[dict[str, Any]]:

@@ -19,51 +19,66 @@ WORST = 5
 
 
 def curves(artifacts: Sequence[Artifact]) -> go.Figure:
-    """Top-1 and, below it, agreement with the ANN against timesteps, of all artifacts."""
-    shown = {"top1": "top-1, %"} | ({"agreement": "agreement, %"} if artifacts[0].converted else {})
+    """Accuracy and, below it, what compares with the ANN against timesteps, of all artifacts."""
+    shown = _shown(artifacts[0])
     figure = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    for row, (field, title) in enumerate(shown.items(), start=1):
+    for row, (field, (title, figures, unit)) in enumerate(shown.items(), start=1):
         for index, artifact in enumerate(artifacts):
             points = artifact.points
             trace = go.Scatter(
                 x=[point["timestep"] for point in points],
                 y=[point[field] for point in points],
                 customdata=[readout(point) for point in points],
-                hovertemplate=f"%{{meta}}<br>T = %{{customdata}}<br>{title.replace(', %', '')} %{{y:.2f}} %<extra></extra>",
+                hovertemplate=f"%{{meta}}<br>T = %{{customdata}}<br>{title} %{{y:{figures}}}{unit}<extra></extra>",
                 mode="lines+markers",
                 showlegend=row == 1,
                 **_series(index, artifact),
             )
             figure.add_trace(trace, row, 1)
-        figure.update_yaxes(title_text=title, autorangeoptions_include=_around(artifacts, field), row=row, col=1)
+        figure.update_yaxes(
+            title_text=title + (", %" if unit else ""), autorangeoptions_include=_around(artifacts, field), row=row, col=1
+        )
     times = _times(point["timestep"] for artifact in artifacts for point in artifact.points)
-    if artifacts[0].converted:
-        for accuracy in dict.fromkeys(artifact.evaluation["ann"]["top1"] for artifact in artifacts):
+    if artifacts[0].converted and "top1" in shown:
+        for accuracy in dict.fromkeys(artifact.of_ann for artifact in artifacts):
             figure.add_trace(_ann_line(times, accuracy), 1, 1)
-    _dress(figure, 540 if len(shown) > 1 else 360)
+    _dress(figure, 180 + 180 * len(shown))
     figure.update_xaxes(_time_axis(times) | {"title_text": ""})
     figure.update_xaxes(title_text="timesteps T", row=len(shown), col=1)
     return figure
 
 
+def _shown(artifact: Artifact) -> dict[str, tuple[str, str, str]]:
+    """The figures of a point that are drawn against timesteps: what they are called, their digits, and their unit."""
+    words, percent = artifact.words, (".2f", " %")
+    found = {
+        "top1": (words.top1, *percent),
+        "agreement": (words.agreement, *percent),
+        "similarity": (words.similarity, ".4f", ""),
+    }
+    return {field: told for field, told in found.items() if artifact.points[0].get(field) is not None}
+
+
 def energy_and_accuracy(artifacts: Sequence[Artifact]) -> go.Figure:
-    """Top-1 against energy: each timestep of each artifact, early exits as stars, the ANN, and the Pareto front."""
+    """Accuracy (agreement, without labels) against energy: each timestep, early exits as stars, the ANN, the Pareto front."""
+    field = artifacts[0].decisive
+    title = getattr(artifacts[0].words, field)
     figure = go.Figure()
     exits = [_early_exit(index, artifact) for index, artifact in enumerate(artifacts) if artifact.evaluation.get("exit")]
     for index, artifact in enumerate(artifacts):
         points = artifact.points
         figure.add_scatter(
             x=[100 * point["energy"] for point in points],
-            y=[point["top1"] for point in points],
+            y=[point[field] for point in points],
             customdata=[readout(point) for point in points],
             text=["" if 0 < i < len(points) - 1 else f"T={point['timestep']}" for i, point in enumerate(points)],
             textposition=["top right"] + ["top center"] * (len(points) - 1),
-            hovertemplate="%{meta}<br>T = %{customdata}<br>energy %{x:.1f} %<br>top-1 %{y:.2f} %<extra></extra>",
+            hovertemplate=f"%{{meta}}<br>T = %{{customdata}}<br>energy %{{x:.1f}} %<br>{title} %{{y:.2f}} %<extra></extra>",
             mode="lines+markers" if len(artifacts) > 1 else "lines+markers+text",  # texts of several would overlap
             **_series(index, artifact),
         )
     figure.add_traces(exits)
-    measured = [(100 * p["energy"], p["top1"]) for artifact in artifacts for p in artifact.points]
+    measured = [(100 * p["energy"], p[field]) for artifact in artifacts for p in artifact.points]
     front = pareto_front(measured + [(star.x[0], star.y[0]) for star in exits])
     end = max(energy for energy, _ in measured)
     figure.add_scatter(
@@ -77,14 +92,14 @@ def energy_and_accuracy(artifacts: Sequence[Artifact]) -> go.Figure:
     if artifacts[0].converted:
         figure.add_scatter(
             x=[100],
-            y=[artifacts[0].evaluation["ann"]["top1"]],
+            y=[artifacts[0].of_ann],
             mode="markers",
             marker={"symbol": "x", "size": 10, "color": "var(--quiet)"},
-            hovertemplate="ANN<br>top-1 %{y:.2f} %<extra></extra>",
+            hovertemplate=f"ANN<br>{title} %{{y:.2f}} %<extra></extra>",
             name="ANN",
         )
     figure.update_xaxes(title_text=f"energy, % of {dense(artifacts[0])}", rangemode="tozero")
-    figure.update_yaxes(title_text="top-1, %", autorangeoptions_include=_around(artifacts, "top1"))
+    figure.update_yaxes(title_text=f"{title}, %", autorangeoptions_include=_around(artifacts, field))
     return _dress(figure, 440)
 
 
@@ -194,9 +209,10 @@ def _look(index: int, name: str, full: str) -> dict[str, Any]:
 
 
 def _around(artifacts: Sequence[Artifact], field: str) -> list[float]:
-    """Percentages that an axis has to show, so that the difference of an image does not fill it."""
+    """What an axis has to show, so that the difference of an image does not fill it."""
     values = [point[field] for artifact in artifacts for point in artifact.points]
-    return [max(min(values) - 1, 0), min(max(values) + 1, 100)]
+    part, least, most = (0.01, -1, 1) if field == "similarity" else (1, 0, 100)
+    return [max(min(values) - part, least), min(max(values) + part, most)]
 
 
 def _ann_line(times: list[int], accuracy: float) -> go.Scatter:
@@ -205,7 +221,7 @@ def _ann_line(times: list[int], accuracy: float) -> go.Scatter:
         y=[accuracy, accuracy],
         mode="lines",
         line={"dash": "dash", "width": 1.5, "color": "var(--quiet)"},
-        hovertemplate="ANN<br>top-1 %{y:.2f} %<extra></extra>",
+        hovertemplate="ANN<br>%{y:.2f} %<extra></extra>",
         name=f"ANN {accuracy:.1f} %",
     )
 

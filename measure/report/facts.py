@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from .artifact import Artifact
+from .schema import ReadPart
 
 COMMON = ("blocks", "stages", "branch", "spiking_attention", "neuron")
 LETTERS = 22
@@ -19,8 +20,8 @@ def facts(artifact: Artifact) -> list[str]:
     if artifact.converted:
         parts.append(f"recipe {artifact.recipe}")
     parts += [f"T = {readout(artifact.points[-1])}", f"{evaluation['images']} images scored"]
-    if artifact.converted:
-        parts.append(f"ANN top-1 {evaluation['ann']['top1']:.1f} %")
+    if artifact.converted and artifact.decisive == "top1":
+        parts.append(f"ANN {artifact.words.top1} {artifact.of_ann:.1f} %")
     return [*parts, f"image set {evaluation['digest']}"]
 
 
@@ -32,10 +33,12 @@ def readout(point: dict[str, Any]) -> str:
 
 def results(artifact: Artifact) -> dict[str, str]:
     """The figures that decide, at the last timestep, and with early exits."""
-    last, early = artifact.points[-1], artifact.evaluation.get("exit")
-    found = {f"top-1 at T = {last['timestep']}": f"{last['top1']:.1f} %"}
-    if artifact.converted:
-        found["agreement with ANN"] = f"{last['agreement']:.1f} %"
+    last, early, words = artifact.points[-1], artifact.evaluation.get("exit"), artifact.words
+    found = {f"{getattr(words, artifact.decisive)} at T = {last['timestep']}": f"{last[artifact.decisive]:.1f} %"}
+    if artifact.converted and artifact.decisive == "top1":
+        found[f"{words.agreement} with ANN"] = f"{last['agreement']:.1f} %"
+    if last.get("similarity") is not None:
+        found[f"{words.similarity} with ANN's features"] = f"{last['similarity']:.4f}"
     found |= {
         f"energy, of {dense(artifact)}": percent(last["energy"]),
         "additions": f"{100 * artifact.evaluation['audit']['additions']:.1f} %",
@@ -55,6 +58,8 @@ def record(artifact: Artifact) -> dict[str, str]:
     run = artifact.run
     found = {
         "images scored": f"{artifact.evaluation['images']} (image set {artifact.evaluation['digest']})",
+        "scored from": what_was_read(artifact.evaluation.get("read")),
+        "made from": what_was_read(run.get("read")),
         "made by": _command(run.get("command")),
         "scored by": _command(artifact.evaluation.get("command")),
         "seed": str(run.get("seed", "")),
@@ -62,6 +67,15 @@ def record(artifact: Artifact) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in artifact.section.get("versions", {}).items()),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def what_was_read(read: ReadPart | None) -> str:
+    """What images were read from, in a line; empty if nothing tells."""
+    if read is None:
+        return ""
+    images = "a stream" if read["images"] is None else f"{read['images']} images"
+    skipped = f", {read['skipped']} of them passed over" if read["skipped"] else ""
+    return f"{read['data']}, split {read['split']}: {images}{skipped}"
 
 
 def _command(words: list[str] | None) -> str:

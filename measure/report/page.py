@@ -55,18 +55,19 @@ def _summary(index: int, artifact: Artifact) -> Element:
 
 
 def _comparison(artifacts: Sequence[Artifact]) -> list[Element]:
-    """Accuracy against timesteps, and against energy."""
+    """Accuracy (agreement, without labels) against timesteps, and against energy."""
+    scored = "accuracy" if artifacts[0].decisive == "top1" else "agreement"
     runs = [artifact.name for artifact in artifacts if artifact.synchronous]
     told = [f"{RUNS} (So in {', '.join(runs)}.)"] if runs else []
-    over_time = _chart(charts.curves(artifacts), "accuracy against timesteps", *told)
+    over_time = _chart(charts.curves(artifacts), f"{scored} against timesteps", *told)
     stars = "; stars are early exits" if any(artifact.evaluation.get("exit") for artifact in artifacts) else ""
     told = [f"Points are timesteps, from the first at the left{stars}."]
-    over_energy = _chart(charts.energy_and_accuracy(artifacts), "accuracy against energy", *told)
+    over_energy = _chart(charts.energy_and_accuracy(artifacts), f"{scored} against energy", *told)
     energies = element("div", tables.energies(artifacts), element("p", ESTIMATE, class_="note"))
     place = "beside" if len(artifacts) == 1 else "below"
     return [
-        element("section", element("h2", "Accuracy and timesteps"), over_time),
-        element("section", element("h2", "Energy and accuracy"), element("div", over_energy, energies, class_=place)),
+        element("section", element("h2", f"{scored.capitalize()} and timesteps"), over_time),
+        element("section", element("h2", f"Energy and {scored}"), element("div", over_energy, energies, class_=place)),
     ]
 
 
@@ -144,7 +145,7 @@ def _record(artifact: Artifact) -> Element:
     if artifact.converted:
         used, scored = (artifact.evaluation["calibration"][name] for name in ("images", "scored"))
         if scored:
-            told = f"{scored} of the {used} calibration images were scored too: the accuracy here flatters."
+            told = f"{scored} of the {used} calibration images were scored too: the figures here flatter."
             parts.append(element("p", element("strong", "Warning: "), told, class_="warning"))
         else:
             parts.append(element("p", f"Calibrated on {used} images, none of which was scored: the two sets are disjoint."))

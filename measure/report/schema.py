@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 from msgspec import Meta
 
@@ -11,11 +11,11 @@ from ...reading import Amount, Count, Number, Percent, Step, Text
 Curve = Annotated[list[Amount], Meta(min_length=1)]
 """A figure at each timestep."""
 Range = Annotated[list[Amount], Meta(min_length=2, max_length=2)]
+Cosine = Annotated[float, Meta(ge=-1.001, le=1.001)]
 
 
 class _Point(TypedDict):
     timestep: Step
-    top1: Percent
     spikes_per_neuron: Amount
     operations: Amount
     energy: Amount
@@ -25,19 +25,25 @@ class _Point(TypedDict):
 class ZooPoint(_Point):
     """A point of the curve of a model that has no ANN to agree with."""
 
+    top1: Percent
     agreement: None
     relative_error: None
 
 
-class Point(_Point):
+class _OfFeatures(TypedDict, total=False):
+    similarity: Cosine
+
+
+class Point(_Point, _OfFeatures):
     """A point of the curve of a converted model."""
 
+    top1: Percent | None
     agreement: Percent
     relative_error: Amount
 
 
-class Accuracy(TypedDict):
-    """Of the ANN."""
+class Accuracy(TypedDict, total=False):
+    """Of the ANN, where there are labels."""
 
     top1: Percent
 
@@ -129,14 +135,25 @@ class CalibrationPart(TypedDict):
     scored: Count
 
 
+class ReadPart(TypedDict):
+    """What images were read from: the data, its split, how many images that has, and how many of those were passed over."""
+
+    data: Text
+    split: Text
+    images: Count | None
+    skipped: Count
+
+
 class _Maybe(TypedDict, total=False):
     exit: Exit | None
     modules: list[ModuleRow]
     advice: list[AdviceRow]
     command: list[Text]
+    read: ReadPart
 
 
 class _Evaluation(_Maybe):
+    output: Literal["classes", "features"]
     images: Step
     digest: Text
     calibration: CalibrationPart
@@ -174,3 +191,4 @@ class Run(TypedDict, total=False):
     seed: int
     seconds: Number
     data: Text | None
+    read: ReadPart
