@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from vit2snn import __version__
-from vit2snn.commands import audit, conversion, evaluation, finetuning, planning, report, training, zoo
+from vit2snn.commands import audit, conversion, evaluation, export, finetuning, planning, report, sharing, training, zoo
 from vit2snn.commands.failures import Terminated, tell, terminable
 from vit2snn.commands.output import emit
 from vit2snn.commands.streams import give_up_streams, prepare_streams
@@ -77,7 +77,7 @@ def env(as_json: bool) -> None:
 
 for command in (
     conversion.convert, evaluation.evaluate, audit.audit, report.report, finetuning.finetune, 
-    conversion.inspect, conversion.demo, planning.plan, training.train, zoo.zoo,
+    conversion.inspect, conversion.demo, planning.plan, training.train, export.export, sharing.push, zoo.zoo,
 ):  # fmt: skip
     cli.add_command(command)
 

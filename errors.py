@@ -52,6 +52,14 @@ class ArtifactError(Vit2SnnError):
     """A folder on disk is not a converted model, or cannot be written."""
 
 
+class ExportError(Vit2SnnError):
+    """A network, or a part of it, cannot be said in a format."""
+
+
+class HubError(Vit2SnnError):
+    """The Hugging Face hub cannot be reached, does not have what is asked for, or does not let it be done."""
+
+
 class OutputExistsError(ArtifactError):
     """The output folder exists already."""
 

@@ -27,6 +27,7 @@ WRITTEN = (
     "config.json", "model.safetensors", "ann.safetensors", "conversion.json", "calibration.json", "exits.json", "README.md",
     "run.json", "parity.json", "import.json", "search.json", "metrics.csv",
     "evaluation.json", "evaluation.csv", "curve.svg", "report.html",
+    "export.json", "model.onnx", "model.onnx.data", "model.pt2", "model.nir",
     "front.json", "front.svg", *(f"plan-{'[0-9]' * digits}.json" for digits in range(1, 6)),
 )  # fmt: skip
 """The files that the commands write into a folder, as patterns; what else lies there is the user's."""

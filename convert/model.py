@@ -73,8 +73,13 @@ class SpikingModel(nn.Module):
 
     def stream(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Iterator[Tensor]:
         """The running readout chunk by chunk, ``[chunk, B, classes]``; whoever has seen enough may stop."""
-        logits = stream(self.network, x, self.recipe.timesteps if timesteps is None else timesteps, chunk)
-        return running_mean(logits) if self.recipe.spike_driven else logits
+        logits = stream(self.respond, x, self.recipe.timesteps if timesteps is None else timesteps, chunk)
+        return running_mean(logits) if self.averages else logits
+
+    def respond(self, frames: Tensor) -> Tensor:
+        """See `vit2snn.spiking.SpikingNetwork`."""
+        logits: Tensor = self.network(frames)
+        return logits
 
     def readout(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
         """What a call gives, by the name that it has in all spiking networks (see `vit2snn.spiking.SpikingNetwork`)."""
@@ -137,6 +142,11 @@ class SpikingModel(nn.Module):
         return self.recipe.timesteps
 
     @property
+    def averages(self) -> bool:
+        """Whether the mean of the logits so far is read out: a spike-driven network has no values that are decoded so far."""
+        return self.recipe.spike_driven
+
+    @property
     def synchronous(self) -> bool:
         """Whether each layer goes through all timesteps before the next one begins."""
         return self.recipe.synchronous
@@ -155,8 +165,7 @@ class SpikingModel(nn.Module):
 
     def advice(self, evaluation: Evaluation) -> list[Advice]:
         """What to do about what was measured; see `advise`."""
-        assert evaluation.ann_top1 is not None
-        return advise(evaluation.points, evaluation.ann_top1, evaluation.modules, self.recipe)
+        return advise(evaluation.points, evaluation.lost(evaluation.points[-1]), evaluation.modules, self.recipe)
 
     def owner(self, neuron: str) -> str:
         """The planned module that a neuron, given by name, belongs to."""
@@ -170,3 +179,9 @@ class SpikingModel(nn.Module):
         from ..storage.artifact import save
 
         save(self, out, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write this model to the Hugging Face hub; see `vit2snn.storage.artifact.share` for the options and the result."""
+        from ..storage.artifact import share
+
+        return share(self, repo_id, **options)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .floats import copysign, octave
+
 CLOSE = 1e-6
 """Ratios that are so close, relatively, are the same: they have been in float32."""
 
@@ -132,7 +134,15 @@ class Alphabet:
                 level = torch.where(z >= above, above, level)
         level = torch.maximum(level, levels.floor).clamp(max=1) * levels.threshold
         spikes = torch.where(y >= levels.least, level, 0.0)
-        return spread(spikes.copysign(u) if self.signed else spikes, u)
+        return spread(copysign(spikes, u) if self.signed else spikes, u)
+
+    def burst(self, u: Tensor, levels: Levels, count: int) -> list[Tensor]:
+        """``count`` spikes, each `quantize` of what the ones before it left; silence too counts as one."""
+        spikes = [self.quantize(u, levels)]
+        while len(spikes) < count:
+            u = u - spikes[-1]
+            spikes.append(self.quantize(u, levels))
+        return spikes
 
 
 def is_at_hand(x: Tensor) -> bool:
@@ -143,10 +153,3 @@ def is_at_hand(x: Tensor) -> bool:
 def spread(spikes: Tensor, u: Tensor) -> Tensor:
     """``spikes`` with NaN where ``u``, of the same shape, is not finite: a neuron must not take such a value for silence."""
     return torch.add(spikes, u, alpha=0)  # a zero of the sign of u, which changes no bit of its spike
-
-
-def octave(z: Tensor) -> Tensor:
-    """The largest power of two up to z >= 0: what is left of a floating-point number without its mantissa. Any shape."""
-    if z.dtype == torch.float64:
-        return (z.view(torch.int64) & 0x7FF0000000000000).view(z.dtype)
-    return (z.view(torch.int32) & 0x7F800000).view(z.dtype)

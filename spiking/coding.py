@@ -43,29 +43,32 @@ class Coding(str, Enum):
 
     def held(self, t: int, m: Tensor, prior: Tensor) -> Tensor:
         """h[t] of m[t-1]: what is decoded if nothing is sent. All shapes ``[B, ...]``."""
-        return _held(m, prior, self.coefficients(t)[0])
+        return hold(m, prior, self.coefficients(t)[0])
 
     def innovation(self, t: int, x: Tensor, held: Tensor) -> Tensor:
         """The argument of Q_t: what the decoded value lacks, in units of one spike. All shapes ``[B, ...]``."""
-        return _innovation(x, held, self.coefficients(t)[1])
+        return innovation(x, held, self.coefficients(t)[1])
 
     def integrate(self, t: int, held: Tensor, spikes: list[Tensor], bias: Tensor | None = None) -> Tensor:
         """m[t] from h[t] and the spikes of step t."""
-        return _integrate(held, spikes, bias, self.coefficients(t)[1])
+        return integrate(held, spikes, bias, self.coefficients(t)[1])
 
 
-def _held(m: Tensor, prior: Tensor, a: float) -> Tensor:
-    return m if a == 1 else a * m + (1 - a) * prior
+def hold(m: Tensor, prior: Tensor, a: float | Tensor) -> Tensor:
+    """h of m[t-1] and r; a factor that is no number is a tensor, in a graph in which a host counts the timesteps."""
+    return m if isinstance(a, float) and a == 1 else a * m + (1 - a) * prior
 
 
-def _innovation(x: Tensor, held: Tensor, b: float) -> Tensor:
-    return x - held if b == 1 else (x - held) * (1 / b)
+def innovation(x: Tensor, held: Tensor, b: float | Tensor) -> Tensor:
+    """(x - h) / b."""
+    return x - held if isinstance(b, float) and b == 1 else (x - held) * (1 / b)
 
 
-def _integrate(held: Tensor, spikes: list[Tensor], bias: Tensor | None, b: float) -> Tensor:
+def integrate(held: Tensor, spikes: list[Tensor], bias: Tensor | None, b: float | Tensor) -> Tensor:
+    """h + b (s + c), of all spikes of a burst."""
     total = sum(spikes[1:], spikes[0])
     total = total if bias is None else total + bias
-    return held + total if b == 1 else held + b * total
+    return held + total if isinstance(b, float) and b == 1 else held + b * total
 
 
 def emit(alphabet: Alphabet, u: Tensor, levels: Levels, count: int = 1) -> list[Tensor]:
@@ -75,11 +78,7 @@ def emit(alphabet: Alphabet, u: Tensor, levels: Levels, count: int = 1) -> list[
     the alphabet and 0 where it saturates.
     """
     with torch.no_grad():
-        spikes = [alphabet.quantize(u, levels)]
-        rest = u
-        while len(spikes) < count:
-            rest = rest - spikes[-1]
-            spikes.append(alphabet.quantize(rest, levels))
+        spikes = alphabet.burst(u, levels, count)
     if u.requires_grad and torch.is_grad_enabled():
         reach = count * levels.threshold
         passed = u.clamp(-reach if alphabet.signed else torch.zeros_like(reach), reach)
@@ -92,9 +91,9 @@ def _respond(
     count: int,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """m[t] and s[t]: the formula at the top."""
-    held = _held(before, prior, a)
-    spikes = emit(alphabet, _innovation(x, held, b), levels, count)
-    return _integrate(held, spikes, bias, b), spikes
+    held = hold(before, prior, a)
+    spikes = emit(alphabet, innovation(x, held, b), levels, count)
+    return integrate(held, spikes, bias, b), spikes
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,13 @@ class SpikingNetwork(Protocol):
     def stream(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Iterator[Tensor]:
         """The same chunk by chunk, ``[chunk, B, classes]``; whoever has seen enough may stop."""
 
+    @property
+    def averages(self) -> bool:
+        """Whether the mean of the logits so far is read out, or the logits themselves."""
+
+    def respond(self, frames: Tensor) -> Tensor:
+        """The logits ``[T * B, classes]`` of frames ``[T * B, C, H, W]``, within a `vit2snn.spiking.time.Run`."""
+
     def ann(self, x: Tensor) -> Tensor | None:
         """The ANN's logits ``[B, classes]``; None where there is no ANN."""
 

@@ -197,14 +197,14 @@ def stream(
         raise ValueError(f"timesteps and chunk must be at least 1, got timesteps={timesteps}, chunk={chunk}")
     if x.ndim == 5 and x.shape[0] != timesteps:
         raise ValueError(f"an input of {x.shape[0]} timesteps was given to a run of {timesteps} timesteps")
-    run = Run(batch=x.shape[1] if x.ndim == 5 else len(x))
+    run = Run(batch=x.shape[1 if x.ndim == 5 else 0])  # len() is a number in exported graphs, and no symbol
     for start in range(0, timesteps, chunk or timesteps):
         count = min(chunk or timesteps, timesteps - start)
         run.begin(start, count, last=start + count == timesteps)
         if x.ndim == 5:
             frames = x[start : start + count].flatten(0, 1)
         elif still and count > 1:
-            run.still, frames = len(x), x
+            run.still, frames = run.batch, x
         else:
             run.still, frames = None, x.expand(count, *x.shape).flatten(0, 1)
         with running(run):

@@ -64,6 +64,7 @@ class SpikingTransformer(nn.Module):
 
     # What else a `vit2snn.spiking.SpikingNetwork` is asked: it was trained as it is, and there is no ANN beside it.
     synchronous = False
+    averages = True
     channels_last = True
     reference: nn.Module | None = None
     compared: Mapping[str, str] = MappingProxyType({})
@@ -117,7 +118,11 @@ class SpikingTransformer(nn.Module):
     def stream(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Iterator[Tensor]:
         """The same chunk by chunk, ``[chunk, B, num_classes]``; whoever has seen enough may stop."""
         steps = self._check_input(x, timesteps)
-        return running_mean(stream(lambda frames: self._classify(self._stages(frames)), x, steps, chunk, still=True))
+        return running_mean(stream(self.respond, x, steps, chunk, still=True))
+
+    def respond(self, frames: Tensor) -> Tensor:
+        """See `vit2snn.spiking.SpikingNetwork`."""
+        return self._classify(self._stages(frames))
 
     def ann(self, x: Tensor) -> Tensor | None:
         """None: there is no ANN that it came from."""
