@@ -16,7 +16,7 @@ from ..reading import parsed
 from ..spiking import SpikingNetwork
 from ..storage.versions import versions
 from .graph import RunGraph, StepGraph
-from .program import IMAGES, LOGITS, NEXT, OPSET, TIMESTEP, traced, write_onnx, write_pt2
+from .program import IMAGES, LOGITS, NEXT, OPSET, TIMESTEP, check_onnx, traced, write_onnx, write_pt2
 
 DOCUMENT = "export.json"
 FORMATS = ("onnx", "pt2", "nir")
@@ -79,6 +79,8 @@ def is_export(folder: Path) -> bool:
 def _write_graph(network: SpikingNetwork, folder: Path, format: str, timesteps: int | None, step: bool) -> dict[str, Any]:
     if step and timesteps:
         raise ValueError(f"a graph of one timestep serves for any number of them, got timesteps={timesteps}")
+    if format == "onnx":
+        check_onnx()
     image, frames = _image(network), takes_frames(network)
     timesteps = timesteps or network.timesteps
     if not step and timesteps < 1:

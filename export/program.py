@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,11 +60,24 @@ def write_pt2(program: ExportedProgram, path: Path, told: Mapping[str, Any]) -> 
     torch.export.save(program, path, extra_files={"vit2snn.json": json.dumps(told)})
 
 
+def check_onnx() -> None:
+    """Refuse what would fail at the end.
+
+    Raises:
+        ExportError: a package is missing.
+    """
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ExportError(f"ONNX needs the package {package!r}: {error}", "pip install 'vit2snn[onnx]'") from error
+
+
 def write_onnx(program: ExportedProgram, path: Path, states: list[State], told: Mapping[str, Any]) -> None:
     """As ONNX of opset 20; above 2 GB the weights are in a file beside it. ``told`` is in the metadata, under ``vit2snn``.
 
     Raises:
-        ExportError: the packages for it are missing, or ONNX lacks an operator; the message names it and its module.
+        ExportError: ONNX lacks an operator; the message names it and its module.
     """
     names = [state.name for state in states]
     inputs = [IMAGES, TIMESTEP, *names] if names or _is_step(program) else [IMAGES]
@@ -99,13 +114,15 @@ def _culprit(error: BaseException, program: ExportedProgram) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    for node in program.graph.nodes:
-        if node.op == "call_function" and str(node.target) in str(cause):
-            modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
-            return (
-                f"{node.target}, which module {modules[-1].removeprefix('network.')!r} calls" if modules else str(node.target)
-            )
-    return _first_line(cause)
+    found = re.search(r"op='([\w.]+)'", str(cause))
+    if found is None:
+        return _first_line(cause)
+    operator = found[1]
+    for node in program.graph.nodes:  # which has it perhaps by another name, of which the exporter has made it
+        modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+        if modules and operator.rpartition(".")[2] in str(node.target):
+            return f"{operator}, which module {modules[-1].removeprefix('network.').removeprefix('network.')!r} calls"
+    return operator
 
 
 def _first_line(error: BaseException) -> str:

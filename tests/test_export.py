@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_half_precision_is_exported_in_float32_and_the_network_stays_as_it_is(tm
     found = torch.export.load(tmp_path / "out" / "model.pt2").module()(x)
     assert found.dtype == torch.float32
     assert torch.allclose(found, readout(copy.deepcopy(snn).float(), x)[:1], **CLOSE)
-    assert {p.dtype for p in snn.network.head.parameters()} == {torch.float16}
+    assert snn.network.head.weight.dtype == torch.float16
 
 
 ALL = torch.cat([
@@ -211,15 +212,14 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ArtifactError, match="not a folder that vit2snn wrote"):
         export(snn, tmp_path / "out", "pt2", overwrite=True)
     snn.network.norm = Bessel()
-    with pytest.raises(ExportError, match=r"ONNX has no form of aten.special_bessel_j0.*module 'norm'"):
+    with pytest.raises(ExportError, match=r"ONNX has no form of prims\.bessel_j0, which module 'norm' calls"):
         export(snn, tmp_path / "new", timesteps=1)
     snn.network.norm = Undecided()
-    with pytest.raises(ExportError, match="no graph that torch.export can trace"):
+    with pytest.raises(ExportError, match=r"no graph that torch\.export can trace"):
         export(snn, tmp_path / "new", timesteps=1)
     assert not (tmp_path / "new").exists()
-    for package in ("onnx", "onnxscript"):
-        monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(ExportError, match=r"not installed.*") as error:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ExportError, match="needs the package 'onnxscript'") as error:
         export(converted("exact"), tmp_path / "new", timesteps=1)
     assert "vit2snn[onnx]" in str(error.value.hint)
 
