@@ -34,9 +34,19 @@ GENERATIONS = click.IntRange(0, 10**5)  # the same
 UPDATES = click.IntRange(1, 10**9)  # as many as a training of years makes
 MANY = click.IntRange(2, 10**4)  # plans, or members of a population: each takes a second or more
 MEMBER = click.IntRange(0, MANY.max)
+BITS = click.IntRange(2, 16)  # of integers: a sign and a value; more is what float computes
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
 PROBABILITY = Number(0, 1)
+
+
+def bit_list(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int]:
+    """``int8,int4`` as numbers of bits, each once, the most first."""
+    try:
+        bits = sorted({int(part.removeprefix("int")) for part in value.split(",")} if value else set(), reverse=True)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of integer types such as int8,int4") from None
+    return [int(BITS.convert(count, parameter, context)) for count in bits]
 
 
 def timestep_list(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:

@@ -7,6 +7,7 @@ from .fitting import Fitting as Fitting, Progress as Progress
 from .model import SpikingModel as SpikingModel
 from .planning import Plan as Plan, PlannedModule as PlannedModule, plan as plan
 from .plans import Compromise as Compromise, compromises as compromises
+from .quantised import quantised as quantised
 from .recipe import RECIPES as RECIPES, Recipe as Recipe
 from .registry import NeuronFactory as NeuronFactory, converts as converts, keep_analog as keep_analog
 from .source import load_model as load_model

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import digest
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..spiking import CodedNeuron, SpikingNetwork, channels_last, evaluating
 from ..spiking.shards import alone, collected, processes, smallest
 from ..tracing import depth
+from .against import Rival, contest, energies
 from .audit import Audit
 from .batches import Parts, apart, check_finite, check_labels, check_readout, labelled, set_digest
 from .comparison import Classes, Comparison, Exits, Numbers
@@ -39,6 +40,7 @@ def evaluate(
     exit_confidence: float | None = None,
     amp_dtype: torch.dtype | None = None,
     shared: bool = True,
+    against: Mapping[int, nn.Module] | None = None,
 ) -> Evaluation:
     """Score a spiking network against labels and against its ANN, if it has one, and count what it does.
 
@@ -59,13 +61,15 @@ def evaluate(
         amp_dtype: bfloat16 or float16, in which the spiking network then computes what ``torch.autocast`` lets it: the analog
             parts between its neurons, whose state stays in float32. The ANN stays in float32, to compare with.
         shared: whether the processes of the group do this together. Otherwise this one scores what it is given by itself.
+        against: quantised ANNs to score beside it, by their bits (see `vit2snn.convert.quantised`).
 
     Batches are cut into parts where memory runs out.
 
     Raises:
         DataError: there are no images (in one of the processes), batches are not of images and labels, labels are not classes
             of the model, logits are not finite, or features are of one image, or have neither labels nor an ANN.
-        ModelError: early exits are asked for, and the network has no calibration of them, or is no classifier.
+        ModelError: early exits are asked for, and the network has no calibration of them, or is no classifier; or quantised
+            ANNs are, of a network that puts out numbers, or has no ANN.
         ValueError: a timestep is below 1, or the confidence not between 0 and 1.
     """
     with ExitStack() as stack:
@@ -82,7 +86,7 @@ def evaluate(
             raise DataError("there are no images to score")
         reported, last = _timesteps(network, first[0], timesteps)
         exits = _exits(network, exit_confidence)
-        scoring = _Scoring(network, output, max(last, len(exits.limits) if exits else 0), exits, amp_dtype)
+        scoring = _Scoring(network, output, max(last, len(exits.limits) if exits else 0), exits, amp_dtype, against or {})
         parts = Parts()
         for images, labels in chain(apart(first, -(-DIAGNOSED // processes())), remaining):
             parts.run(scoring.add, images, labels)
@@ -117,8 +121,14 @@ class _Scoring:
     """One pass over the images: what has been counted and compared so far."""
 
     def __init__(
-        self, network: SpikingNetwork, output: Output, timesteps: int, exits: Exits | None, amp_dtype: torch.dtype | None
+        self, network: SpikingNetwork, output: Output, timesteps: int, exits: Exits | None, amp_dtype: torch.dtype | None,
+        against: Mapping[int, nn.Module],
     ) -> None:  # fmt: skip
+        if against and (output == "numbers" or network.reference is None):
+            what = "numbers" if network.reference else "what no ANN stands behind"
+            raise ModelError(
+                f"quantised ANNs compete on classes or features, and this network puts out {what}", "leave them out"
+            )
         self.network = network
         self.output = output
         self.timesteps = timesteps
@@ -126,6 +136,8 @@ class _Scoring:
         self.amp_dtype = amp_dtype
         self.weight = next(network.network.parameters())
         self.meter, self.comparison = Meter(network.network), COMPARISONS[output](timesteps, self.weight.device)
+        self.against = {bits: ann.to(self.weight.device) for bits, ann in against.items()}
+        self.rivals = {bits: COMPARISONS[output](1, self.weight.device) for bits in against}
         self.chunk = 1 if any(isinstance(module, CodedNeuron) for module in network.network.modules()) else None
         self.input_size: tuple[int, ...] = ()
         self.digests: list[str] = []
@@ -149,6 +161,8 @@ class _Scoring:
         if self.output == "classes":
             check_labels(labels, readout.shape[-1])
         self.comparison.add(readout, ann, exact, y)
+        for bits, rival in self.rivals.items():
+            rival.add(self.against[bits](x)[None].float(), ann, None, y)
         if self.meter.observing:  # of the first images at once, and of all others at the end
             check_finite(self.comparison.finite)
         if self.exits:
@@ -166,6 +180,7 @@ class _Scoring:
         costs = Costs.of(meter, self.reference or Dense.of(meter.tallies), synchronous)
         latency = depth(network.network, self.input_size) if synchronous else 1
         scored, known = collected(self.digests), set(network.calibrated_on)
+        points = self.comparison.points(reported, costs, latency)
         return Evaluation(
             output=self.output,
             images=self.comparison.images,
@@ -173,9 +188,19 @@ class _Scoring:
             calibration={"images": len(network.calibrated_on), "scored": len(set(scored) & known)},
             ann=self.comparison.ann,
             substitute=self.comparison.substitute,
-            points=self.comparison.points(reported, costs, latency),
+            points=points,
             modules=self.modules,
             costs=costs,
             audit=Audit.of(costs, min(DIAGNOSED, self.comparison.images)),
             exit=self.exits.finished(self.comparison.images, costs.ann.energy()) if self.exits else None,
+            contest=contest(self._scored_rivals(costs), points, costs) if self.rivals else None,
         )
+
+    def _scored_rivals(self, costs: Costs) -> list[Rival]:
+        rivals = []
+        for bits, comparison in self.rivals.items():
+            comparison.join()
+            check_finite(comparison.finite)
+            (figures,), (error,) = comparison.figures(), comparison.errors()
+            rivals.append(Rival(bits, figures["top1"], figures["agreement"], error, energies(costs, bits)))
+        return rivals

@@ -66,12 +66,15 @@ class Comparison(ABC):
     def substitute(self) -> Score | None:
         """Of the substitute, if there is one."""
 
+    def errors(self) -> list[float]:
+        """‖readout - ann‖ / ‖ann‖ at each timestep."""
+        return (self.difference / self.size.clamp(min=torch.finfo(torch.float64).tiny)).sqrt().tolist()
+
     def points(self, timesteps: Iterable[int], costs: Costs, latency: int) -> tuple[Point, ...]:
         """The figures after so many timesteps, if ``latency`` timesteps are between the image and a readout."""
         spikes, operations = costs.spikes_per_neuron().tolist(), costs.so_far().sum(1).tolist()
         energies, dense = costs.energy().tolist(), costs.ann.energy()
-        errors = (self.difference / self.size.clamp(min=torch.finfo(torch.float64).tiny)).sqrt().tolist()
-        figures = self.figures()
+        errors, figures = self.errors(), self.figures()
         return tuple(
             Point(
                 timestep=t,

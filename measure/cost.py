@@ -108,6 +108,14 @@ class Costs:
             counts += torch.tensor([operation.accumulates, operation.multiplies], dtype=torch.float64).T
         return counts if self.synchronous else counts.cumsum(0)
 
+    def words_so_far(self) -> Tensor:
+        """Least words moved from the image to the readout after each timestep, ``[T]``; see `words`."""
+        sent = sum(torch.tensor(neuron.rate, dtype=torch.float64) * neuron.elements for neuron in self.neurons)
+        sent = torch.as_tensor(sent) if self.synchronous else torch.as_tensor(sent).cumsum(0)
+        passes = 1 if self.synchronous else self.timesteps
+        each = (self.words - sent[-1]) / passes
+        return each * (1 if self.synchronous else torch.arange(1, passes + 1)) + sent
+
     def energy(self, model: EnergyModel = FLOAT32) -> Tensor:
         """From the image to the readout after each timestep in pJ, ``[T]``."""
         return energy(self.so_far(), model)

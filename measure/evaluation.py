@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .against import Contest
 from .audit import Audit
 from .cost import Costs
 from .diagnosis import ModuleError
@@ -120,6 +121,7 @@ class Evaluation:
         audit: how spike-driven they are, as seen on the first images.
         exit: with early exits, if that was asked for.
         advice: what to do about it, the gravest first.
+        contest: with quantised ANNs, if that was asked for.
     """
 
     output: Output
@@ -134,6 +136,7 @@ class Evaluation:
     audit: Audit
     exit: EarlyExit | None = None
     advice: tuple[Advice, ...] = ()
+    contest: Contest | None = None
 
     @property
     def ann_top1(self) -> float | None:
@@ -187,6 +190,7 @@ class Evaluation:
             "substitute": self.substitute.to_json() if self.substitute else None,
             "snn": [point.to_json() for point in self.points],
             "exit": asdict(self.exit) if self.exit else None,
+            "contest": self.contest.to_json() if self.contest else None,
             "advice": [asdict(advice) for advice in self.advice],
             "modules": [asdict(module) for module in self.modules],
             "audit": self.audit.to_json(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .against import MACHINES
 from .audit import Audit
 from .evaluation import EarlyExit, Evaluation, Score
 from .outputs import WORDS
@@ -63,6 +64,7 @@ def curve_table(result: Evaluation) -> str:
         f"substitute (which the spikes approach) {between}" if between else "",
         points_table(result),
         exit_line(result.exit) if result.exit else "",
+        contest_table(result) if result.contest else "",
         *(f"largest error at the last step: {row.name} ({row.relative_error[-1]:.2g})" for row in result.modules[:1]),
         f"{seen} of these images are calibration images" if seen else "",
         *(f"note: {advice.finding}\n      try: {advice.action}" for advice in result.advice),
@@ -89,6 +91,27 @@ def drop_line(result: Evaluation) -> str:
     if last.agreement is not None:
         return f"{drop:.2f} % of the images have another nearest image than by the ANN"
     return f"the {words.similarity} with the ANN is {drop:.4g} below 1"
+
+
+def contest_table(result: Evaluation) -> str:
+    """Quantised ANNs beside the network's timesteps, and where it wins."""
+    found, words = result.contest, WORDS[result.output]
+    assert found is not None
+    scored = [(f"ANN, {r.bits} bits", r.top1, r.agreement, r.energy_uj) for r in found.rivals]
+    energies = list(zip(*found.energy_uj, strict=True))
+    scored += [(f"SNN, T = {p.timestep}", p.top1, p.agreement, e) for p, e in zip(result.points, energies, strict=True)]
+    labelled = all(top1 is not None for _, top1, _, _ in scored)
+    head = [
+        "against",
+        *([f"{words.top1} %"] if labelled else []),
+        f"{words.agreement} %",
+        *(f"µJ, {name}" for name in MACHINES),
+    ]
+    rows = [
+        [name, *([f"{top1:.1f}"] if labelled else []), f"{agreement:.1f}", *(f"{uj:.3g}" for uj in energy)]
+        for name, top1, agreement, energy in scored
+    ]
+    return "\n".join([table(head, rows), *found.verdicts])
 
 
 def exit_line(early: EarlyExit) -> str:

@@ -86,6 +86,7 @@ def _details(artifacts: Sequence[Artifact]) -> list[Element]:
 def _sections(artifact: Artifact) -> list[Element]:
     return [
         *_firing(artifact),
+        *_contest(artifact),
         *_modules(artifact),
         *_diagnosis(artifact),
         _audit(artifact),
@@ -102,6 +103,18 @@ def _firing(artifact: Artifact) -> list[Element]:
     return [
         _section("Firing rates", _chart(charts.firing(artifact), "firing rate of each neuron in each timestep", told, *runs))
     ]
+
+
+def _contest(artifact: Artifact) -> list[Element]:
+    if not artifact.evaluation.get("contest"):
+        return []
+    told = (
+        "The ANN with integer weights and activations of few bits, on the same images. Energy of an image, in µJ, is of 8-bit "
+        "arithmetic, in which multiplications of fewer bits take less by the square; memory traffic is the least there can be."
+    )
+    verdicts = [element("li", text) for text in artifact.evaluation["contest"]["verdicts"]]
+    parts = element("p", told, class_="note"), tables.contest(artifact), element("ul", *verdicts)
+    return [_section("Against the quantised ANN", *parts)]
 
 
 def _modules(artifact: Artifact) -> list[Element]:

@@ -56,6 +56,24 @@ class Exit(TypedDict):
     timesteps: Amount
 
 
+class RivalRow(TypedDict):
+    """A quantised ANN."""
+
+    bits: Count
+    top1: Percent | None
+    agreement: Percent
+    energy_uj: Range
+
+
+class ContestPart(TypedDict):
+    """Quantised ANNs beside the network."""
+
+    machines: Annotated[list[Text], Meta(min_length=2, max_length=2)]
+    rivals: list[RivalRow]
+    energy_uj: Annotated[list[Curve], Meta(min_length=2, max_length=2)]
+    verdicts: list[Text]
+
+
 class ModuleRow(TypedDict):
     """A neuron or block."""
 
@@ -146,6 +164,7 @@ class ReadPart(TypedDict):
 
 class _Maybe(TypedDict, total=False):
     exit: Exit | None
+    contest: ContestPart | None
     modules: list[ModuleRow]
     advice: list[AdviceRow]
     command: list[Text]

@@ -55,6 +55,23 @@ def _range(ends: Sequence[float]) -> str:
     return f"{_micro(ends[0])} to {_micro(ends[1])}"
 
 
+def contest(artifact: Artifact) -> Element:
+    """Quantised ANNs, and the network at each timestep: scores, and energy in µJ by each machine."""
+    found, words = artifact.evaluation["contest"], artifact.words
+    heads = ["", f"{words.top1} %", f"{words.agreement} %", *(f"µJ, {name}" for name in found["machines"])]
+    rows = [(f"ANN, {r['bits']} bits", r["top1"], r["agreement"], r["energy_uj"]) for r in found["rivals"]]
+    energy = zip(*found["energy_uj"], strict=True)
+    points = zip(artifact.evaluation["snn"], energy, strict=True)
+    rows += [(f"SNN, T = {point['timestep']}", point["top1"], point["agreement"], uj) for point, uj in points]
+    body = [_row(name, [*map(_percent, (top1, agreement)), *map(_micro, uj)]) for name, top1, agreement, uj in rows]
+    head = element("tr", *(element("th", text, scope="col", **(NUMBER if text else {})) for text in heads))
+    return _scrolling(element("table", element("thead", head), element("tbody", *body)), "against the quantised ANN")
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None else f"{value:.1f}"
+
+
 def modules(artifact: Artifact) -> Element:
     """Each neuron or block: sorted by a click on a heading; by error at first."""
     rows = artifact.evaluation["modules"]
