@@ -11,8 +11,9 @@ import click
 from vit2snn.commands.bounds import IMAGES, TIMESTEPS
 from vit2snn.commands.evaluation import open_scored
 from vit2snn.commands.images import data_options
+from vit2snn.commands.memory import check_run
 from vit2snn.commands.output import bar, emit
-from vit2snn.commands.processes import find_device
+from vit2snn.commands.processes import is_main, launched
 from vit2snn.errors import QualityGateError
 
 
@@ -28,7 +29,8 @@ def audit(out: Path, timesteps: int | None, require: str | None, replayed: bool,
     """Tell of every operation of the model in OUT what its operands are, as observed, and whether it only adds.
 
     Operands are binary, ternary, powers of two, geometric (2^(k/m): with m stored versions of what they meet, as x2, x3, ...),
-    integers (so many spikes) or analog. Nothing is taken from the names of modules.
+    integers (so many spikes) or analog. Nothing is taken from the names of modules. Several processes share the images:
+    torchrun --nproc-per-node 2 -m vit2snn audit ... OUT may be on the hub: hf-hub:USER/NAME.
 
     \b
     vit2snn audit demo-snn
@@ -36,13 +38,16 @@ def audit(out: Path, timesteps: int | None, require: str | None, replayed: bool,
     """
     from vit2snn.measure import audit as audited, replay
     from vit2snn.measure.text import audit_table, replay_line
+    from vit2snn.storage.hub import find
 
-    device = find_device(images["device"])
-    model, batches = open_scored(out, timesteps, images)
-    found = [x.to(device) for x, _ in bar(batches, "looking")]
-    result = audited(model.to(device), found, timesteps)
+    out = find(out).folder
+    with launched(images["device"]) as device:
+        model, batches = open_scored(out, timesteps, images)
+        check_run(model, images, device, "look at a model of smaller images", timesteps=1)  # one by one
+        found = [x.to(device) for x, _ in bar(batches, "looking")]
+        result = audited(model.to(device), found, timesteps)
     document, text = result.to_json(), audit_table(result)
-    if replayed:
+    if replayed and is_main():
         first = found[0]
         again = replay(model, first[:, :1] if first.ndim == 5 else first[:1], timesteps)
         document["replay"] = asdict(again)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from vit2snn.commands.output import emit
 from vit2snn.commands.search import create, search
-from vit2snn.errors import ModelError
+from vit2snn.errors import CheckpointError, ModelError
 
 
 @click.group()
@@ -62,15 +61,17 @@ def list_(pattern: str, as_json: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     """Show what the model NAME costs and what was published about it.
 
-    NAME is a name of `vit2snn zoo list`, or a folder that `vit2snn train` or `vit2snn zoo import` wrote: then the spikes that
-    `vit2snn evaluate` counted are shown too.
+    NAME is a name of `vit2snn zoo list`, or a folder that `vit2snn train` or `vit2snn zoo import` wrote, or hf-hub:USER/NAME of
+    one: then the spikes that `vit2snn evaluate` counted are shown too.
     """
     from vit2snn.convert import load_model
     from vit2snn.measure.text import table
     from vit2snn.storage import is_model_folder, open_network
+    from vit2snn.storage.hub import find
     from vit2snn.zoo import VARIANTS, statistics
 
-    folder = Path(name) if is_model_folder(Path(name)) else None
+    place = find(name).folder
+    folder = place if is_model_folder(place) else None
     if folder is None and name not in VARIANTS:
         import difflib
 
@@ -124,14 +125,12 @@ def _measured(folder: Path | None) -> dict[str, Any] | None:
     required=True,
     help="Whose code wrote FILE: qkformer_imagenet, sdt, ... (docs/zoo.md).",
 )
-@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="The authors' arguments, as JSON.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="The authors' arguments, as JSON.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
 @click.option("--batch-leak", is_flag=True, help="QKFormer: let images of a batch leak into each other, as published.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier import at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def import_(
-    file: Path, layout: str, config_file: str | None, out: Path, batch_leak: bool, overwrite: bool, as_json: bool
-) -> None:
+def import_(file: Path, layout: str, config: Path | None, out: Path, batch_leak: bool, overwrite: bool, as_json: bool) -> None:
     """Write the authors' checkpoint FILE to OUT as a timm model.
 
     What the weights do not tell (heads, T, the pooling of SDT, ...) comes from --config, or is the authors' default.
@@ -145,7 +144,7 @@ def import_(
     from vit2snn.zoo import from_official
 
     check_output(out, overwrite, is_replaceable)
-    model: Any = from_official(layout, _config(config_file), read_checkpoint(file), batch_leak)
+    model: Any = from_official(layout, _config(config), read_checkpoint(file), batch_leak)
     record = {"file": file.name, "layout": layout, "architecture": model.pretrained_cfg["architecture"]}
     save_model(model, out, overwrite=overwrite, records={"import.json": record})
     parameters = sum(p.numel() for p in model.parameters())
@@ -153,13 +152,14 @@ def import_(
     click.echo(f"use it as timm.create_model('local-dir:{out}', pretrained=True) after import vit2snn.zoo", err=True)
 
 
-def _config(file: str | None) -> dict[str, Any]:
+def _config(file: Path | None) -> dict[str, Any]:
+    """The authors' arguments, of which those that are read are within bounds."""
+    from vit2snn.reading import checked, parsed
+    from vit2snn.zoo.configuration import Configuration
+
     if file is None:
         return {}
-    try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"{file!r} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise click.UsageError(f"{file!r} holds no JSON object of arguments")
+    hint = "give the authors' arguments as a JSON object, or leave an entry out"
+    config: dict[str, Any] = parsed(file, hint, CheckpointError)
+    checked(config, Configuration, file, hint, CheckpointError)
     return config

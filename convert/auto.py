@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +13,13 @@ from scipy.optimize import LinearConstraint, milp
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from ..data import digest
 from ..errors import RecipeError
+from ..spiking import shards
 from .blocks import AUTO, any_new, is_new, mixes_tokens
+from .fitting import weights_digest
 from .inputs import check_weights
+from .measured import read_measured, write_measured
 from .precision import at_least_float32, full_precision
 from .recipe import Recipe
 from .structures import FIELDS
@@ -28,25 +34,54 @@ KINDS = {
 """What there is to choose from: each way of mixing tokens, and what the ANN has."""
 
 
-def candidates(model: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor], count: int = IMAGES) -> Iterator[Candidate]:
+def candidates(
+    model: VisionTransformer, recipe: Recipe, batches: Iterable[Tensor], count: int = IMAGES, seed: int = 0,
+    folder: Path | None = None, resume: bool = False,
+) -> Iterator[Candidate]:  # fmt: skip
     """Measure every kind of branch in every block, for the fields that are ``auto``, one after the other.
 
-    Each is fitted by itself to the ANN's own stream, so that blocks can be judged one by one.
+    Each is fitted by itself to the ANN's own stream, so that blocks can be judged one by one. The processes of a group, each
+    with its share of the images, share the work, and all get the candidates that one process gets with all images.
 
     Args:
         model: the ANN; it is not changed.
         recipe: with ``auto`` in one field or both.
         batches: images ``[B, C, H, W]``.
         count: so many of the first images are used.
+        seed: of what branches start from, and of the order of images.
+        folder: where candidates are kept as soon as they are measured (see `vit2snn.finetune.open_folder`); None for nowhere.
+        resume: measure only those that are not in ``folder`` yet.
 
     Raises:
         ModelError: weights are not finite; the message names them.
         DataError: there are fewer images than a fit of substitutes takes.
+        ArtifactError: what is in the folder is damaged, or was begun with other arguments, or it cannot be written.
     """
     check_weights(model)
     model = full_precision(copy.deepcopy(model).eval().requires_grad_(False))
     kinds = {field: KINDS[field] for field in recipe.structure.undecided}
-    yield from trials(model, recipe, kinds, at_least_float32(_first(batches, count)))
+    images = at_least_float32(_together(batches, count))
+    identity = {
+        "model": getattr(model, "pretrained_cfg", {}).get("architecture"), "weights": weights_digest(model),
+        "recipe": recipe.to_json(), "images": digest(images), "seed": seed,
+    }  # fmt: skip
+    known = read_measured(folder, identity) if folder and resume else []
+    found: list[Candidate] = []
+    for candidate in trials(model, recipe, kinds, images, seed, known):
+        found.append(candidate)
+        if folder and shards.is_main() and candidate not in known:
+            write_measured(folder, identity, found)
+        yield candidate
+
+
+def _together(batches: Iterable[Tensor], count: int) -> Tensor:
+    """The first ``count`` images of all processes, which have every P-th each."""
+    own = _first(batches, -(-count // shards.processes()))
+    if shards.processes() == 1:
+        return own
+    shares = [share.to(own.device) for share in shards.collected([own.cpu()])]
+    in_turn = chain.from_iterable(zip_longest(*shares))
+    return torch.stack([image for image in in_turn if image is not None][:count])
 
 
 def _first(batches: Iterable[Tensor], count: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -43,7 +42,6 @@ from .registry import NeuronFactory, handler_for
 from .spikes import Membrane
 from .substitution import substitute
 from .teacher import Teacher
-from .trials import Candidate
 
 THRESHOLDS_ON = 256
 """Images from which the thresholds of a substitute's neurons are taken. Its weights may be fitted to more, of which
@@ -95,7 +93,8 @@ def to_spiking(
 def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, seed: int, fitting: Fitting) -> SpikingModel:
     first = batches.first()
     if recipe.structure.undecided:
-        recipe = choose(recipe, _over_processes(list(candidates(Teacher(model).ann, recipe, batches))))
+        ann, kept, again = Teacher(model).ann, fitting.folder, fitting.resume
+        recipe = choose(recipe, list(candidates(ann, recipe, batches, seed=seed, folder=kept, resume=again)))
     plan(model, recipe, tuple(first.shape[1:]))  # refuses what cannot be converted before anything is fitted
     network = substituted(model, recipe)
     fit = Fit(network, Teacher(model).ann, recipe, batches, seed, fitting) if recipe.structure.replaces else None
@@ -146,15 +145,6 @@ def _check_in_step(batches: Batches) -> None:
             f"the processes have from {fewest} to {most} batches of calibration images, and go through them in step",
             "give all processes equally many batches",
         )
-
-
-def _over_processes(found: list[Candidate]) -> list[Candidate]:
-    """Candidates with the means of what the processes measured, so that all choose the same."""
-    means = shards.total(torch.tensor([[c.error, c.energy] for c in found], dtype=torch.float64)) / shards.processes()
-    return [
-        dataclasses.replace(candidate, error=error, energy=energy)
-        for candidate, (error, energy) in zip(found, means.tolist(), strict=True)
-    ]
 
 
 def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> SpikingModel:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
+from msgspec import Meta
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -89,7 +91,7 @@ class Fit:
         self.identity = {
             "structure": to_fields(recipe.structure), "seed": seed, "precision": fitting.precision,
             "images": set_digest(batches.digests),
-            "ann": digest(torch.stack([p.float().norm() for p in self.ann.parameters()])),
+            "ann": weights_digest(self.ann),
         }  # fmt: skip
 
     def structure(self) -> None:
@@ -121,8 +123,14 @@ class Fit:
 
     def _effort(self, stage: str, report: Callable[[str, Step], None], **identity: Any) -> Effort:
         """What is done for each branch, from the checkpoint of a stage on."""
-        saved = _Saved(self.network, self.fitting, stage, self.identity | identity)
+        most = len(self.work.branches) + 1  # through spikes, the head is one more
+        saved = _Saved(self.network, self.fitting, stage, self.identity | identity, most)
         return Effort(self.refit, self.seed, self.fitting.precision, saved.done(), report, saved.keep)
+
+
+def weights_digest(ann: nn.Module) -> str:
+    """What the weights of an ANN are known by, when something that was begun with them is resumed."""
+    return digest(torch.stack([p.float().norm() for p in ann.parameters()]))
 
 
 def _held(batches: Batches) -> Tensor:
@@ -168,8 +176,10 @@ class _Work:
 class _Saved:
     """The checkpoints of a stage of an unfinished fit, if it has a folder for them."""
 
-    def __init__(self, network: nn.Module, fitting: Fitting, stage: str, identity: Mapping[str, Any]) -> None:
-        self.network, self.fitting, self.stage, self.identity = network, fitting, stage, identity
+    def __init__(
+        self, network: nn.Module, fitting: Fitting, stage: str, identity: Mapping[str, Any], most: int
+    ) -> None:  # fmt: skip
+        self.network, self.fitting, self.stage, self.identity, self.most = network, fitting, stage, identity, most
 
     def done(self) -> int:
         """The number of branches that have been fitted before, which the network then has."""
@@ -179,7 +189,8 @@ class _Saved:
             return 0
         with restoring(folder):
             self.network.load_state_dict(state["network"])
-            return int(state["done"])
+            done: int = msgspec.convert(state["done"], Annotated[int, Meta(ge=0, le=self.most)])
+            return done
 
     def keep(self, done: int) -> None:
         """Remember the network with so many branches fitted."""

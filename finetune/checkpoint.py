@@ -1,4 +1,8 @@
-"""The folder of an unfinished training: a checkpoint that is always whole, and the metrics so far."""
+"""The folder of an unfinished training: a checkpoint that is always whole, and the metrics so far.
+
+It lies beside the output, under a name that the user did not choose, so it is marked: in a folder without the mark nothing is
+written, moved or removed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, Any, TypedDict
 
 import msgspec
 import torch
@@ -21,7 +25,12 @@ CHECKPOINT = "checkpoint"
 BRANCHES, SPIKES = STAGES = "branches", "spikes"
 """Folders for checkpoints of other stages: those in which `vit2snn.convert` fits branches one by one."""
 PARTIAL = "checkpoint.partial"
+CANDIDATES = "candidates.json"
+"""What `vit2snn.storage.plans` keeps of branches that have been measured so far."""
 METRICS = ("metrics.csv", "tensorboard")
+WRITTEN = (CHECKPOINT, PARTIAL, *STAGES, CANDIDATES, *METRICS)
+MARK, MARKED = "unfinished.txt", b"Unfinished work of vit2snn: it goes on with --resume.\n"
+"""A file of a folder of ours, and what it says."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,10 @@ def check_folder(out: Path, resume: bool = False, overwrite: bool = False) -> No
 
     Raises:
         OutputExistsError: there is an unfinished training, and it shall neither be resumed nor overwritten.
-        ArtifactError: there is none to resume.
+        ArtifactError: there is none to resume, or what is there is not of vit2snn.
     """
     folder = folder_of(out)
+    _check_own(folder)
     if resume and not folder.is_dir():
         raise ArtifactError(f"there is no unfinished training {str(folder)!r} to resume", "begin one without --resume")
     if _is_unfinished(folder) and not (resume or overwrite):
@@ -70,11 +80,13 @@ def open_folder(out: Path, resume: bool = False) -> Path:
     """The folder of a training: made, and emptied of an earlier one unless that is resumed.
 
     Raises:
-        ArtifactError: it cannot be made.
+        ArtifactError: it cannot be made, or what is there is not of vit2snn.
     """
     folder = folder_of(out)
+    _check_own(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).write_bytes(MARKED)
         if not resume:
             _empty(folder)
     except OSError as error:
@@ -85,22 +97,43 @@ def open_folder(out: Path, resume: bool = False) -> Path:
 def drop_folder(out: Path) -> None:
     """Remove the folder of a training that failed, unless it has a checkpoint to go on from."""
     folder = folder_of(out)
-    if not _is_unfinished(folder):
+    if _is_own(folder) and not _is_unfinished(folder):
         _remove(folder)
 
 
 def _is_unfinished(folder: Path) -> bool:
     """Whether there is something to go on from."""
-    return any((folder / stage / CHECKPOINT).exists() for stage in ("", *STAGES))
+    return (folder / CANDIDATES).exists() or any((folder / stage / CHECKPOINT).exists() for stage in ("", *STAGES))
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether `open_folder` marked that folder."""
+    try:
+        with (folder / MARK).open("rb") as file:
+            return file.read(len(MARKED) + 1) == MARKED
+    except OSError:
+        return False
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a folder of the user's in which a training would write over something, or remove it."""
+    taken = [name for name in (MARK, *WRITTEN) if os.path.lexists(folder / name)]
+    if taken and not _is_own(folder):
+        raise ArtifactError(
+            f"{str(folder / taken[0])!r} is not of vit2snn, and lies where it keeps what is unfinished",
+            "move it away, or name another output",
+        )
 
 
 def close_folder(out: Path) -> None:
-    """Move the metrics into the finished ``out`` and remove the folder of its training.
+    """Move the metrics into the finished ``out`` and remove the folder of its training, if there is one.
 
     Raises:
         ArtifactError: that cannot be done; ``out`` is whole nevertheless.
     """
     folder = folder_of(out)
+    if not _is_own(folder):
+        return
     try:
         for name in METRICS:
             if (folder / name).exists():
@@ -114,7 +147,7 @@ def close_folder(out: Path) -> None:
 
 def _empty(folder: Path) -> None:
     """Remove what a training has written, and nothing else."""
-    for name in (CHECKPOINT, PARTIAL, *STAGES, *METRICS):
+    for name in WRITTEN:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         else:
@@ -123,6 +156,7 @@ def _empty(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     _empty(folder)
+    (folder / MARK).unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -138,18 +172,29 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], identity: Mapping[st
     Raises:
         ArtifactError: it cannot be written; the earlier checkpoint is still there.
     """
+    with replacing(folder, CHECKPOINT) as file:
+        torch.save({"identity": json.dumps(identity), "state": dict(state)}, file)
+
+
+@contextmanager
+def replacing(folder: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file to write in the folder of a training, which takes the place of the one of that name when it is whole.
+
+    Raises:
+        ArtifactError: it cannot be written; the earlier one is still there.
+    """
     partial = folder / PARTIAL
     try:
         with partial.open("wb") as file:
-            torch.save({"identity": json.dumps(identity), "state": dict(state)}, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, folder / CHECKPOINT)
+        os.replace(partial, folder / name)
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch turns some errors of the file into RuntimeErrors
         partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        kept = "the one before it is whole" if (folder / CHECKPOINT).exists() else "there is none before it"
+        kept = "the one before it is whole" if (folder / name).exists() else "there is none before it"
         raise ArtifactError(
             f"the checkpoint in {str(folder)!r} cannot be written: {reason}; {kept}", "make room, and continue with --resume"
         ) from error
@@ -183,6 +228,16 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
         _check_archive(path)
         kept = msgspec.convert(torch.load(path, map_location="cpu", weights_only=True), _Kept)
         begun = msgspec.json.decode(kept["identity"], type=dict[str, Any])
+    check_identity(folder, begun, identity)
+    return kept["state"]
+
+
+def check_identity(folder: Path, begun: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse to resume what was begun with other settings.
+
+    Raises:
+        ArtifactError: ``begun`` is not ``identity`` as JSON gives it back; the message names the setting.
+    """
     now = json.loads(json.dumps(identity))
     for name in sorted(begun.keys() | now.keys()):
         if begun.get(name) != now.get(name):
@@ -191,7 +246,6 @@ def load_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]
                 f"{now.get(name)!r}",
                 "resume it with the settings it was begun with, or start anew with --overwrite",
             )
-    return kept["state"]
 
 
 @contextmanager

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, patch_environment
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from ..errors import ModelError
+from ..spiking import shards
 from .settings import Precision
+
+ALONE = {"LOCAL_RANK": -1, "WORLD_SIZE": 1, "ACCELERATE_USE_FSDP": "false"}
+"""Of the environment that a launcher makes, what tells accelerate of other processes, for a process without any."""
 
 
 def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
-    """accelerate's view of this process: alone, or one of those that a launcher has started.
+    """accelerate's view of this process: alone, or one of those that a launcher has started, unless within `shards.alone`.
 
     Args:
         device: CPU or CUDA; a launcher tells each process the number of its GPU.
@@ -43,7 +47,10 @@ def make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
         torch.cuda.set_device(device)
     # Which parameters the losses reach depends on the objective. (A static graph would not go with accumulated gradients.)
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[ddp])
+    in_group = dist.is_available() and dist.is_initialized()
+    alone = in_group and shards.processes() < dist.get_world_size()
+    with patch_environment(**ALONE) if alone else nullcontext():
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[ddp])
     if is_sharded(accelerator):
         if not accelerator.is_fsdp2:
             raise ModelError(
@@ -150,7 +157,7 @@ def synchronised(model: nn.Module) -> Iterator[None]:
     process group.
     """
     found = []
-    if dist.is_available() and dist.is_initialized():
+    if shards.processes() > 1:
         found = [m for m in model.modules() if isinstance(m, _BatchNorm) and type(m).forward is _BatchNorm.forward]
     classes = [type(module) for module in found]
     try:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import torch
+from msgspec import Meta
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -134,7 +136,7 @@ class Trainer:
                 f"there are no batches to train on: {len(batches)}, and an update takes {settings.accumulate}",
                 "give more images, or a smaller batch size",
             )
-        self.updates, self.update = settings.updates(self.steps), 0
+        self.updates, self.update, self.resumed = settings.updates(self.steps), 0, False
         self.model = shardable(model) if self.sharded else model
         optimizer = make_optimizer(self.model, settings, lr_scale)
         self.ema = self._average()
@@ -214,7 +216,10 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.task.parameters(), GRADIENT_NORM)
         if self.accelerator.scaler is None:  # which skips such updates
             self._check("norm of the gradients", float(norm), epoch, step, update)
-        self.optimizer.step()
+        # What moments of another optimizer lack, only an update tells.
+        with restoring(self.workspace.folder) if self.workspace and self.resumed else nullcontext():
+            self.optimizer.step()
+        self.resumed = False
         if self.ema is not None:
             self.ema.update(self.model, step=self.update + 1)
         return found
@@ -302,9 +307,10 @@ class Trainer:
         if state is not None and self.workspace:
             with restoring(self.workspace.folder):
                 self._restore(state)
+            self.resumed = True
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.update = state["update"]
+        self.update = msgspec.convert(state["update"], Annotated[int, Meta(ge=0, le=self.updates)])
         if self.sharded:
             scatter(self.task, self.optimizer.optimizer, state["model"], state["optimizer"])
         else:

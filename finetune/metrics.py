@@ -51,14 +51,19 @@ class Metrics:
         kept: updates that were made before: rows of later ones, from a run that was killed, are cut.
 
     Raises:
-        ArtifactError: the file cannot be written.
+        ArtifactError: the file cannot be written, or what was written before cannot be read.
         Vit2SnnError: TensorBoard is asked for and not installed.
     """
 
     def __init__(self, workspace: Workspace, kept: int) -> None:
         self.path = workspace.folder / "metrics.csv"
         self.board = _board(workspace.folder / "tensorboard", kept) if workspace.tensorboard else None
-        rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        try:
+            rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{str(self.path)!r} cannot be read: {error}", "move it away, and continue with --resume"
+            ) from error
         self.begun = bool(kept and rows)
         write_whole(self.path, "".join(rows[: kept + 1] if self.begun else []))
         self.file = self.path.open("a", encoding="utf-8", buffering=1)  # a row is on disk before the next step begins

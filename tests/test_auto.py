@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,11 @@ import torch
 from conftest import make_recipe
 from torch import Tensor, nn
 
-from vit2snn.convert import Coded, Membrane, Recipe, Structure, auto as module, to_spiking
+from vit2snn.convert import Coded, Membrane, Recipe, Structure, auto as module, to_spiking, trials
 from vit2snn.convert.auto import candidates, choose, provisional
 from vit2snn.convert.trials import Candidate
-from vit2snn.errors import DataError, ModelError, RecipeError
+from vit2snn.errors import ArtifactError, DataError, ModelError, RecipeError
+from vit2snn.finetune import open_folder
 from vit2snn.spiking.substitutes import MLPS, is_sum
 
 KINDS = ("ssa", "qk-token", "sdsa")
@@ -175,3 +178,31 @@ def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, many: Tenso
     assert [plan.mlp for plan in snn.plan.blocks] == list(chosen.mlp.values())
     assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe
     assert snn.recipe.spikes == Membrane() and snn(many[:2]).isfinite().all()
+    again = to_spiking(vit, snn.recipe, many).network.state_dict()  # random numbers go on as if nothing had been measured
+    assert all(torch.equal(value, again[name]) for name, value in snn.network.state_dict().items())
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_candidates_are_kept_as_they_are_measured_and_depend_on_no_others(
+    vit: nn.Module, many: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = substitutes(), open_folder(tmp_path / "out")
+    whole = list(candidates(vit, recipe, [many]))
+    begun = candidates(vit, recipe, [many], folder=folder)
+    assert [next(begun) for _ in range(3)] == whole[:3]
+    file = folder / "candidates.json"
+    document = json.loads(file.read_text())
+    assert [Candidate(**row) for row in document["candidates"]] == whole[:3]
+    fitted: list[object] = []
+    fit_place = trials.fit_place
+    monkeypatch.setattr(trials, "fit_place", lambda *given: (fitted.append(given), fit_place(*given)))
+    torch.manual_seed(5)
+    assert list(candidates(vit, recipe, [many], folder=folder, resume=True)) == whole
+    assert len(fitted) == sum(candidate.error > 0 for candidate in whole) - 3
+    assert list(candidates(vit, recipe, [many], folder=folder, resume=True)) == whole and len(fitted) == len(whole) - 4 - 3
+    for other, what in ({"seed": 1}, "seed 0, and"), ({"count": 30}, "images '"):
+        with pytest.raises(ArtifactError, match=f"was begun with {what}.*would be resumed with"):
+            next(candidates(vit, recipe, [many], folder=folder, resume=True, **other))  # type: ignore[arg-type]
+    file.write_text(file.read_text().replace("mlp", "mlb"))
+    with pytest.raises(ArtifactError, match=r"candidates\[\d+\]"):
+        next(candidates(vit, recipe, [many], folder=folder, resume=True))

@@ -35,6 +35,8 @@ from vit2snn.finetune import (
     Workspace,
     check_folder,
     classification,
+    close_folder,
+    drop_folder,
     layer_scale,
     open_folder,
     train,
@@ -400,7 +402,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(snn: SpikingModel, tmp_path: P
             train(copy.deepcopy(snn), loader(), SETTINGS, workspace=Workspace(folder, 2, resume=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "metrics.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint", "metrics.csv", "unfinished.txt"]
     state = load_checkpoint(folder, json_of(SETTINGS))
     assert state is not None and state["update"] == 2
     (folder / "checkpoint").write_bytes(b"PK damaged")
@@ -527,6 +529,24 @@ def test_unfinished_trainings_are_not_lost_by_mistake(unfinished: list[object], 
     result = run(*unfinished, "--overwrite", "--seed", 1)
     assert result.exit_code == 0, result.output
     assert len((tmp_path / "tuned" / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_what_lies_in_the_way_of_a_training_stays_as_it_is(unfinished: list[object], tmp_path: Path) -> None:
+    folder = tmp_path / "tuned.training"
+    (folder / "notes.txt").write_text("mine")
+    assert run(*unfinished, "--resume").exit_code == 0
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]  # what it wrote is gone
+    (folder / "metrics.csv").write_text("mine")
+    (folder / "branches").mkdir()
+    for option in ("--resume", "--overwrite"):
+        refused = run(*unfinished, "--overwrite", option)
+        assert refused.exit_code == 1 and "branches' is not of vit2snn" in refused.stderr
+    close_folder(tmp_path / "tuned")
+    drop_folder(tmp_path / "tuned")
+    assert sorted(path.name for path in folder.iterdir()) == ["branches", "metrics.csv", "notes.txt"]
+    (folder / "unfinished.txt").write_text("mine, too")
+    with pytest.raises(ArtifactError, match=r"unfinished.txt' is not of vit2snn"):
+        open_folder(tmp_path / "tuned")
 
 
 def test_images_need_no_labels_where_the_loss_needs_none(converted: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from conftest import make_recipe
 
 from vit2snn.cli import cli
-from vit2snn.convert import Recipe
+from vit2snn.convert import Recipe, trials
 from vit2snn.convert.auto import KINDS, opened
 from vit2snn.convert.plans import compromises, told, uniform
 from vit2snn.convert.trials import Candidate
@@ -24,6 +24,7 @@ from vit2snn.search.front import is_on_front
 from vit2snn.storage import load, save_model
 
 BLOCKS = range(3)
+SMALL = ("--timesteps", 2, "--samples", 24, "--plans", 4)
 ATTENTION, MLP = ("ssa", "qk-token", "sdsa"), ("relu", "emsp")
 BOTH = make_recipe(attention="auto", mlp="auto", norm="static", readout="mean")
 
@@ -103,7 +104,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     recipe = folder / "recipe.json"
     opened = make_recipe(attention="auto", norm="static", neuron="if", readout="mean", refit="none")
     recipe.write_text(json.dumps(opened.to_json()))
-    given = ("--recipe", recipe, "--timesteps", 2, "--samples", 24, "--plans", 4)
+    given = ("--recipe", recipe, *SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vit2snn.convert.trials.STEPS", 2)
         result = run("plan", "demo", *given, "-o", folder / "plans", "--json")
@@ -127,6 +128,36 @@ def test_the_command_writes_plans_a_picture_and_recipes(planned: tuple[Path, dic
     for plan in plans:
         recipe = Recipe.find(out / plan["file"])
         assert (recipe.structure.attention, recipe.structure.mlp, recipe.timesteps) == (plan["attention"], "mlp", 2)
+
+
+def test_an_interrupted_search_is_resumed_with_the_same_plans(
+    planned: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, document = planned
+    out, kept = tmp_path / "plans", tmp_path / "plans.training" / "candidates.json"
+    given = ("demo", "--recipe", whole.parent / "recipe.json", *SMALL, "-o", out)
+    monkeypatch.setattr("vit2snn.convert.trials.STEPS", 2)
+    fit_place, numbers = trials.fit_place, iter(range(6))
+
+    def killed(*arguments: Any) -> None:
+        if next(numbers, None) is None:
+            raise KeyboardInterrupt
+        fit_place(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "fit_place", killed)
+        assert run("plan", *given).exit_code == 130
+    assert json.loads(kept.read_text())["candidates"] == document["candidates"][:6] and not out.exists()
+    again = run("plan", *given)
+    assert (again.exit_code, "holds an unfinished training" in again.stderr) == (2, True)
+    other = run("plan", *given, "--resume", "--timesteps", 3)
+    assert (other.exit_code, "was begun with recipe" in other.stderr) == (1, True)
+    resumed = run("plan", *given, "--resume", "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout) == document
+    assert [path.name for path in tmp_path.iterdir()] == ["plans"]
+    nothing = run("plan", *given, "--resume", "--overwrite")
+    assert (nothing.exit_code, "there is no unfinished training" in nothing.stderr) == (1, True)
 
 
 def test_a_plan_converts(planned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

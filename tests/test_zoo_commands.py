@@ -84,17 +84,32 @@ def test_import_writes_a_timm_model_with_the_authors_weights(tmp_path: Path, suf
 
 
 def test_import_refuses_what_it_cannot_read(tmp_path: Path) -> None:
-    broken, config = tmp_path / "broken.pth", tmp_path / "config.json"
+    broken = tmp_path / "broken.pth"
     broken.write_bytes(b"nothing")
-    config.write_text("[1]")
-    out = str(tmp_path / "out")
-    code, _, err = run("import", str(broken), "--layout", "autost", "-o", out)
+    code, _, err = run("import", str(broken), "--layout", "autost", "-o", str(tmp_path / "out"))
     assert code == 1
     assert "cannot be read" in err
-    code, _, err = run("import", str(broken), "--layout", "autost", "--config", str(config), "-o", out)
-    assert code == 2
-    assert "holds no JSON object" in err
-    config.write_text("{")
-    code, _, err = run("import", str(broken), "--layout", "autost", "--config", str(config), "-o", out)
-    assert code == 2
-    assert "is not JSON" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[" * 50_000, "cannot be read"),
+        ('{"T": 1, "T": 2}', "it gives 'T' twice"),
+        ("[1]", "the document: expected `object`, got `array`".replace("`", "")),
+        ('{"num_heads": []}', "num_heads: expected array of length >= 1"),
+        ('{"num_heads": "8"}', "num_heads: expected int | array, got str"),
+        ('{"step": 1000000000}', "step: expected int <= 1024"),
+        ('{"num_classes": null}', "num_classes: expected int, got null"),
+        ('{"TIM_alpha": NaN}', "TIM_alpha: expected a finite number, got nan"),
+    ],
+)
+def test_the_authors_arguments_are_within_bounds(text: str, message: str, tmp_path: Path) -> None:
+    weights, config = tmp_path / "weights.pth", tmp_path / "config.json"
+    torch.save({"head.weight": torch.zeros(2, 2)}, weights)
+    config.write_text(text)
+    code, _, err = run("import", str(weights), "--layout", "tim", "--config", str(config), "-o", str(tmp_path / "out"))
+    assert code == 1 and message in err and "as a JSON object" in err
+    code, _, err = run("import", str(weights), "--layout", "tim", "--config", str(tmp_path), "-o", str(tmp_path / "out"))
+    assert code == 1 and "it is no regular file" in err
