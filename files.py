@@ -66,19 +66,20 @@ def _check_replaceable(out: Path, overwrite: bool, replaceable: Callable[[Path],
         raise ArtifactError(f"{str(out)!r} is not a folder that vit2snn wrote, so it is not replaced", "choose another folder")
     _sweep(out)
     for entry in out.iterdir():
-        if not is_written(entry) and _is_named(entry):
+        if not is_written(entry) and is_named(entry.name):
             raise ArtifactError(f"{str(entry)!r} is a folder where vit2snn writes a file", "move it away")
 
 
 def is_written(entry: Path) -> bool:
     """Whether something in a folder that vit2snn wrote is its own, and not the user's."""
     if entry.is_symlink() or not entry.is_dir():
-        return _is_named(entry)
+        return is_named(entry.name)
     return entry.name == BOARD and all(fnmatchcase(file.name, EVENTS) for file in entry.iterdir())
 
 
-def _is_named(entry: Path) -> bool:
-    return any(fnmatchcase(entry.name, pattern) for pattern in WRITTEN)
+def is_named(name: str) -> bool:
+    """Whether a file of that name, in a folder that vit2snn wrote, is its own."""
+    return any(fnmatchcase(name, pattern) for pattern in WRITTEN)
 
 
 def followed(out: Path) -> Path:

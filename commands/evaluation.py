@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.bounds import IMAGES, POSITIVE, Number, timestep_list
+from vit2snn.commands.bounds import IMAGES, POSITIVE, Number, bit_list, timestep_list
 from vit2snn.commands.images import Scored, check_data, data_options, event_source, image_source, what_was_read
 from vit2snn.commands.memory import check_run
 from vit2snn.commands.output import bar, emit, note
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     help="Also stop each image early, once C of such calibration images kept their class.",
 )  # fmt: skip
 @click.option("--amp-dtype", type=click.Choice(["bfloat16", "float16"]), help="Compute what is analog in this precision.")
+@click.option("--against", callback=bit_list, metavar="int8,int4,...", help="Also score the ANN quantised to so many bits.")
 @click.option("-o", "--out", "results", metavar="FOLDER", type=click.Path(path_type=Path), help="To write to, instead of OUT.")
 @data_options
 def evaluate(
     out: Path, results: Path | None, timesteps: list[int] | None, max_drop: float | None, max_energy: float | None,
-    exit_confidence: float | None, amp_dtype: str | None, as_json: bool, **images: Any,
+    exit_confidence: float | None, amp_dtype: str | None, against: list[int], as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
     """Score the model in OUT at every timestep: a converted one beside its ANN, or one of the zoo.
 
@@ -48,6 +50,7 @@ def evaluate(
     vit2snn evaluate demo-snn
     vit2snn evaluate deit-snn --data imagenet/val --timesteps 1,2,4,8
     vit2snn evaluate demo-snn --max-drop 1 --exit-confidence 0.99
+    vit2snn evaluate demo-snn --against int8,int4
     """
     from vit2snn.measure.text import curve_table
     from vit2snn.storage import is_model_folder
@@ -56,12 +59,16 @@ def evaluate(
     place = find(out)
     if max_drop is not None and is_model_folder(place.folder):
         raise click.UsageError("--max-drop compares with an ANN, and a zoo model has none")
+    if against and is_model_folder(place.folder):
+        raise click.UsageError("--against quantises an ANN, and a zoo model has none")
     _check_results(results)
     written = results or (None if place.shared else place.folder)
     with launched(images["device"]) as device:
-        result = evaluate_folder(place.folder, written, timesteps, images, device, exit_confidence, amp_dtype, place.name)
+        result = evaluate_folder(
+            place.folder, written, timesteps, images, device, exit_confidence, amp_dtype, place.name, against
+        )
     if written is None:
-        note("note: nothing is written beside a model of the hub; --out FOLDER gets evaluation.json, evaluation.csv and curve.svg")
+        note("note: beside a model of the hub nothing is written; --out FOLDER gets evaluation.json, .csv and curve.svg")
     budgeted = max_drop is not None or max_energy is not None
     point = result.recommended(max_drop, max_energy) if budgeted else None
     document = result.to_json() | ({"recommended": point.timestep if point else None} if budgeted else {})
@@ -95,7 +102,7 @@ def _over_budget(result: Evaluation, max_drop: float | None, max_energy: float |
 
 def evaluate_folder(
     out: Path, written: Path | None, timesteps: list[int] | None, images: dict[str, Any], device: Any,
-    exit_confidence: float | None = None, amp_dtype: str | None = None, name: str = "",
+    exit_confidence: float | None = None, amp_dtype: str | None = None, name: str = "", against: Sequence[int] = (),
 ) -> Evaluation:  # fmt: skip
     """Load a model, score it, write the curve; the processes of a group do it together.
 
@@ -108,16 +115,19 @@ def evaluate_folder(
         exit_confidence: of `vit2snn.evaluate`.
         amp_dtype: by name, of the same.
         name: of the model, for the record where its folder is another one.
+        against: bits of quantised ANNs to score beside it.
     """
     import torch
 
     from vit2snn import evaluate
+    from vit2snn.convert import quantised
     from vit2snn.storage.evaluations import write_evaluation
 
     network, found = open_scored(out, timesteps[-1] if timesteps else None, images, whole=True)
     check_run(network, images, device, "score a model of smaller images", timesteps[-1] if timesteps else None)
     precision = getattr(torch, amp_dtype) if amp_dtype else None
-    result = evaluate(network.to(device), bar(found, "scoring"), timesteps, exit_confidence, precision)
+    rivals = {bits: quantised(network, bits) for bits in against}
+    result = evaluate(network.to(device), bar(found, "scoring"), timesteps, exit_confidence, precision, against=rivals)
     read = what_was_read(found.source, images)
     if is_main() and written is not None:
         written.mkdir(parents=True, exist_ok=True)

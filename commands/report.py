@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vit2snn.commands.output import emit
 from vit2snn.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from vit2snn.storage.hub import Place
 
 MARK = b'content="vit2snn report"'
 
@@ -20,7 +25,7 @@ def report(models: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     """Draw what `vit2snn evaluate` measured of the models in OUT..., as one HTML page that needs no network.
 
     Several models must come from one ANN and be scored on the same images: the page compares them. It is OUT/report.html of one
-    model, report.html of several, unless --out names another file.
+    model, report.html of several or of models on the hub (hf-hub:USER/NAME), unless --out names another file.
 
     \b
     vit2snn report demo-snn
@@ -29,9 +34,15 @@ def report(models: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     from vit2snn.files import followed, write_whole
     from vit2snn.measure.report import report_page
     from vit2snn.storage.documents import read_artifacts
+    from vit2snn.storage.hub import find
 
-    artifacts = read_artifacts(models)
-    page = followed(page or (models[0] / "report.html" if len(models) == 1 else Path("report.html")))
+    places = [find(model) for model in models]
+    for place in places:
+        _check_evaluated(place)
+    found = read_artifacts([place.folder for place in places])
+    artifacts = [replace(a, name=place.name) if place.shared else a for a, place in zip(found, places, strict=True)]
+    own = len(places) == 1 and not places[0].shared
+    page = followed(page or (places[0].folder / "report.html" if own else Path("report.html")))
     _check_page(page)
     text = report_page(artifacts)
     write_whole(page, text)
@@ -42,6 +53,15 @@ def report(models: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
         "artifacts": [{"name": artifact.name, "folder": str(artifact.folder)} for artifact in artifacts],
     }
     emit(as_json, document, f"{page} ({size / 1e6:.1f} MB): open it in a browser")
+
+
+def _check_evaluated(place: Place) -> None:
+    """Refuse a model of the hub that was sent without an evaluation: none is written beside it there."""
+    if place.shared and not (place.folder / "evaluation.json").is_file():
+        raise ArtifactError(
+            f"{place.name!r} holds no evaluation",
+            "make a folder of it, and evaluate that: hf download USER/NAME --revision COMMIT --local-dir OUT",
+        )
 
 
 def _check_page(page: Path) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,16 +27,15 @@ from ..measure import ExitTable
 from ..reading import checked, parsed, read_json
 from ..spiking import neurons, prepare_process
 from .building import FOREIGN, WEIGHTS, built, check_handlers, details, plain_config, reason, timm_config
-from .card import model_card
+from .card import README, model_card
+from .hub import find, push
 from .likeness import check_same
-from .schema import Calibration, Config, Exits, Section
+from .schema import CONFIG, SCHEMA, SECTION, Calibration, Config, Exits, Section
 from .tables import check_tables
 from .tensors import read_tensors, write_tensors
 from .versions import versions
 
-SCHEMA = 4
-SECTION: Literal["vit2snn"] = "vit2snn"
-CONFIG, TEACHER, EXITS, CALIBRATION = "config.json", "ann.safetensors", "exits.json", "calibration.json"
+TEACHER, EXITS, CALIBRATION = "ann.safetensors", "exits.json", "calibration.json"
 AGAIN = "convert the model again"
 DISJOINT = (
     "without it the model does not tell which images it was calibrated on, and must not be scored on: convert the model again"
@@ -84,8 +84,33 @@ def save(
         documents = {"config.json": config, "conversion.json": rows, CALIBRATION: calibration, **exits, **(records or {})}
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(config, rows), encoding="utf-8")
+        (folder / README).write_text(model_card(config, rows, documents.get("run.json", {})), encoding="utf-8")
         check_same(snn, lambda: load(folder, trust=builder))
+
+
+def share(
+    snn: SpikingModel,
+    repository: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    source: str = "",
+    builder: str | None = None,
+) -> str:
+    """Write a converted model to the Hugging Face hub; see `save`, and `vit2snn.storage.hub.push` for the rest.
+
+    Returns:
+        ``hf-hub:USER/NAME@COMMIT``.
+
+    Raises:
+        ArtifactError: as of `save`.
+        HubError: the hub cannot be reached or refuses.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save(snn, folder, source=source, builder=builder)
+        return push(folder, repository, private=private, revision=revision, commit_message=commit_message)
 
 
 def _config(snn: SpikingModel, source: str, builder: str | None, path: Path) -> dict[str, Any]:
@@ -162,16 +187,17 @@ def load(folder: str | Path, trust: str | None = None) -> SpikingModel:
     """The converted model in a folder, on the CPU, in evaluation mode; it gives the logits it gave before `save`.
 
     Args:
-        folder: that `save` wrote.
+        folder: that `save` wrote, or ``hf-hub:USER/NAME[@REVISION]`` (see `vit2snn.storage.hub.find`).
         trust: the ``package.module:function`` that makes the ANN, if the folder names one: it is code, which is run only if it
             is named here (or in `vit2snn.storage.trusting`).
 
     Raises:
         ArtifactError: the folder holds no converted model, or its parts do not fit each other, or it names code that is not
             trusted.
+        HubError: the hub has no such model, or cannot be reached.
     """
     prepare_process()
-    folder = Path(folder)
+    folder = find(folder).folder
     config = read_config(folder)
     check_handlers(config, folder)
     make = built(config, folder, trust, AGAIN)
