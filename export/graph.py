@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..spiking import Neuron, SpikingNetwork, running_mean, simulate
+from ..spiking import Neuron, SpikingNetwork, running_mean
 from ..spiking.time import Run, running
 from .neurons import begun, graph_neuron
 
@@ -45,7 +45,10 @@ class RunGraph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]``, or a frame for each timestep ``[T, B, C, H, W]``."""
-        logits = simulate(self.network.respond, x, self.timesteps)
+        run = Run(self.timesteps, batch=x.shape[1 if x.ndim == 5 else 0])
+        with running(run):
+            logits = self.network.respond(x.flatten(0, 1) if x.ndim == 5 else torch.cat([x] * self.timesteps))
+        logits = logits.unflatten(0, (self.timesteps, -1))
         return next(running_mean([logits])) if self.network.averages else logits
 
 

@@ -25,7 +25,7 @@ def test_all_that_is_required_has_a_lowest_version() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     listed = "\n".join([config["options"]["install_requires"], *config["options.extras_require"].values()])
-    assert [line for line in listed.split() if ">=" not in line] == ["vit2snn[events,tensorboard]"]
+    assert [line for line in listed.split() if ">=" not in line] == ["vit2snn[events,tensorboard,onnx,nir]"]
 
 
 @pytest.mark.parametrize("statement", ["import vit2snn", "import vit2snn.cli", "import vit2snn.errors"])
