@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -73,13 +74,105 @@ class SpikingModel(nn.Module):
 
     def stream(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Iterator[Tensor]:
         """The running readout chunk by chunk, ``[chunk, B, classes]``; whoever has seen enough may stop."""
-        logits = stream(self.respond, x, self.recipe.timesteps if timesteps is None else timesteps, chunk)
-        return running_mean(logits) if self.averages else logits
+        return self._read(self.respond, x, timesteps, chunk)
+
+    def _read(
+        self, network: Callable[[Tensor], Tensor], x: Tensor, timesteps: int | None, chunk: int | None
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """What a part of the network puts out after each timestep, chunk by chunk."""
+        outputs = stream(network, x, self.recipe.timesteps if timesteps is None else timesteps, chunk)
+        return running_mean(outputs) if self.averages else outputs
 
     def respond(self, frames: Tensor) -> Tensor:
         """See `vit2snn.spiking.SpikingNetwork`."""
         logits: Tensor = self.network(frames)
         return logits
+
+    def forward_features(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
+        """The features that timm's ``forward_features`` gives, read after each timestep: ``[T, B, N, C]``, or maps.
+
+        Args:
+            x: as for `forward`.
+            timesteps: T; the recipe's unless given.
+            chunk: timesteps computed at once.
+
+        Raises:
+            ModelError: the ANN's class has no such method, or some tokens, which a classifier does not read, send no spikes.
+        """
+        compute = self._of_timm("forward_features")
+        self._check_all_speak(None)
+        return torch.cat(list(self._read(compute, x, timesteps, chunk)))
+
+    def intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, timesteps: int | None = None, chunk: int | None = None,
+        **options: Any,
+    ) -> list[Tensor]:  # fmt: skip
+        """Features behind blocks (see timm's ``forward_intermediates``), read after each timestep: ``[T, B, C, H, W]`` each.
+
+        Args:
+            x: as for `forward`.
+            indices: which points of ``feature_info``; all if None, the last n for an int.
+            timesteps: T; the recipe's unless given.
+            chunk: timesteps computed at once.
+            options: of timm: ``norm``, ``stop_early``, ``output_fmt``.
+
+        Raises:
+            ModelError: as for `forward_features`; or ``norm`` is asked for and holds neurons, which compute once in a timestep.
+        """
+        if options.get("norm") and any(neurons(getattr(self.network, "norm", nn.Identity()))):
+            told = "the norm holds neurons, which compute once in a timestep, so it cannot serve several blocks"
+            raise ModelError(told, "take norm=False")
+        compute, found = self._of_timm("forward_intermediates"), list[list[Tensor]]()
+        _, last = feature_take_indices(len(self.feature_info), indices)
+        self._check_all_speak(self.feature_info[last]["module"])
+
+        def collect(frames: Tensor) -> Tensor:
+            found.append(compute(frames, indices=indices, intermediates_only=True, **options))
+            return found[-1][-1]
+
+        for _ in stream(collect, x, self.recipe.timesteps if timesteps is None else timesteps, chunk):
+            pass
+        images = x.shape[1] if x.ndim == 5 else len(x)
+        whole = [torch.cat([part.unflatten(0, (-1, images)) for part in parts]) for parts in zip(*found, strict=True)]
+        return [next(running_mean([part])) for part in whole] if self.averages else whole
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
+        output_fmt: str = "NCHW", intermediates_only: bool = False, timesteps: int | None = None,
+    ) -> Any:  # fmt: skip
+        """The same as timm has it, after the last timestep: ``[B, C, H, W]`` each; and the final features in front, unless
+        ``intermediates_only``. Detectors, and timm's ``FeatureGetterNet``, ask a backbone so; see `intermediates`."""
+        found = self.intermediates(x, indices, timesteps, norm=norm, stop_early=stop_early, output_fmt=output_fmt)
+        last = [part[-1] for part in found]
+        return last if intermediates_only else (self.forward_features(x, timesteps)[-1], last)
+
+    @property
+    def feature_info(self) -> Any:
+        """Where features can be taken, as timm lists it."""
+        return self.network.feature_info
+
+    def _check_all_speak(self, last: str | None) -> None:
+        """Refuse features that depend on neurons that calibration has silenced, since the network's output does not.
+
+        Args:
+            last: the module behind which features are taken; None for all but the head.
+        """
+        before = list(self.neurons().items())
+        if last is not None:
+            before = before[: max((i + 1 for i, (name, _) in enumerate(before) if name.startswith(f"{last}.")), default=0)]
+        for name, neuron in before:
+            if bool(torch.isinf(neuron.silence).any()):
+                raise ModelError(
+                    f"{name!r} has neurons that never fire: the output that was converted does not depend on them (as on the "
+                    "patch tokens behind the last attention, where a class token is read), and these features do",
+                    "convert the ANN after model.reset_classifier(0, global_pool=''): all tokens are its output then",
+                )
+
+    def _of_timm(self, method: str) -> Callable[..., Any]:
+        found: Callable[..., Any] | None = getattr(self.network, method, None)
+        if found is None:
+            raise ModelError(f"the ANN is a {type(self.network).__name__}, which has no {method}", "take the model of timm")
+        return found
 
     def readout(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
         """What a call gives, by the name that it has in all spiking networks (see `vit2snn.spiking.SpikingNetwork`)."""

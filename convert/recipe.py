@@ -266,6 +266,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             spikes=Membrane(),
         ),
         "spike-driven": Recipe(structure=Structure("ssa+conv", "relu", norm="static"), spikes=Membrane()),
+        "neuromorphic": Recipe(
+            timesteps=8,
+            structure=Structure("qk-channel+sdsa+conv", "relu", norm="static"),
+            spikes=Membrane(neuron="lif"),
+        ),
         "shift": Recipe(
             structure=Structure("shift-softmax", "shift-mlp", norm="shift-layernorm"),
             spikes=Coded(levels=8, ratio=2.0, observer="percentile", headroom=4.0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,18 @@ from ..reading import parsed
 from ..spiking import SpikingNetwork
 from ..storage.versions import versions
 from .graph import RunGraph, StepGraph
+from .nir import write_nir
+from .preprocessing import configuration, preprocessing
 from .program import IMAGES, LOGITS, NEXT, OPSET, TIMESTEP, check_onnx, traced, write_onnx, write_pt2
 
 DOCUMENT = "export.json"
 FORMATS = ("onnx", "pt2", "nir")
 FILES = {name: f"model.{name}" for name in FORMATS}
-PREPROCESSING = ("mean", "std", "interpolation", "crop_pct")
-"""Of timm's configurations: what becomes of an image before the graph sees it."""
 
 
 def export(
     network: SpikingNetwork, out: str | Path, format: str = "onnx", *, timesteps: int | None = None, step: bool = False,
-    overwrite: bool = False,
+    target: str | None = None, overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Write a network into a folder, in a format that needs nothing of vit2snn to run, with ``export.json`` about it.
 
@@ -43,6 +42,7 @@ def export(
         format: one of them.
         timesteps: T of a run; the network's unless given.
         step: write one timestep.
+        target: of ``nir``: a chip (see `vit2snn.export.nir.TARGETS`); ``export.json`` lists what does not fit it.
         overwrite: replace an earlier export at ``out``.
 
     Returns:
@@ -56,11 +56,16 @@ def export(
     """
     if format not in FORMATS:
         raise ValueError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}")
+    if format == "nir" and (step or timesteps):
+        raise ValueError("a neuromorphic graph has no timesteps: simulators and chips run it for as many as they like")
+    if format != "nir" and target:
+        raise ValueError(f"chips take format 'nir', got target={target!r} and format {format!r}")
     out = Path(out)
     check_output(out, overwrite, is_export)
     with whole_folder(out) as folder:
-        write: Callable[..., dict[str, Any]] = _write_nir if format == "nir" else _write_graph
-        document = {"format": format, **write(network, folder, format, timesteps, step), "versions": versions()}
+        graph = format != "nir"
+        told = _write_graph(network, folder, format, timesteps, step) if graph else write_nir(network, folder, target)
+        document = {"format": format, **told, "versions": versions()}
         text = json.dumps(document, indent=2)
         (folder / DOCUMENT).write_text(text + "\n", encoding="utf-8")
     written: dict[str, Any] = json.loads(text)
@@ -98,14 +103,6 @@ def _write_graph(network: SpikingNetwork, folder: Path, format: str, timesteps: 
     return {"opset": OPSET, **told}
 
 
-def _write_nir(network: SpikingNetwork, folder: Path, format: str, timesteps: int | None, step: bool) -> dict[str, Any]:
-    from .nir import write_nir
-
-    if step or timesteps:
-        raise ValueError("a neuromorphic graph has no timesteps: simulators and chips run it for as many as they like")
-    return write_nir(network, folder)
-
-
 def takes_frames(network: SpikingNetwork) -> bool:
     """Whether a network is made for a frame each timestep: of events, whose polarities are its two channels."""
     return network.timesteps == 0 or getattr(network, "in_chans", 3) == 2
@@ -113,22 +110,19 @@ def takes_frames(network: SpikingNetwork) -> bool:
 
 def _image(network: SpikingNetwork) -> Tensor:
     """An image of the network's size, ``[1, C, H, W]``."""
-    size = getattr(network, "input_size", None) or _configuration(network)["input_size"]
+    size = getattr(network, "input_size", None) or configuration(network)["input_size"]
     return torch.zeros(1, *size)
-
-
-def _configuration(network: SpikingNetwork) -> Mapping[str, Any]:
-    """timm's, of models that have one."""
-    return getattr(network.network, "pretrained_cfg", None) or {}
 
 
 def _told(network: SpikingNetwork, graph: nn.Module, image: Tensor, frames: bool) -> dict[str, Any]:
     """What a host has to know of a graph."""
-    configuration, size = _configuration(network), list(image.shape[1:])
+    size = list(image.shape[1:])
     with torch.no_grad():
         classes = list(network.readout(image.to(next(iter(network.network.parameters()))), 1).shape[2:])
-    preprocessing = {key: configuration[key] for key in PREPROCESSING if configuration.get(key) is not None}
-    told: dict[str, Any] = {"architecture": configuration.get("architecture"), "preprocessing": preprocessing}
+    told: dict[str, Any] = {
+        "architecture": configuration(network).get("architecture"),
+        "preprocessing": preprocessing(network),
+    }
     if isinstance(graph, RunGraph):
         shape = ["T", "batch", *size] if frames else ["batch", *size]
         return told | {

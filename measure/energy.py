@@ -111,8 +111,9 @@ def conventional(
 def least_words(tallies: Sequence[Tally], neurons: int, spikes: float, timesteps: int) -> float:
     """An estimate of the words that a spiking network moves for an image, at the least.
 
-    That is, if in every timestep each weight is read once (each stored version of it, where spikes need several), each output accumulated in place and written once, each neuron's
-    state read and written once, and each spike is sent once, as a word (its address and value).
+    That is, if in every timestep each weight is read once (each stored version of it, where spikes need several), each output
+    accumulated in place and written once, each neuron's state read and written once, and each spike is sent once, as a word
+    (its address and value).
     """
     each = sum(_versions(tally) * tally.weights + tally.outputs for tally in tallies) + 2 * neurons
     return timesteps * each + spikes
