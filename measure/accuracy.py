@@ -193,7 +193,7 @@ class _Scoring:
             costs=costs,
             audit=Audit.of(costs, min(DIAGNOSED, self.comparison.images)),
             exit=self.exits.finished(self.comparison.images, costs.ann.energy()) if self.exits else None,
-            contest=contest(self._scored_rivals(costs), points, costs) if self.rivals else None,
+            contest=contest(self._scored_rivals(costs), points, costs, self.comparison.images) if self.rivals else None,
         )
 
     def _scored_rivals(self, costs: Costs) -> list[Rival]:

@@ -9,6 +9,7 @@ weights as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -93,22 +94,25 @@ def spiking_energies(costs: Costs, timesteps: Sequence[int]) -> tuple[tuple[floa
     )
 
 
-def contest(rivals: Sequence[Rival], points: Sequence[Contestant], costs: Costs) -> Contest:
+def contest(rivals: Sequence[Rival], points: Sequence[Contestant], costs: Costs, images: int) -> Contest:
     """Set quantised ANNs beside a spiking network.
 
     Args:
         rivals: the ANNs.
         points: the curve of the network.
         costs: of the network.
+        images: that were scored.
     """
     spent = spiking_energies(costs, [point.timestep for point in points])
-    verdicts = [_verdict(rival, machine, points, spent[machine]) for rival in rivals for machine in range(len(MACHINES))]
+    verdicts = [
+        _verdict(rival, machine, points, spent[machine], images) for rival in rivals for machine in range(len(MACHINES))
+    ]
     return Contest(tuple(rivals), spent, tuple(verdicts))
 
 
-def _verdict(rival: Rival, machine: int, points: Sequence[Contestant], spent: Sequence[float]) -> str:
+def _verdict(rival: Rival, machine: int, points: Sequence[Contestant], spent: Sequence[float], images: int) -> str:
     """Whether the network is as good as a rival for less energy, and at which T."""
-    good = [(e, point.timestep) for point, e in zip(points, spent, strict=True) if _is_as_good(point, rival)]
+    good = [(e, point.timestep) for point, e in zip(points, spent, strict=True) if is_as_good(point, rival, images)]
     name, where = f"the ANN of {rival.bits} bits", f"by {MACHINES[machine]}"
     if not good:
         return f"{where}, {name} wins: the SNN is less accurate at every T"
@@ -118,8 +122,14 @@ def _verdict(rival: Rival, machine: int, points: Sequence[Contestant], spent: Se
     return f"{where}, the SNN beats {name}: {share}" if wins else f"{where}, {name} wins: the SNN takes {share}"
 
 
-def _is_as_good(point: Contestant, rival: Rival) -> bool:
-    if rival.top1 is not None and point.top1 is not None:
-        return point.top1 >= rival.top1
+def is_as_good(point: Contestant, rival: Rival, images: int) -> bool:
+    """Whether the network is as accurate: ``top1`` is no lower by more than one standard error; without labels, the agreement.
+
+    Two networks differ in accuracy by images of which they name different classes, which are at most those in which either
+    differs from the ANN: of a share d of n images, the difference has a standard error of at most √(d / n).
+    """
     assert point.agreement is not None and rival.agreement is not None
-    return point.agreement >= rival.agreement
+    if point.top1 is None or rival.top1 is None:
+        return point.agreement >= rival.agreement
+    differ = (200 - point.agreement - rival.agreement) / 100
+    return point.top1 >= rival.top1 - 100 * math.sqrt(differ / images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vit2snn.convert import quantised, to_spiking
 from vit2snn.convert.quantised import rounded
 from vit2snn.errors import ModelError
 from vit2snn.measure import evaluate
-from vit2snn.measure.against import Rival, contest, energies, of_bits
+from vit2snn.measure.against import Rival, contest, energies, is_as_good, of_bits
 from vit2snn.measure.energy import MODELS
 from vit2snn.measure.report import report_page
 from vit2snn.storage.documents import read_artifacts
@@ -115,11 +116,20 @@ def test_the_verdict_names_who_wins_and_where(scored: tuple[Tensor, Tensor]) -> 
     last = result.points[-1]
     beaten, costly = (Rival(4, last.top1, last.agreement, 0.1, (uj, uj)) for uj in (1e3, 1e-9))
     better = Rival(8, 101.0, 101.0, 0.0, (1.0, 1.0))
-    verdicts = contest([beaten, costly, better], result.points, result.costs).verdicts
+    verdicts = contest([beaten, costly, better], result.points, result.costs, result.images).verdicts
     assert "by computing alone, the SNN beats the ANN of 4 bits" in verdicts[0]
     assert "at T = " in verdicts[1]
     assert "by computing alone, the ANN of 4 bits wins: the SNN takes" in verdicts[2]
     assert verdicts[5] == "by computing and memory, the ANN of 8 bits wins: the SNN is less accurate at every T"
+
+
+def test_a_difference_that_few_images_leave_to_chance_decides_nothing(scored: tuple[Tensor, Tensor]) -> None:
+    point = dataclasses.replace(evaluate(converted(), [scored]).points[-1], top1=79.0, agreement=99.0)
+    rival = Rival(8, 79.8, 98.0, 0.1, (1.0, 1.0))  # 3 % of the images may have another class: 0.77 points of 500
+    assert not is_as_good(point, rival, 500)
+    assert is_as_good(point, dataclasses.replace(rival, top1=79.7), 500)
+    assert not is_as_good(point, dataclasses.replace(rival, top1=79.7), 5000)
+    assert is_as_good(dataclasses.replace(point, top1=None), rival, 500)  # by agreement
 
 
 def test_features_are_compared_and_numbers_are_not(scored: tuple[Tensor, Tensor]) -> None:
