@@ -2,9 +2,9 @@
 
     python examples/patch_head.py
 
-The embedded ViT is converted without its classifier, so that all tokens are its output. A linear head says of each patch whether
-it is background, or which garment it is a part of. It is fitted by least squares on the ANN's features, and then reads those of
-the spiking network at each timestep. Prints the share of foreground patches that are named rightly.
+The embedded ViT is converted without its classifier, so that all tokens are its output. A linear head says of each patch if it
+is background, or which garment it is a part of. It is fitted by least squares on the features of the ANN, and then reads those
+of the spiking network at each timestep. Prints the share of foreground patches that are named rightly.
 """
 
 from __future__ import annotations
