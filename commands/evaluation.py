@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--amp-dtype", type=click.Choice(["bfloat16", "float16"]), help="Compute what is analog in this precision.")
 @click.option("--against", callback=bit_list, metavar="int8,int4,...", help="Also score the ANN quantised to so many bits.")
+@click.option("--neurobench", metavar="FILE", type=click.Path(path_type=Path), help="Also write the metrics of NeuroBench.")
 @click.option("-o", "--out", "results", metavar="FOLDER", type=click.Path(path_type=Path), help="To write to, instead of OUT.")
 @data_options
 def evaluate(
     out: Path, results: Path | None, timesteps: list[int] | None, max_drop: float | None, max_energy: float | None,
-    exit_confidence: float | None, amp_dtype: str | None, against: list[int], as_json: bool, **images: Any,
+    exit_confidence: float | None, amp_dtype: str | None, against: list[int], neurobench: Path | None, as_json: bool,
+    **images: Any,
 ) -> None:  # fmt: skip
     """Score the model in OUT at every timestep: a converted one beside its ANN, or one of the zoo.
 
@@ -51,6 +54,7 @@ def evaluate(
     vit2snn evaluate deit-snn --data imagenet/val --timesteps 1,2,4,8
     vit2snn evaluate demo-snn --max-drop 1 --exit-confidence 0.99
     vit2snn evaluate demo-snn --against int8,int4
+    vit2snn evaluate demo-snn --neurobench metrics.json
     """
     from vit2snn.measure.text import curve_table
     from vit2snn.storage import is_model_folder
@@ -61,11 +65,15 @@ def evaluate(
         raise click.UsageError("--max-drop compares with an ANN, and a zoo model has none")
     if against and is_model_folder(place.folder):
         raise click.UsageError("--against quantises an ANN, and a zoo model has none")
+    if neurobench and amp_dtype:
+        raise click.UsageError("--neurobench counts in full precision: leave out --amp-dtype")
     _check_results(results)
+    if neurobench:
+        _check_metrics(neurobench)
     written = results or (None if place.shared else place.folder)
     with launched(images["device"]) as device:
         result = evaluate_folder(
-            place.folder, written, timesteps, images, device, exit_confidence, amp_dtype, place.name, against
+            place.folder, written, timesteps, images, device, exit_confidence, amp_dtype, place.name, against, neurobench
         )
     if written is None:
         note("note: beside a model of the hub nothing is written; --out FOLDER gets evaluation.json, .csv and curve.svg")
@@ -87,6 +95,21 @@ def _check_results(folder: Path | None) -> None:
         check_output(folder, True, lambda found: {entry.name for entry in found.iterdir()} <= set(FILES))
 
 
+def _check_metrics(file: Path) -> None:
+    """Refuse to replace anything but earlier metrics of NeuroBench, and a folder that is not there."""
+    from vit2snn.errors import ArtifactError, OutputExistsError
+    from vit2snn.reading import read_json
+
+    if not file.parent.is_dir():
+        raise ArtifactError(f"{str(file.parent)!r} is no folder to write {file.name!r} into", "make it first")
+    try:
+        is_replaceable = not file.exists() or "neurobench" in read_json(file, dict)
+    except ArtifactError:  # it is no JSON
+        is_replaceable = False
+    if not is_replaceable:
+        raise OutputExistsError(f"{str(file)!r} exists, and holds no metrics of NeuroBench", "choose another file")
+
+
 def _over_budget(result: Evaluation, max_drop: float | None, max_energy: float | None) -> QualityGateError:
     """What the last point of a curve needs and loses."""
     from vit2snn.measure.text import drop_line
@@ -103,6 +126,7 @@ def _over_budget(result: Evaluation, max_drop: float | None, max_energy: float |
 def evaluate_folder(
     out: Path, written: Path | None, timesteps: list[int] | None, images: dict[str, Any], device: Any,
     exit_confidence: float | None = None, amp_dtype: str | None = None, name: str = "", against: Sequence[int] = (),
+    neurobench: Path | None = None,
 ) -> Evaluation:  # fmt: skip
     """Load a model, score it, write the curve; the processes of a group do it together.
 
@@ -116,18 +140,27 @@ def evaluate_folder(
         amp_dtype: by name, of the same.
         name: of the model, for the record where its folder is another one.
         against: bits of quantised ANNs to score beside it.
+        neurobench: file for the metrics of NeuroBench, if they are wanted.
     """
     import torch
 
     from vit2snn import evaluate
     from vit2snn.convert import quantised
+    from vit2snn.files import write_whole
+    from vit2snn.measure import NeuroBench
     from vit2snn.storage.evaluations import write_evaluation
 
     network, found = open_scored(out, timesteps[-1] if timesteps else None, images, whole=True)
     check_run(network, images, device, "score a model of smaller images", timesteps[-1] if timesteps else None)
     precision = getattr(torch, amp_dtype) if amp_dtype else None
     rivals = {bits: quantised(network, bits) for bits in against}
-    result = evaluate(network.to(device), bar(found, "scoring"), timesteps, exit_confidence, precision, against=rivals)
+    network.to(device)
+    bench = NeuroBench(network, timesteps[-1] if timesteps else None) if neurobench else None
+    batches = bench.counted(bar(found, "scoring")) if bench else bar(found, "scoring")
+    result = evaluate(network, batches, timesteps, exit_confidence, precision, against=rivals)
+    metrics = bench.metrics(result) if bench else {}  # of all processes
+    if is_main() and neurobench:
+        write_whole(neurobench, json.dumps(metrics, indent=2) + "\n")
     read = what_was_read(found.source, images)
     if is_main() and written is not None:
         written.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from .evaluation import (
 from .exits import ExitTable as ExitTable, anytime as anytime, exit_table as exit_table
 from .kinds import Kind as Kind, observe as observe, spikes_in as spikes_in
 from .meter import Meter as Meter
+from .neurobench import NeuroBench as NeuroBench
 from .replay import Replay as Replay, replay as replay
 from .spending import Spent as Spent, dense as dense, spent as spent
 from .tally import Stream as Stream, Tally as Tally

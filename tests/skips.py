@@ -21,7 +21,7 @@ EXPECTED = {
     "no chromium or chrome is installed": BROWSER is None,
     "playwright is not installed": find_spec("playwright") is None,
     "no C compiler": COMPILER is None,
-    **{f"{name} is not installed": find_spec(name) is None for name in ("nir", "norse", "snntorch")},
+    **{f"{name} is not installed": find_spec(name) is None for name in ("neurobench", "nir", "norse", "snntorch")},
 }
 
 
