@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from vit2snn.commands.output import emit
 from vit2snn.commands.search import create, search
+from vit2snn.commands.zoo_models import audit, show
 from vit2snn.errors import CheckpointError, ModelError
 
 
@@ -18,8 +18,8 @@ def zoo() -> None:
     """The spiking transformers of the literature."""
 
 
-zoo.add_command(search)
-zoo.add_command(create)
+for command in (show, audit, search, create):
+    zoo.add_command(command)
 
 
 @zoo.command("list")
@@ -53,69 +53,6 @@ def list_(pattern: str, as_json: bool) -> None:
         rows.append([name, f"{millions:.3f}", size, str(model.timesteps), accuracy])
     head = ["model", "parameters (M)", "input", "T", "published top-1 %"]
     emit(as_json, [dict(zip(head, row, strict=True)) for row in rows], table(head, rows))
-
-
-@zoo.command()
-@click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def show(name: str, as_json: bool) -> None:
-    """Show what the model NAME costs and what was published about it.
-
-    NAME is a name of `vit2snn zoo list`, or a folder that `vit2snn train` or `vit2snn zoo import` wrote, or hf-hub:USER/NAME of
-    one: then the spikes that `vit2snn evaluate` counted are shown too.
-    """
-    from vit2snn.convert import load_model
-    from vit2snn.measure.text import table
-    from vit2snn.storage import is_model_folder, open_network
-    from vit2snn.storage.hub import find
-    from vit2snn.zoo import VARIANTS, statistics
-
-    place = find(name).folder
-    folder = place if is_model_folder(place) else None
-    if folder is None and name not in VARIANTS:
-        import difflib
-
-        near = difflib.get_close_matches(name, VARIANTS, n=3)
-        raise ModelError(f"the zoo has no model {name!r}", f"did you mean {', '.join(near)}?" if near else "vit2snn zoo list")
-    model: Any = open_network(folder) if folder else load_model(name, pretrained=False)
-    cfg = model.pretrained_cfg
-    found = statistics(model, cfg["input_size"][1:])
-    published = [] if folder else [asdict(entry) for entry in VARIANTS[name].published]
-    measured = _measured(folder)
-    lines = [
-        f"{name}: {cfg.get('paper_name', '')}" + (f" ({cfg['paper_ids']})" if "paper_ids" in cfg else ""),
-        f"input {'x'.join(map(str, cfg['input_size']))}, {model.num_classes} classes, T = {model.timesteps or 'of the frames'}",
-        f"{found.parameters / 1e6:.3f} M parameters",
-        f"for an image and a timestep: {found.layer_macs / 1e9:.3f} GMAC in layers, {found.product_macs / 1e9:.3f} GMAC in "
-        f"products of spikes, {found.neurons / 1e6:.3f} M neurons",
-        f"spikes: {measured['text']}" if measured else _bound(found.neurons, model.timesteps),
-    ]
-    if published:
-        rows = [
-            [p["dataset"], f"{p['top1']:.2f}", str(p["timesteps"]), f"{p['energy'] or '-'}", p["source"], p["caveat"]]
-            for p in published
-        ]
-        lines += ["published, not measured here:", table(["data", "top-1 %", "T", "energy mJ", "source", "caveat"], rows)]
-    document = {"name": name, "statistics": asdict(found), "published": published, "measured": measured}
-    emit(as_json, document, "\n".join(lines))
-
-
-def _bound(neurons: int, timesteps: int) -> str:
-    most = (
-        f"at most {neurons * timesteps / 1e6:.1f} M for an image" if timesteps else "at most one of each neuron in a timestep"
-    )
-    return f"spikes: {most}; how many depends on the weights, and vit2snn evaluate OUT counts them"
-
-
-def _measured(folder: Path | None) -> dict[str, Any] | None:
-    """The last row of the evaluation in a folder, if there is one."""
-    from vit2snn.storage.documents import last_point
-
-    last = last_point(folder) if folder else None
-    if last is None:
-        return None
-    text = f"{last['spikes_per_neuron']:.3f} for a neuron in {last['timestep']} timesteps, at {last['top1']:.1f} % top-1"
-    return {**last, "text": text}
 
 
 @zoo.command("import")

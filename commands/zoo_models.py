@@ -64,7 +64,7 @@ def audit(name: str, as_json: bool) -> None:
     rates, and not of trained ones.
 
     \b
-    vit2snn zoo audit spikformer_4_256_cifar10
+    vit2snn zoo audit sdt_8_384
     """
     from vit2snn.zoo.enlivening import enliven
 

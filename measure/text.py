@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from .against import MACHINES
-from .audit import Audit
+from .audit import Audit, AuditRow
 from .evaluation import EarlyExit, Evaluation, Score
+from .kinds import Kind
+from .leaks import Leak
 from .outputs import WORDS
 from .replay import Replay
 
@@ -129,6 +134,12 @@ def exit_line(early: EarlyExit) -> str:
 
 def audit_table(result: Audit) -> str:
     """An audit for the terminal: the sentence, then a row for each operation, or for the same one in all blocks."""
+    seen = f"seen on {result.images} images, T = {result.timesteps}"
+    return f"{result.sentence()}\n{operations_table(result, result.rows)}\n{seen}"
+
+
+def operations_table(result: Audit, shown: Iterable[AuditRow]) -> str:
+    """Some operations of an audit, with their share of all that it found."""
     whole = sum(row.accumulates + row.multiplies for row in result.rows)
     rows = [
         [
@@ -140,10 +151,27 @@ def audit_table(result: Audit) -> str:
             f"{row.multiplies / 1e6:.2f}",
             f"{100 * (row.accumulates + row.multiplies) / whole:.1f}",
         ]
-        for row in result.rows
+        for row in shown
     ]
-    head = ["module", "operation", "operands", "adds", "M add", "M mul", "%"]
-    return f"{result.sentence()}\n{table(head, rows, COLUMNS)}\nseen on {result.images} images, T = {result.timesteps}"
+    return table(["module", "operation", "operands", "adds", "M add", "M mul", "%"], rows, COLUMNS)
+
+
+def leak_table(result: Leak) -> str:
+    """Whether images of a batch leak into each other: a sentence, then what it was seen by at each timestep."""
+    sentence = {
+        "none": "No leak: the readout of an image is the same alone, ahead of another image and behind a third.",
+        "found": f"LEAK: the readout of an image depends on its batch mates, by up to {result.largest:.2g}.",
+        "untold": "Whether images of a batch leak into each other cannot be told: all have the same readout.",
+    }[result.verdict]
+    columns = zip(result.ahead, result.behind, result.images, strict=True)
+    rows = [[str(t), *(f"{value:.2g}" for value in values)] for t, values in enumerate(columns, start=1)]
+    head = ["T", "ahead of another", "behind a third", "between images alone"]
+    return f"{sentence}\n{table(head, rows)}\nlargest difference of a logit to the image alone, in float64"
+
+
+def kinds_line(kinds: Iterable[Kind]) -> str:
+    """How many are of each kind: ``17 binary, 2 integer``."""
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
 
 
 def replay_line(result: Replay) -> str:
