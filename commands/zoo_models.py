@@ -126,12 +126,17 @@ def _opened(name: str) -> tuple[Any, Path | None]:
     from vit2snn.convert import load_model
     from vit2snn.convert.inputs import seeded
     from vit2snn.storage import is_model_folder, open_network
+    from vit2snn.storage.artifact import is_artifact
     from vit2snn.storage.hub import find
     from vit2snn.zoo import VARIANTS
 
     folder = find(name).folder
     if is_model_folder(folder):
         return open_network(folder), folder
+    if is_artifact(folder):
+        raise ModelError(
+            f"{name!r} is a converted model, and none of the zoo", f"vit2snn inspect {name}, or vit2snn audit {name}"
+        )
     if name not in VARIANTS:
         import difflib
 

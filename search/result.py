@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputExistsError, SearchError
+from ..errors import ArtifactError, OutputExistsError, SearchError
 from ..files import write_whole
-from ..reading import Document, checked, read_json
+from ..reading import Document, checked, parsed, read_json
 from ..storage.versions import versions
 from .count import Figures
 from .evolution import Search, Settings
@@ -80,12 +80,23 @@ def check_files(out: Path, resume: bool, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{str(progress)!r} holds an unfinished search", "continue it with --resume, or begin again with --overwrite"
         )
+    if progress.exists() and not (resume or _is_progress(progress)):
+        raise SearchError(f"{str(progress)!r} is no unfinished search, and its name is taken for one", "move it away")
     if picture_of(out).exists() and not (out.exists() or progress.exists()):
         raise SearchError(f"{str(picture_of(out))!r} exists already, where the picture goes", "choose another file")
     if out.exists():
         if not overwrite and not resume:
             raise OutputExistsError(f"{str(out)!r} exists already", "choose another file, or pass --overwrite")
         read_outcome(out)
+
+
+def _is_progress(file: Path) -> bool:
+    """Whether `write_progress` wrote a file."""
+    try:
+        document = parsed(file)
+    except ArtifactError:
+        return False
+    return isinstance(document, dict) and document.get("kind") == f"{KIND}, unfinished"
 
 
 def write_progress(search: Search, request: Request, out: Path) -> None:

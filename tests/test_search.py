@@ -432,6 +432,11 @@ def test_bad_requests_are_refused_and_lose_nothing(tmp_path: Path) -> None:
     assert "is not a file of 'vit2snn search'" in run("create", out, "-o", tmp_path / "m").stderr
     out.unlink()
     assert found(out).exit_code == 0
+    progress = out.with_name(out.name + ".progress")
+    progress.write_text("mine")
+    refused = found(out, "--overwrite", "--seed", 1)
+    assert refused.exit_code == 2 and "no unfinished search" in refused.stderr and progress.read_text() == "mine"
+    progress.unlink()
     assert found(out, "--overwrite", "--seed", 1).exit_code == 0
     beyond = run("create", out, "-o", tmp_path / "m", "--member", 999)
     assert beyond.exit_code == 2 and "has the members 0 to" in beyond.stderr

@@ -266,6 +266,7 @@ def test_commands_take_a_model_of_the_hub_and_write_nothing_into_the_cache(
     assert run("evaluate", model, "--samples", 11, "--out", "here").exit_code == 0
     assert {file.name for file in (tmp_path / "here").iterdir()} == {"evaluation.json", "evaluation.csv", "curve.svg"}
     assert json.loads((tmp_path / "here/evaluation.json").read_text())["model"] == name
+    assert run("export", model, "-o", "exported", "--format", "pt2", "--timesteps", 1).exit_code == 0
     tuned = run("finetune", model, "-o", "tuned", "--max-steps", 1, "--batch-size", 4)
     assert tuned.exit_code == 0, tuned.output
     assert json.loads((tmp_path / "tuned/run.json").read_text())["model"] == name
