@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -142,6 +143,7 @@ def test_a_branch_is_another_model(hub: Hub, saved: Path, scored: Path) -> None:
 
 
 def test_the_commit_is_told_and_stays(hub: Hub, saved: Path, scored: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, logger="vit2snn")  # whatever libraries do to the root of all loggers
     first = push(saved, "tester/snn")
     assert find("hf-hub:tester/snn").name == first
     assert first in caplog.text
