@@ -13,7 +13,8 @@ Blocks = Annotated[int, Meta(ge=1, le=2**8)]
 Stages = Annotated[list[Blocks], Meta(min_length=1, max_length=8)]
 Steps = Annotated[int, Meta(ge=1, le=2**10)]
 Side = Annotated[int, Meta(ge=1, le=2**11)]
-Ratio = Annotated[float, Meta(gt=0, le=64)]
+Ratio = Annotated[int, Meta(gt=0, le=64)] | Annotated[float, Meta(gt=0, le=64)]
+"""Whole ones stay whole, so that a search that is resumed writes what it would have written."""
 
 
 class Genes(TypedDict):

@@ -410,6 +410,7 @@ def test_an_interrupted_search_is_resumed_with_the_same_request_only(tmp_path: P
     seeded = found(out, "--resume", "--seed", 5)
     assert "{'seed': 0}, and would be resumed with {'seed': 5}" in seeded.stderr
     assert found(out, "--resume").exit_code == 0
+    assert out.read_bytes() == whole.read_bytes()
     assert json.loads(out.read_text()) == json.loads(whole.read_text())
 
 
