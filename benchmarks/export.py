@@ -2,6 +2,7 @@
 
     python benchmarks/export.py                      # the embedded model
     python benchmarks/export.py --model vit_tiny_patch16_224 --recipe faithful --recipe qkformer
+    python benchmarks/export.py --folder deit-snn --data imagenet --class-map FILE  # a converted model on validation images
 
 Models other than ``demo`` get random weights and images: what is looked at is rounding. Prints the largest and the median
 difference of logits, as shares of their standard deviation, and the share of images of which the class differs, over all
@@ -25,8 +26,9 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 
+from vit2snn import load
 from vit2snn.convert import RECIPES, load_model, to_spiking
-from vit2snn.data import array_source, prepared
+from vit2snn.data import array_source, open_images, prepared
 from vit2snn.export import export
 from vit2snn.zoo.demo import demo_images
 
@@ -59,10 +61,14 @@ def compared(model: Any, name: str, recipe: str, timesteps: int) -> dict[str, An
     chosen = RECIPES[recipe].changed(timesteps=timesteps)
     chosen = chosen.changed(refit="ridge") if chosen.structure.replaces else chosen  # accuracy is not what is looked at
     snn = to_spiking(model, chosen, images(model, name, "train", CALIBRATION)).eval()
-    x = images(model, name, "val", IMAGES)
+    return {"recipe": recipe} | exported(snn, images(model, name, "val", IMAGES), timesteps)
+
+
+def exported(snn: Any, x: Tensor, timesteps: int) -> dict[str, Any]:
+    """A converted network, on images."""
     with torch.no_grad():
-        expected = snn(x).numpy()
-    row: dict[str, Any] = {"recipe": recipe, "graph": "run" if snn.synchronous else "step"}
+        expected = snn(x, timesteps, chunk=1).numpy()
+    row: dict[str, Any] = {"graph": "run" if snn.synchronous else "step"}
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         document = export(snn, Path(folder) / "out", step=not snn.synchronous)
@@ -71,7 +77,7 @@ def compared(model: Any, name: str, recipe: str, timesteps: int) -> dict[str, An
         row["megabytes"] = round(sum(f.stat().st_size for f in file.parent.glob("model.onnx*")) / 1e6, 1)
         found = ran(file, document, x, timesteps)
     with torch.no_grad():
-        exact = copy.deepcopy(snn).double()(x.double()).numpy()
+        exact = copy.deepcopy(snn).double()(x.double(), timesteps, chunk=1).numpy()
     return row | difference(found, expected) | {"float64": difference(exact, expected)}
 
 
@@ -88,9 +94,18 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--recipe", action="append", choices=list(RECIPES))
     parser.add_argument("--timesteps", type=int, default=4)
+    parser.add_argument("--folder", help="Of a converted model, instead of recipes.")
+    parser.add_argument("--data")
+    parser.add_argument("--class-map")
     parser.add_argument("-o", "--out", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    if arguments.folder:
+        snn = load(arguments.folder)
+        source = open_images(arguments.data, "val", classes=snn.network.num_classes, class_map=arguments.class_map)
+        x = torch.stack([sample.image for sample in prepared(snn.network, source, count=IMAGES)])
+        print(json.dumps(exported(snn, x, arguments.timesteps)))
+        return
     model = load_model("demo") if arguments.model == "demo" else timm.create_model(arguments.model).eval()
     rows = []
     for recipe in arguments.recipe or RECIPES:
