@@ -1,23 +1,24 @@
-"""Command lines that nobody would type: each ends soon, with an exit code that is documented, and a sentence."""
+"""Command lines that nobody would type: each ends soon and small, with an exit code that is documented, and a sentence."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import click
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, Phase, event, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from PIL import Image
 
 from vit2snn.cli import cli
 from vit2snn.zoo.demo import demo_images
 
 SECONDS = 60  # for a command
+BYTES = 3_000_000_000  # of resident memory at a command's peak, PyTorch's own included
 SMALL = {"--samples": "4", "--timesteps": "1", "--population": "4", "--generations": "1", "--epochs": "1", "--max-steps": "1"}
 TEXTS = [
     "", "0", "-1", "1", "2", "3", "0.5", "1e-300", "nan", "inf", "-inf", "1e999", "65537", "2147483648", "18446744073709551616",
@@ -103,18 +104,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Within this context a command that takes too long fails."""
+    """Within this context a command that takes too long, or too much memory, fails."""
 
     def end(number: int, frame: FrameType | None) -> None:
         pytest.fail(f"it takes more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(SECONDS)
+    forget_peak()
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+    assert peak() <= BYTES, f"it takes {peak() / 1e9:.1f} GB"
+
+
+def forget_peak() -> None:
+    """Let the kernel measure this process's peak of resident memory anew (Linux, where /proc may be written)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Bytes of resident memory at this process's peak since :func:`forget_peak`; 0 where the kernel does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def test_command_lines_end_with_a_sentence(place: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +146,7 @@ def test_command_lines_end_with_a_sentence(place: Path, pytestconfig: pytest.Con
         with limited():
             result = CliRunner().invoke(cli, line)
         told = f"{line}\n{result.output[-2000:]}\n{result.exception!r}"
-        event(f"exit code {result.exit_code}")  # pytest --hypothesis-show-statistics
+        print(f"exit code {result.exit_code}, {peak() / 1e9:.2f} GB: {line}"[:300])  # pytest -s shows all
         assert isinstance(result.exception, SystemExit | None), told
         assert result.exit_code in (0, 1, 2, 3), told
         assert "Traceback" not in result.output, told
