@@ -24,19 +24,30 @@ class Terminated(SystemExit):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within this context SIGTERM raises `Terminated`, so that what is half-done is cleared away as after Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
+    """Within this context SIGTERM raises `Terminated`, so that what is half-done is cleared away as after Ctrl-C.
+
+    Whichever of the two was asked for is raised, also where a library that was being imported has made another error of it.
+    """
+    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    mine = threading.current_thread() is threading.main_thread()
+    replaced = {number: handler for number, handler in handlers.items() if mine and signal.getsignal(number) == handler}
+    asked: list[BaseException] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        asked.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise asked[-1]
 
-    signal.signal(signal.SIGTERM, end)
     try:
+        for number in replaced:
+            signal.signal(number, end)
         yield
+    except Exception as error:
+        if asked:
+            raise asked[0] from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 def tell(error: BaseException) -> int:

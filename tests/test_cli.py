@@ -244,6 +244,22 @@ def test_a_request_to_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_request_to_end_is_heard_where_an_import_makes_another_error_of_it(
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imported(*arguments: object, **options: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise ImportError("initialization failed") from None  # as NumPy's does
+
+    monkeypatch.setattr("vit2snn.storage.artifact.write_tensors", imported)
+    before = signal.getsignal(number)
+    fails(code, "nothing half-written", "convert", "demo", "-o", tmp_path / "out", "--samples", 4, "--timesteps", 1)
+    assert not list(tmp_path.iterdir()) and signal.getsignal(number) == before
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
