@@ -29,6 +29,8 @@ LONGEST = 1024
 """Timesteps of a run: rate coding, which needs the most, has been published with as many."""
 WIDEST = 4096
 """Pixels along a side of an image: attention takes memory by the fourth power."""
+MOST_BITS = 8
+"""Of a weight that is an integer: a byte."""
 
 FLOAT = sys.float_info.max
 Number = Annotated[float, Meta(ge=-FLOAT, le=FLOAT)]

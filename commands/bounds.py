@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vit2snn.reading import LONGEST, WIDEST
+from vit2snn.reading import LONGEST, MOST_BITS, WIDEST
 
 
 class Number(click.FloatRange):
@@ -35,6 +35,7 @@ UPDATES = click.IntRange(1, 10**9)  # as many as a training of years makes
 MANY = click.IntRange(2, 10**4)  # plans, or members of a population: each takes a second or more
 MEMBER = click.IntRange(0, MANY.max)
 BITS = click.IntRange(2, 16)  # of integers: a sign and a value; more is what float computes
+WEIGHT_BITS = click.IntRange(2, MOST_BITS)
 POSITIVE = Number(min=0, min_open=True)
 NOT_NEGATIVE = Number(min=0)
 PROBABILITY = Number(0, 1)
@@ -47,6 +48,15 @@ def bit_list(context: click.Context, parameter: click.Parameter, value: str | No
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of integer types such as int8,int4") from None
     return [int(BITS.convert(count, parameter, context)) for count in bits]
+
+
+def weight_bits(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """``int8`` as a number of bits, of weights that a byte holds."""
+    if value is None:
+        return None
+    if not value.startswith("int") or not value[3:].isdecimal():
+        raise click.BadParameter(f"{value!r} is not an integer type such as int8 or int4")
+    return int(WEIGHT_BITS.convert(int(value[3:]), parameter, context))
 
 
 def timestep_list(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:

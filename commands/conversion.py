@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vit2snn.commands.bounds import IMAGES, POSITIVE, ROUNDS, TIMESTEPS
+from vit2snn.commands.bounds import IMAGES, POSITIVE, ROUNDS, TIMESTEPS, weight_bits
 from vit2snn.commands.evaluation import evaluate_folder
 from vit2snn.commands.images import DEMO, check_data, data_options, image_source, what_was_read
 from vit2snn.commands.memory import check_conversion, check_memory
@@ -43,6 +43,7 @@ COMPARED = 16  # images beside those of the calibration on which the network is 
     "--refit", type=click.Choice(["none", "ridge", "blocks", "network"]), help="Of new branches, instead of the recipe's."
 )
 @click.option("--passes", type=ROUNDS, help="Over the images; --refit network goes without saying.")
+@click.option("--weights", callback=weight_bits, metavar="int8|int4|...", help="Round weights to integers of 2 to 8 bits.")
 @click.option("--precision", default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]), help="Of fits.")
 @click.option("--resume", is_flag=True, help="Continue a fit that was interrupted.")
 @click.option("--samples", default=128, show_default=True, type=IMAGES, help="Calibration images.")
@@ -52,7 +53,7 @@ COMPARED = 16  # images beside those of the calibration on which the network is 
 @data_options
 def convert(
     model: str, out: Path, recipe: str, timesteps: int | None, budget: float | None, refit: str | None, passes: int | None,
-    precision: str, resume: bool, overwrite: bool, as_json: bool, **images: Any,
+    weights: int | None, precision: str, resume: bool, overwrite: bool, as_json: bool, **images: Any,
 ) -> None:  # fmt: skip
     """Convert MODEL and write the spiking network to OUT.
 
@@ -64,6 +65,7 @@ def convert(
     vit2snn convert demo -o demo-snn
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
     vit2snn convert demo --recipe qkformer -o demo-qk
+    vit2snn convert demo --weights int8 -o demo-int8
     """
     from vit2snn.files import check_output
     from vit2snn.finetune import check_folder, close_folder, folder_of
@@ -73,7 +75,7 @@ def convert(
     if passes and refit not in (None, "network"):
         raise click.UsageError(f"--passes are those of --refit network, got --refit {refit}")
     refit = "network" if passes else refit
-    chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit, passes=passes)
+    chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit, passes=passes, weight_bits=weights)
     check_output(out, overwrite, is_replaceable)
     check_folder(out, resume, overwrite)
     with launched(images["device"]) as device, _fitting(out, chosen, precision, resume) as fitting:
@@ -121,7 +123,7 @@ def inspect(model: str, recipe: str, as_json: bool) -> None:
         "blocks": [asdict(block) for block in planned.blocks],
         "recipe": chosen.to_json(),
     }
-    emit(as_json, document, plan_table(planned, chosen.timesteps))
+    emit(as_json, document, plan_table(planned, chosen))
 
 
 @click.command()

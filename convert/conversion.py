@@ -39,6 +39,7 @@ from .planning import Plan, block_plans, plan
 from .products import drive_operations
 from .recipe import Recipe
 from .registry import NeuronFactory, handler_for
+from .rounding import mark_weights, round_weights
 from .spikes import Membrane
 from .substitution import substitute
 from .teacher import Teacher
@@ -118,12 +119,13 @@ def _spiking(model: nn.Module, network: Any, recipe: Recipe, batches: Iterable[T
     first = next(iter(batches))
     size = tuple(first.shape[1:])
     snn = _driven(network, recipe, plan(model, recipe, size), size)
-    if not recipe.structure.keeps_function:
+    if not recipe.keeps_function:
         snn.teacher = Teacher(model)
     if not recipe.spike_driven:
         check_images_apart(snn.network, first[:1])
     elif fit:
         fit.spikes()
+    round_weights(snn.network, batches, recipe.timesteps)
     coded = recipe.coded
     if snn.neurons() and coded.alphabet is not None:
         # Beside membrane neurons, one timestep is no ANN from which the worth of a spike could be learned.
@@ -182,6 +184,7 @@ def _driven(network: Any, recipe: Recipe, planned: Plan, input_size: tuple[int, 
     absorb_functions(network, planned.absorbed)
     if recipe.coded.rotation:
         rotate_inputs(network)
+    mark_weights(network, planned, recipe)
     for module in network.modules():
         if isinstance(module, SpikingDotProductAttention) and isinstance(module.weights, CodedNeuron):
             module.weights.spikes_per_step = max(recipe.coded.spikes_per_step, recipe.coded.attention_spikes)

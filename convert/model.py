@@ -208,9 +208,9 @@ class SpikingModel(nn.Module):
 
     @torch.no_grad()
     def exact(self, x: Tensor) -> Tensor | None:
-        """The logits ``[B, classes]`` of the substitute that spikes approach; None where they approach the ANN itself, or where
-        membrane neurons are a part of what was fitted."""
-        if self.recipe.spike_driven or not self.recipe.structure.replaces:
+        """The logits ``[B, classes]`` of what spikes approach where this is not the ANN: with substitutes, or with weights of
+        integers. None where it is, or where membrane neurons are a part of what was fitted."""
+        if self.recipe.spike_driven or not (self.recipe.structure.replaces or self.recipe.weight_bits):
             return None
         with analog():
             return simulate(self.network, x, 1)[0]

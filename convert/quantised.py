@@ -8,7 +8,7 @@ activation is multiplied with.
 The rule is plain, and generous, so that no spiking network wins by it. All is symmetric, without an offset. Weights have a
 scale for each output channel; what a linear layer reads has one for each token, other activations have one for each image.
 These are taken from the values at hand, so that no calibration images are needed; where no value is negative, no sign is spent.
-A scale is that of the least squared error among `CLIPPED` shares of the largest magnitude. The image has 8 bits, as files have.
+A scale is that of the least squared error (see `vit2snn.calibration.scales`). The image has 8 bits, as files have.
 Biases, and functions between the layers, stay in float.
 """
 
@@ -17,13 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..calibration.scales import best_scale
 from ..spiking import CodedNeuron
 from .conversion import structure
 from .model import SpikingModel
 from .recipe import RECIPES
 
 IMAGE_BITS = 8
-CLIPPED = torch.linspace(0.2, 1, 17)
 
 
 class Quantiser(nn.Module):
@@ -47,16 +47,10 @@ class Quantiser(nn.Module):
 
 def rounded(x: Tensor, bits: int, axes: tuple[int, ...]) -> Tensor:
     """``x`` as integers of so many bits, times a scale that the values along ``axes`` share."""
-    most = x.abs().amax(axes, keepdim=True)
     least = torch.where(x.amin(axes, keepdim=True) < 0, -(2.0 ** (bits - 1) - 1), 0.0)
-    levels = torch.where(least < 0, 2.0 ** (bits - 1) - 1, 2.0**bits - 1)
-    best, error = x, torch.full_like(most, torch.inf)
-    for share in CLIPPED.tolist():
-        scale = (share * most / levels).clamp(min=torch.finfo(x.dtype).tiny)
-        found = (x / scale).round().clamp(least, levels) * scale
-        squares = (x - found).square().sum(axes, keepdim=True)
-        best, error = torch.where(squares < error, found, best), torch.minimum(squares, error)
-    return best
+    most = torch.where(least < 0, 2.0 ** (bits - 1) - 1, 2.0**bits - 1)
+    scale = best_scale(x, least, most, axes)
+    return (x / scale).round().clamp(least, most) * scale
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..errors import RecipeError
-from ..reading import LONGEST, parsed
+from ..reading import LONGEST, MOST_BITS, parsed
 from ..spiking.substitutes import INTERACTION, interacts
 from .fields import FieldError, check_bounds, check_types, from_fields, shown, to_fields
 from .spikes import KEPT_PATH, Coded, Membrane
@@ -37,6 +37,8 @@ class Recipe:
         max_energy: relative to the ANN's. Of ``auto``: that of the replaced branches; the plan of least error is taken. Of
             coded neurons: that of all timesteps; the lowest price of spikes that keeps to it is taken.
         ignore: patterns (``fnmatch``) of module names that stay analog.
+        weight_bits: of integers that weights are rounded to, with a scale for each output channel (see
+            `vit2snn.convert.rounding`); None leaves them in float.
 
     Raises:
         RecipeError: a field has a value that it cannot have, or contradicts another; the message names fields by their paths,
@@ -51,6 +53,7 @@ class Recipe:
     max_error: float | None = None
     max_energy: float | None = None
     ignore: tuple[str, ...] = ()
+    weight_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self, self.PATH)
@@ -58,6 +61,7 @@ class Recipe:
             "timesteps": (1 <= self.timesteps <= LONGEST, f"from 1 to {LONGEST}"),
             "max_error": (self.max_error is None or self.max_error > 0, "above 0"),
             "max_energy": (self.max_energy is None or self.max_energy > 0, "above 0"),
+            "weight_bits": (self.weight_bits is None or 2 <= self.weight_bits <= MOST_BITS, f"from 2 to {MOST_BITS}"),
         }
         check_bounds(self, self.PATH, bounds)
         self._check_together()
@@ -116,6 +120,11 @@ class Recipe:
     def synchronous(self) -> bool:
         """Whether each layer goes through all its timesteps before the next one begins."""
         return self.coded.synchronous
+
+    @property
+    def keeps_function(self) -> bool:
+        """Whether the network with analog neurons computes what the ANN computes."""
+        return self.structure.keeps_function and self.weight_bits is None
 
     @property
     def takes_budget(self) -> bool:

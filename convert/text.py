@@ -5,9 +5,11 @@ from __future__ import annotations
 from ..measure.text import COLUMNS, short, table
 from ..tracing import Operation
 from .planning import Plan, PlannedModule
+from .recipe import Recipe
+from .rounding import integer_calls
 
 
-def plan_table(plan: Plan, timesteps: int) -> str:
+def plan_table(plan: Plan, recipe: Recipe) -> str:
     """A plan for the terminal: a row for each operation, what drives it, and what they cost together."""
     rows = [row for module in plan.modules for row in _plan_rows(module, plan.absorbed)]
     analog = sum(module.macs for module in plan.modules if module.action != "spiking")
@@ -17,9 +19,21 @@ def plan_table(plan: Plan, timesteps: int) -> str:
     # In a product of decoded values the spikes of both operands add.
     coded = [module for module in plan.modules if module.action == "spiking" and not module.becomes]
     products = sum(call.macs for module in coded for call in module.calls if call.kind == "product")
-    most = (plan.macs - analog + products) * timesteps
-    bound = f"{most / 1e6:.1f} M accumulates in {timesteps} timesteps, if each neuron sent a spike in each"
-    return f"{table(['module', 'type', 'operation', 'neurons on', 'MMAC'], rows, COLUMNS)}\n{cost}\n{bound}"
+    most = (plan.macs - analog + products) * recipe.timesteps
+    bound = f"{most / 1e6:.1f} M accumulates in {recipe.timesteps} timesteps, if each neuron sent a spike in each"
+    found = table(["module", "type", "operation", "neurons on", "MMAC"], rows, COLUMNS)
+    return "\n".join([found, cost, bound, *_weights(plan, recipe)])
+
+
+def _weights(plan: Plan, recipe: Recipe) -> list[str]:
+    """Which weights become integers, in a line; none where they stay in float."""
+    if not recipe.weight_bits:
+        return []
+    every = [call for module in plan.modules for call in module.calls if call.kind == "weighted"]
+    rounded = set(integer_calls(plan, recipe))
+    left = [call.module for call in every if call not in rounded]
+    said = f"integers of {recipe.weight_bits} bits are the weights of {len(every) - len(left)} of {len(every)} operations"
+    return [f"{said}, in float those of {', '.join(left[:3])}{', ...' if len(left) > 3 else ''}" if left else said]
 
 
 def _plan_rows(module: PlannedModule, absorbed: dict[str, str]) -> list[list[str]]:

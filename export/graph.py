@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..spiking import Neuron, SpikingNetwork, running_mean
+from ..spiking.integers import store_integers
 from ..spiking.time import Run, running
 from .neurons import begun, graph_neuron
 
@@ -122,6 +123,7 @@ def _of_operators(network: SpikingNetwork) -> Any:
     for name, module in list(copied.named_modules()):
         if isinstance(module, Neuron) and not _is_within(copied, name):
             copied.set_submodule(name, graph_neuron(name, module))
+    store_integers(copied)
     return copied
 
 

@@ -85,16 +85,28 @@ def write_onnx(program: ExportedProgram, path: Path, states: list[State], told: 
         with _quiet():
             written = torch.onnx.export(
                 program, input_names=inputs, output_names=[LOGITS, *(name + NEXT for name in names)], opset_version=OPSET,
-                dynamo=True, verbose=False,
+                dynamo=True, verbose=False, optimize=False,
             )  # fmt: skip
+            assert written is not None
+            _fold_constants(written.model)
     except ImportError as error:
         missing = f"ONNX needs a package that is not installed: {error.name or error}"
         raise ExportError(missing, "pip install 'vit2snn[onnx]'") from error
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"ONNX has no form of {_culprit(error, program)}", "export it with --format pt2") from error
-    assert written is not None
     written.model.metadata_props["vit2snn"] = json.dumps(told)
     written.save(path)
+
+
+def _fold_constants(model: Any) -> None:
+    """Compute beforehand what does not depend on the input, in place, and leave integers as they are."""
+    from onnx_ir import DataType
+    from onnxscript.optimizer import optimize_ir
+
+    def folds(node: Any) -> bool | None:
+        return False if any(given is not None and given.dtype == DataType.INT8 for given in node.inputs) else None
+
+    optimize_ir(model, should_fold=folds)
 
 
 def _is_step(program: ExportedProgram) -> bool:

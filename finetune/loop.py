@@ -19,6 +19,7 @@ from torch.optim.swa_utils import update_bn
 
 from ..data import TrainingLoader, seed_of
 from ..errors import DataError, ModelError
+from ..spiking import straight_through
 from .checkpoint import Workspace, load_checkpoint, restoring, save_checkpoint
 from .diagnosis import first_non_finite
 from .distributed import gather, is_sharded, make_accelerator, scatter, shardable, synchronised, whole_weights
@@ -68,7 +69,8 @@ def train(
     """Train in place, gradients clipped to a norm of 1.
 
     Gradients flow through the spikes by the neurons' surrogates, and through time by their membranes. At the end the statistics
-    of batch normalisation are taken anew with the final weights.
+    of batch normalisation are taken anew with the final weights. Weights of integers stay such (see
+    `vit2snn.spiking.straight_through`).
 
     One process needs nothing. Started by ``accelerate launch`` or ``torchrun``, each process calls this function with the same
     arguments and a `TrainingLoader`; batch normalisation then sees the batches of all processes. All random numbers are drawn
@@ -97,8 +99,9 @@ def train(
     """
     started = time.time()
     try:
-        trainer = Trainer(model, batches, settings, objective, lr_scale, workspace)
-        loss = trainer.run(report)
+        with straight_through(model):
+            trainer = Trainer(model, batches, settings, objective, lr_scale, workspace)
+            loss = trainer.run(report)
     finally:
         model.eval()
     return Summary(trainer.updates, loss, time.time() - started, trainer.accelerator.is_main_process)

@@ -20,6 +20,7 @@ from .branches import (
 )
 from .coding import Coding as Coding
 from .graphs import Graphed as Graphed, graphed as graphed
+from .integers import Integers as Integers, integer_weights as integer_weights, straight_through as straight_through
 from .interaction import ByToken as ByToken, TemporalInteraction as TemporalInteraction
 from .layers import (
     InTurn as InTurn,

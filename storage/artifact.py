@@ -32,7 +32,7 @@ from .hub import find, push
 from .likeness import check_same
 from .schema import CONFIG, SCHEMA, SECTION, Calibration, Config, Exits, Section
 from .tables import check_tables
-from .tensors import read_tensors, write_tensors
+from .tensors import dtype_of, read_tensors, write_tensors
 from .versions import versions
 
 TEACHER, EXITS, CALIBRATION = "ann.safetensors", "exits.json", "calibration.json"
@@ -221,6 +221,7 @@ def _read(section: Section, make: Callable[[], nn.Module], folder: Path) -> Spik
     read_tensors(snn.network, folder / WEIGHTS, AGAIN)
     if section["teacher"]:
         ann = make() if section["teacher"] == "ann" else analog_copy(structure(make(), recipe, snn.input_size).network)
+        ann.to(dtype_of(folder / TEACHER, AGAIN))  # its own: the network may have been made half since
         read_tensors(ann, folder / TEACHER, AGAIN)
         snn.teacher = Teacher(ann)
     return snn

@@ -23,7 +23,7 @@ TEMPLATE = """# {architecture}, converted by vit2snn
 
 A spiking network with the weights of `{source}` ({architecture}, {output}).
 
-* Recipe: T = {timesteps}, {spikes}.{read}
+* Recipe: T = {timesteps}, {spikes}{weights}.{read}
 * {spiking} modules are driven by spikes ({macs:.1f} million multiply-accumulates), {analog} compute on {rest}.{ignored}
 
 Load it with `vit2snn.load(FOLDER)`, score it with `vit2snn evaluate FOLDER --data DATA`; on a hub, FOLDER is
@@ -108,6 +108,7 @@ def _body(config: Mapping[str, Any], rows: list[dict[str, Any]], run: Mapping[st
         output=_output(config["num_classes"]),
         timesteps=recipe.timesteps,
         spikes=_spikes(recipe),
+        weights=f", weights of {recipe.weight_bits}-bit integers" if recipe.weight_bits else "",
         read=f"\n* Calibrated on images of `{what_was_read(read)}`." if read else "",
         spiking=actions["spiking"],
         analog=actions["analog"],

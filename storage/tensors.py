@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ArtifactError
-from ..spiking import Balanced, CodedNeuron
+from ..spiking import Balanced, CodedNeuron, Integers, integer_weights
 from ..spiking.balanced import TABLES as BALANCED
 from ..spiking.neuron import TABLES as CODED
 
@@ -20,12 +21,17 @@ LARGEST_HEADER = 16 * 2**20
 CALIBRATED = {CodedNeuron: CODED, Balanced: BALANCED}
 """Tables whose shapes are known from calibration only."""
 
+TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""What safetensors calls them."""
+
 Shapes = dict[str, tuple[int, ...]]
 
 
 def write_tensors(module: nn.Module, path: Path) -> None:
-    """Write the state of a module."""
-    whole = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    """Write the state of a module; weights of integers as these (see `vit2snn.spiking.integers`)."""
+    state = module.state_dict()
+    state |= {name: weight.integers.integers(weight.parameter) for name, weight in integer_weights(module).items()}
+    whole = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     save_file(whole, path, metadata={"format": "pt"})
 
 
@@ -49,6 +55,18 @@ def shapes(path: Path, hint: str) -> Shapes:
         raise ArtifactError(f"{str(path)!r} cannot be read: {reason}", hint) from error
 
 
+def dtype_of(path: Path, hint: str) -> torch.dtype:
+    """The type of the first numbers in a file; float32 where it has none.
+
+    Raises:
+        ArtifactError: as of `shapes`.
+    """
+    names = shapes(path, hint)
+    with safe_open(path, "pt") as tensors:
+        types = (tensors.get_slice(name).get_dtype() for name in names)
+        return next((TYPES[found] for found in types if found in TYPES), torch.float32)
+
+
 def read_tensors(module: nn.Module, path: Path, hint: str) -> None:
     """Give a module the state in a file.
 
@@ -61,14 +79,21 @@ def read_tensors(module: nn.Module, path: Path, hint: str) -> None:
         ArtifactError: the file cannot be read, or its tensors are not those of the module, by name, shape and type, or not
             numbers; the message names the tensor.
     """
-    wanted = module.state_dict()
+    wanted, whole = module.state_dict(), integer_weights(module)
     free = {f"{name}.{table}" for name, part in module.named_modules() for table in CALIBRATED.get(type(part), ())}
     _check_shapes(shapes(path, hint), wanted, free, path, hint)
     with safe_open(path, "pt") as file:
         found = {name: file.get_tensor(name) for name in wanted}
     for name, tensor in found.items():
-        _check_values(tensor, wanted[name], f"{str(path)!r} is damaged: {name}", hint)
-    module.load_state_dict(found)
+        told = f"{str(path)!r} is damaged: {name}"
+        if name in whole:
+            _check_integers(tensor, whole[name].integers, told, hint)
+        else:
+            _check_values(tensor, wanted[name], told, hint)
+    module.load_state_dict({name: tensor for name, tensor in found.items() if name not in whole}, strict=False)
+    with torch.no_grad():
+        for name, weight in whole.items():
+            weight.parameter.copy_(weight.integers.weight(found[name], weight.parameter.dtype))
 
 
 def _check_shapes(found: Shapes, wanted: Mapping[str, Tensor], free: set[str], path: Path, hint: str) -> None:
@@ -82,6 +107,13 @@ def _check_shapes(found: Shapes, wanted: Mapping[str, Tensor], free: set[str], p
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ArtifactError(f"{str(path)!r} does not fit the model: {problems[0]}{more}", hint)
+
+
+def _check_integers(tensor: Tensor, integers: Integers, told: str, hint: str) -> None:
+    if tensor.dtype != torch.int8:
+        raise ArtifactError(f"{told} holds {tensor.dtype}, expected torch.int8", hint)
+    if bool((tensor.abs() > integers.most).any() | (tensor < -integers.most).any()):
+        raise ArtifactError(f"{told} holds integers beyond {integers.most}, the most of {integers.bits} bits", hint)
 
 
 def _check_values(tensor: Tensor, wanted: Tensor, told: str, hint: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import enliven, make_recipe, make_vit
+from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 from vit2snn.convert import Recipe, load_model, to_spiking
@@ -27,6 +28,7 @@ from vit2snn.zoo import QKFormer, SpikeDrivenTransformer
 nir = pytest.importorskip("nir", reason="nir is not installed")
 
 from vit2snn.export.nir import FILE, STEP, nir_graph, write_nir  # noqa: E402
+from vit2snn.export.nir.integers import scales_of  # noqa: E402
 
 T = 5
 MIXED = {"0": "qk-token+conv", "1": "qk-channel"}
@@ -39,8 +41,8 @@ def recipe(attention: Any, **fields: Any) -> Recipe:
     return make_recipe(attention=attention, **(common | fields))
 
 
-def converted(readout: str = "model", neuron: str = "lif", attention: Any = "qk-channel+conv", mlp: str = "relu") -> Any:
-    chosen = recipe(attention, readout=readout, neuron=neuron, mlp=mlp)
+def converted(attention: Any = "qk-channel+conv", **fields: Any) -> Any:
+    chosen = recipe(attention, **fields)
     return to_spiking(make_vit(), chosen, torch.randn(32, 3, 16, 16)).eval()
 
 
@@ -203,9 +205,10 @@ def compare(network: Any, simulator: Callable[[Any], Step], folder: Path, x: Ten
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "class token": converted,
-    "mean": lambda: converted("mean", attention=MIXED),
-    "sdsa": lambda: converted(attention="sdsa+conv"),
-    "plif": lambda: converted(neuron="plif", attention=MIXED),
+    "mean": lambda: converted(MIXED, readout="mean"),
+    "sdsa": lambda: converted("sdsa+conv"),
+    "integers": lambda: converted(MIXED, weight_bits=4),
+    "plif": lambda: converted(MIXED, neuron="plif"),
     "qkformer by token": lambda: qkformer("qk-token"),
     "qkformer by channel": qkformer,
     "spike-driven": spike_driven,
@@ -220,7 +223,7 @@ def test_every_neuron_sends_the_same_spikes(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("simulator", [norse, snntorch])
-@pytest.mark.parametrize("name", ["class token", "mean", "qkformer by token", "spike-driven"])
+@pytest.mark.parametrize("name", ["class token", "mean", "integers", "qkformer by token", "spike-driven"])
 def test_simulators_send_the_same_spikes(name: str, simulator: Callable[[Any], Step], tmp_path: Path) -> None:
     logging.getLogger().setLevel(logging.ERROR)
     assert compare(NETWORKS[name](), simulator, tmp_path, torch.rand(4, 3, 16, 16) * 2) > 5
@@ -252,8 +255,8 @@ def test_what_is_written_says_how_to_run_it(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "soft reset": (lambda: converted(neuron="if"), "blocks.0.attn.", "soft reset"),
     "kept perceptron": (lambda: converted(mlp="mlp"), "blocks.0.norm2", "depends on the image"),
-    "ssa": (lambda: converted(attention="ssa"), "blocks.0.attn.terms.ssa", "mask"),
-    "timed": (lambda: converted(attention="qk-channel+tim"), "gate.rectify", "earlier"),
+    "ssa": (lambda: converted("ssa"), "blocks.0.attn.terms.ssa", "mask"),
+    "timed": (lambda: converted("qk-channel+tim"), "gate.rectify", "earlier"),
     "softmax": (lambda: to_spiking(make_vit(), "exact", torch.randn(8, 3, 16, 16)), "patch_embed.proj", "graded"),
     "zoo ssa": (lambda: qkformer("ssa"), "stages.0.blocks.0.attention.branch", "mask"),
     "integers": (lambda: spike_driven(neuron=lambda **_: nn.ReLU()), "stages.0.embed", "binary"),
@@ -280,14 +283,31 @@ def test_targets_name_what_does_not_fit() -> None:
     assert all("8 bits" in line for line in check_target(graph, "loihi2"))
 
 
-def test_integer_weights_fit_eight_bits() -> None:
-    graph = nir_graph(converted())
-    for node in graph.nodes.values():
-        if isinstance(node, nir.Conv2d):
-            most = np.abs(node.weight).max((1, 2, 3), keepdims=True)
-            scale = np.where(most > 0, most, 1) / 127
-            node.weight = (node.weight / scale).round() * scale
+def test_integer_weights_fit_eight_bits_and_are_written_as_such() -> None:
+    graph = nir_graph(converted(weight_bits=8))
     assert check_target(graph, "loihi2") == []
+    folded = 0
+    for name, node in graph.nodes.items():
+        read = [graph.nodes[receiver] for source, receiver in graph.edges if source == name]
+        if isinstance(node, nir.Conv2d) and np.abs(node.weight).max() > 1 and (node.weight == node.weight.round()).all():
+            assert np.abs(node.weight).max() <= 127 and isinstance(read[0], nir.LIF)
+            folded += 1
+    assert folded > 5
+
+
+@given(seed=st.integers(0, 99), bits=st.integers(2, 8))
+def test_rows_of_integers_are_told_from_others(seed: int, bits: int) -> None:
+    generator = np.random.default_rng(seed)
+    most = 2 ** (bits - 1) - 1
+    integers = generator.integers(-most, most + 1, (5, 4, 1, 1)).astype(float)
+    integers[0] = 0
+    weight = (integers * generator.uniform(1e-3, 10, (5, 1, 1, 1))).astype(np.float32)
+    scales = scales_of(weight, bits)
+    assert scales is not None
+    levels = weight[:, :, 0, 0] / scales[:, None]
+    assert np.abs(levels - levels.round()).max() < 1e-3 and np.abs(levels).max() < most + 0.5
+    weight[1, :2, 0, 0] = 1.0, np.pi / 1000
+    assert scales_of(weight, bits) is None
 
 
 def test_an_unknown_target_is_refused() -> None:

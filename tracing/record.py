@@ -38,6 +38,8 @@ class Operation:
         shapes: of all tensors of the call.
         spikes: positions of those operands that are spikes of membrane neurons, or sums and products of such.
         behind: the module whose own ``forward`` made the first of these operands, if nothing else reads it.
+        weight: the parameter, by name, that a weighted operation multiplies with, or with a view of it; empty where it is none.
+        weight_axes: of the parameter, those of output channels; none where it is a view that is multiplied with.
     """
 
     module: str
@@ -50,6 +52,8 @@ class Operation:
     shapes: tuple[torch.Size, ...] = ()
     spikes: tuple[int, ...] = ()
     behind: str = ""
+    weight: str = ""
+    weight_axes: tuple[int, ...] = ()
 
     @property
     def driven(self) -> tuple[int, ...]:
@@ -142,6 +146,9 @@ class _Recorder(Signals):
         self.first: list[int] = []  # of each operation, the first tensor that it reads
         self.held: list[Tensor] = []  # so that no id is used twice
         self.spiking: set[int] = set()  # tensors that are spikes, or sums and products of such
+        self.parameters: dict[int, list[str]] = {}
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            self.parameters.setdefault(id(parameter), []).append(name)
 
     def finished(self) -> list[Operation]:
         """The operations, each knowing what it is behind."""
@@ -179,9 +186,23 @@ class _Recorder(Signals):
             behind = self.makers.get(id(first), "")
             use = self.uses[self.owner()] - 1
             spikes = tuple(index for index in signals if id(call.operands[index]) in self.spiking)
-            self._note(Operation(self.owner(), kind, call.name, macs, use, number, signals, shapes, spikes, behind), first)
+            weight = self._weight(call, signals) if kind == "weighted" else ("", ())
+            self._note(
+                Operation(self.owner(), kind, call.name, macs, use, number, signals, shapes, spikes, behind, *weight), first
+            )
         self._follow(call)
         self._follow_spikes(call, kind)
+
+    def _weight(self, call: Call, signals: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """The parameter that a signal meets, by the name that it has in the running module where it has several; its axes."""
+        position = next((i for i in call.factors if i not in signals and call.operands[i].ndim > 1), None)
+        if position is None:
+            return "", ()
+        operand = call.operands[position]
+        base = operand if operand._base is None else operand._base
+        names = self.parameters.get(id(base), [])
+        own = [name for name in names if name.startswith(f"{self.owner()}.")]
+        return (own or names or [""])[0], call.output_axes(position) if operand is base else ()
 
     def _follow_spikes(self, call: Call, kind: Kind | None) -> None:
         """What is made of spikes by views, sums, products and common factors are still counts of spikes.

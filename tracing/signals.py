@@ -86,6 +86,18 @@ class Call:
             return _einsum_macs(self.args[0], self.operands)
         return int(self.result.numel()) * (second if self.name == "rmatmul" else first).shape[-1]
 
+    def output_axes(self, position: int) -> tuple[int, ...]:
+        """The axes of a matrix, the operand at that position, along which the channels of the result lie; none if unknown."""
+        if self.name == "linear" or (self.name.startswith("conv") and "transpose" not in self.name):
+            return (0,)
+        if self.name in ("matmul", "mm"):
+            return (self.operands[position].ndim - (2 if position == 0 else 1),)
+        if self.name == "einsum" and "." not in self.args[0]:
+            terms = self.args[0].replace(" ", "").split("->")[0].split(",")
+            met = "".join(term for index, term in enumerate(terms) if index != position)
+            return tuple(axis for axis, letter in enumerate(terms[position]) if letter not in met)
+        return (1,) if self.name == "addmm" else ()
+
 
 def _einsum_macs(equation: str, operands: Iterable[Tensor]) -> int:
     """The product of the sizes of all indices; those of an ellipsis are counted from the right."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from timm.models.vision_transformer import VisionTransformer
 
 from ...errors import ExportError
-from ...spiking import SpikingNetwork
+from ...spiking import SpikingNetwork, integer_weights
 from ...zoo.network import SpikingTransformer
 from ..preprocessing import preprocessing
 from .converted import converted_logits
+from .integers import fold_scales
 from .neurons import RECIPE, STEP
 from .nodes import INPUT, OUTPUT, Builder, Shape, installed
 from .targets import TARGETS as TARGETS, check_target
@@ -30,7 +31,8 @@ def nir_graph(network: SpikingNetwork) -> nir.NIRGraph:
     """One timestep of a network as a graph: a preprocessed image, shown at every timestep, to the logits of that timestep.
 
     Only what is driven by binary spikes, and masks spikes by spikes, can be said; see docs/export.md. Nodes have the names of
-    our modules. Input ``[C, H, W]``, output ``[classes, 1, 1]``.
+    our modules. Input ``[C, H, W]``, output ``[classes, 1, 1]``. Weights of integers are written as such where a neuron reads
+    them alone; its thresholds are over their scale.
 
     Raises:
         ExportError: NIR cannot say a module, which the message names; or the package `nir` is not installed.
@@ -44,7 +46,10 @@ def nir_graph(network: SpikingNetwork) -> nir.NIRGraph:
         raise ExportError(
             f"a {type(module).__name__} cannot be said in NIR: only timm's VisionTransformer and the zoo can", RECIPE
         )
-    return build.graph(logits)
+    graph = build.graph(logits)
+    for weight in list(integer_weights(module).values())[:1]:
+        fold_scales(graph, weight.integers.bits)
+    return graph
 
 
 def write_nir(network: SpikingNetwork, folder: Path, target: str | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import ExportError
+from .integers import scales_of
 
 if TYPE_CHECKING:
     import nir
@@ -24,7 +25,8 @@ class Target:
     """Limits of a chip; None where there is none, or none is public.
 
     Attributes:
-        weight_bits: of a weight, signed; one scale for each output channel. None for single precision.
+        weight_bits: of a weight, signed; one scale for each output channel. None for single precision. Constants are no weights
+            but biases.
         neurons: of all cores.
         synapses: of all cores, where shared weights count as often as they are used.
         cores: that each hold a layer of neurons.
@@ -116,7 +118,7 @@ def _layers(graph: nir.NIRGraph, target: Target) -> Iterator[str]:
     for name, node in graph.nodes.items():
         receivers = [receiver for source, receiver in graph.edges if source == name]
         if kinds[name] == "Conv2d":
-            yield from (f"{name}: {problem}" for problem in _convolution(node, target))
+            yield from (f"{name}: {problem}" for problem in _convolution(node, target, _is_constant(graph, name)))
         if kinds[name] == "SumPool2d" and target.pools is not None and int(max(node.kernel_size)) not in target.pools:
             yield f"{name}: sums over {int(max(node.kernel_size))} positions, and the chip pools {target.pools}"
         if kinds[name] == "LIF" and not target.leaks:
@@ -128,7 +130,7 @@ def _layers(graph: nir.NIRGraph, target: Target) -> Iterator[str]:
             yield f"{name}: its currents go to {sums[0]}, and the chip sends binary spikes alone"
 
 
-def _convolution(node: Any, target: Target) -> Iterator[str]:
+def _convolution(node: Any, target: Target, is_constant: bool) -> Iterator[str]:
     outputs, inputs, *kernel = node.weight.shape
     sides_in, sides_out = node.input_type["input"][1:], node.output_type["output"][1:]
     limits = {
@@ -144,16 +146,14 @@ def _convolution(node: Any, target: Target) -> Iterator[str]:
     stride = int(max(node.stride))
     if target.strides is not None and stride not in target.strides:
         yield f"stride {stride}, and the chip has {target.strides}"
-    if target.weight_bits is not None and not _is_integer(node.weight, target.weight_bits):
+    if target.weight_bits is not None and not is_constant and scales_of(node.weight, target.weight_bits) is None:
         yield f"weights are no integers of {target.weight_bits} bits with a scale for each channel"
 
 
-def _is_integer(weight: Any, bits: int) -> bool:
-    most = 2 ** (bits - 1) - 1
-    rows = weight.reshape(len(weight), -1).astype(float)
-    scale = np.abs(rows).max(1, keepdims=True) / most
-    levels = rows / np.where(scale > 0, scale, 1.0)
-    return bool((np.abs(levels - levels.round()) < 1e-4).all())
+def _is_constant(graph: nir.NIRGraph, name: str) -> bool:
+    """Whether a convolution reads what is the same for all images, and is a bias of what reads it."""
+    sources: list[Any] = [graph.nodes[source] for source, receiver in graph.edges if receiver == name]
+    return all(type(source).__name__ == "Conv2d" and not source.weight.any() for source in sources)
 
 
 def _weights(node: Any) -> int:
