@@ -4,7 +4,7 @@ Energy is of arithmetic on 8-bit numbers at 45 nm (`vit2snn.measure.energy.MODEL
 addition; a multiply-accumulate of k bits is an addition, and a multiplication, whose energy goes with the square of the bits.
 Memory traffic is the least there can be (`least_words` and `Dense.words`), in words of 8 bits in the SNN and of k bits in the
 ANN; each timestep of the SNN reads all weights again, in all versions that its spikes need. The SNN's accuracy is that of its
-weights as they are.
+weights as they are: of 8 bits, if it was converted so (recipe field ``weight_bits``).
 """
 
 from __future__ import annotations
