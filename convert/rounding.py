@@ -57,19 +57,19 @@ def round_weights(network: nn.Module, images: Iterable[Tensor], timesteps: int) 
 
     Args:
         network: in evaluation mode. Coded neurons pass their inputs on, others spike.
-        images: batches ``[B, C, H, W]``, of which as many as `IMAGES` asks for are computed at once.
+        images: batches ``[B, C, H, W]``; the first `IMAGES` images, over all processes, are computed at once.
         timesteps: for which neurons spike.
     """
     weights = integer_weights(network).values()
     if not weights:
         return
-    taken = list[Tensor]()
+    taken, share = list[Tensor](), -(-IMAGES // shards.processes())
     for batch in images:
         taken.append(batch)
-        if sum(map(len, taken)) * shards.processes() >= IMAGES:
+        if sum(map(len, taken)) >= share:
             break
     with analog(), _Rounding(network, weights):
-        simulate(network, torch.cat(taken)[:IMAGES], timesteps)
+        simulate(network, torch.cat(taken)[:share], timesteps)
 
 
 class _Rounding(TorchFunctionMode):

@@ -37,7 +37,7 @@ def test_json_gives_the_recipe_back(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_json_is_nested_and_fields_left_out_have_their_defaults() -> None:
     fields = RECIPES["qkformer-membrane"].to_json()
-    assert list(fields) == ["version", "timesteps", "structure", "spikes", "max_error", "max_energy", "ignore"]
+    assert list(fields) == ["version", "timesteps", "structure", "spikes", "max_error", "max_energy", "ignore", "weight_bits"]
     assert fields["version"] == 3
     assert fields["structure"]["attention"] == {"first half": "qk-token+ssa+conv", "second half": "ssa+conv"}
     assert list(fields["spikes"]) == ["kind", "neuron", "kept"]

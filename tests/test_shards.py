@@ -56,7 +56,11 @@ CASES = {
     "faithful": Recipe(timesteps=2),
     "static": make_recipe(timesteps=2, thresholds="static", observer="mse", prior="minimum", granularity="channel", bias=False),
 }
-FITTED = {"spike-driven": DRIVEN, "experts": DRIVEN.changed(attention="emsa", mlp="emsp", refit="ridge")}
+FITTED = {
+    "integers": Recipe(timesteps=2, weight_bits=6),
+    "spike-driven": DRIVEN,
+    "experts": DRIVEN.changed(attention="emsa", mlp="emsp", refit="ridge"),
+}
 """The processes get the same network of these too, but it is another one than one process gets."""
 OUTPUTS = {"features": 0, "numbers": 1}
 """What is not classes, and the size of the head."""
