@@ -24,14 +24,17 @@ class ClosedLoop(Neuron):
     The bias makes up for what the decoded value lacks to the ANN's on the same images, in the mean of each channel. So every
     batch is shown twice: without an aim the neuron passes its input through, as the ANN does, and takes its mean as the aim.
 
-    A layer-synchronous neuron goes through all its timesteps when it is shown the images once.
+    A layer-synchronous neuron goes through all its timesteps when it is shown the images once. Where its thresholds are
+    scheduled beforehand it has no bias: what a step has added could be more than the later ones can take back.
 
     Levels and biases are those of all processes of the group, which go through their batches in step.
     """
 
     def __init__(self, neuron: CodedNeuron, seen: Activity, rule: ThresholdRule, bias: bool, timesteps: int) -> None:
         super().__init__()
-        self.neuron, self.seen, self.rule, self.has_bias, self.timesteps = neuron, seen, rule, bias, timesteps
+        self.neuron, self.seen, self.rule, self.timesteps = neuron, seen, rule, timesteps
+        self.scheduled = rule.is_scheduled(neuron)
+        self.has_bias = bias and not self.scheduled
         self.observers: list[Observer] = []
         self.levels: list[Ladder] = []
         self.lacks: list[Tensor] = []  # [channels], summed over images
@@ -71,12 +74,16 @@ class ClosedLoop(Neuron):
         """Timestep t with the levels that suit its innovations on all images so far, these included."""
         neuron, alphabet = self.neuron, self.neuron.alphabet
         assert alphabet is not None
-        if t == len(self.observers):
-            self.observers.append(self.rule.watch(neuron, 1))
-        show(self.observers[t], neuron, self.seen, t, x, before)
-        levels = self.rule.levels(neuron, self.observers[t], self.seen, t, self.levels[t - 1] if t else None)
-        self.levels[t:] = [levels, *self.levels[t + 1 :]]
-        constants = alphabet.rounding(levels, alphabet.versions), neuron.prior, None, neuron.spikes_per_step
+        if t == len(self.observers) and not (self.scheduled and t):
+            self.observers.append(self.rule.watch(neuron, self.timesteps if self.scheduled else 1))
+        if not self.scheduled:
+            show(self.observers[t], neuron, self.seen, t, x, before)
+            levels = self.rule.levels(neuron, self.observers[t], self.seen, t, self.levels[t - 1] if t else None)
+            self.levels[t:] = [levels, *self.levels[t + 1 :]]
+        elif not t:
+            show(self.observers[0], neuron, self.seen, 0, x)
+            self.levels = self.rule.schedule(neuron, self.observers[0], self.seen, self.timesteps)
+        constants = alphabet.rounding(self.levels[t], alphabet.versions), neuron.prior, None, neuron.spikes_per_step
         return CodedStep(alphabet, neuron.coding, t, *constants)
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:

@@ -17,12 +17,13 @@ POINTS = 5  # in each bin of a histogram, because the decoded values may lie clo
 
 @dataclass(frozen=True)
 class Code:
-    """A neuron's way of coding, for ``timesteps`` timesteps."""
+    """A neuron's way of coding, for ``timesteps`` timesteps, of which each has ``fall`` times the thresholds of that before."""
 
     alphabet: Alphabet
     coding: Coding
     spikes_per_step: int
     timesteps: int
+    fall: float = 1.0
 
     @classmethod
     def of(cls, neuron: CodedNeuron, timesteps: int) -> Code:
@@ -31,12 +32,13 @@ class Code:
         return cls(neuron.alphabet, neuron.coding, neuron.spikes_per_step, timesteps)
 
     def decode(self, values: Tensor, thresholds: Tensor, ratio: float | None = None) -> Tensor:
-        """What becomes of constant ``values``, with thresholds that broadcast against them; ρ is the alphabet's by default."""
+        """What becomes of constant ``values``; first thresholds broadcast against them, and ρ is the alphabet's by default."""
         values, thresholds = torch.broadcast_tensors(values, thresholds)
-        ladder = self.alphabet.ladder(thresholds, None if ratio is None else torch.full_like(thresholds, ratio))
-        levels, prior = self.alphabet.rounding(ladder), torch.zeros_like(values)
-        decoded = prior
+        decoded = prior = torch.zeros_like(values)
         for t in range(self.timesteps):
+            falling = thresholds * self.fall**t
+            ladder = self.alphabet.ladder(falling, None if ratio is None else torch.full_like(thresholds, ratio))
+            levels = self.alphabet.rounding(ladder)
             step = CodedStep(self.alphabet, self.coding, t, levels, prior, None, self.spikes_per_step)
             decoded, _ = step.reference(values, decoded)
         return decoded
@@ -59,20 +61,20 @@ def thresholds(device: torch.device) -> Tensor:
     return torch.stack([edge[:-1], (edge[:-1] + edge[1:]) / 2], 1).flatten().clamp(min=edge[1] / 2)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def squared_errors(code: Code, ratio: float, device: torch.device) -> Tensor:
     """``[2 * BINS, BINS, POINTS]``: of `points` decoded with each of `thresholds`. It depends on no data, and so is kept."""
     values = points(device).float()
     return (code.decode(values, thresholds(device).float()[:, None, None], ratio) - values).square()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def mean_errors(code: Code, ratios: tuple[float, ...], device: torch.device) -> Tensor:
     """``[2 * BINS, ratios, BINS]``: the means over the points of each bin."""
     return torch.stack([squared_errors(code, ratio, device).mean(2) for ratio in ratios], 1)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def decoded_alike(code: Code, device: torch.device) -> Tensor:
     """``[BINS, BINS]``: bins with the same number in a row decode alike, with the upper edge of the row's bin as threshold.
 

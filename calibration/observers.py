@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -132,13 +133,11 @@ class MseObserver(HistogramObserver):
         Returns:
             Thresholds and ratios, both ``[channels]`` float64.
         """
-        counts = self.histogram.over_processes().counts
+        counts, tempting, span = self._tempting()
         device = counts.device
-        tempting = _worth_trying(counts, torch.arange(2 * BINS, device=device) / 2)
-        span = _span(tempting)
         tried, least = thresholds(device)[span], torch.as_tensor(least).reshape(-1, 1)
         errors = self._errors(tuple(ratios), span, silence, device).flatten(0, 1)  # [thresholds * ratios, BINS]
-        excluded = (~tempting[span] | (tried < least)).repeat_interleave(len(ratios), 1)
+        excluded = (~tempting | (tried < least)).repeat_interleave(len(ratios), 1)
         best = (counts.float() @ errors.T).masked_fill(excluded, torch.inf).argmin(1)  # [channels]
         chosen = float64(tuple(ratios), device)[best % len(ratios)]
         return torch.maximum(tried[best // len(ratios)], least.flatten()), chosen
@@ -155,6 +154,31 @@ class MseObserver(HistogramObserver):
         spoken = torch.stack([squared_errors(self.code, ratio, device)[span, split] for ratio in ratios], 1) + silence**2
         errors[..., split] = torch.where(silent[split], squares[split], spoken).mean(-1)
         return errors
+
+    def _tempting(self) -> tuple[Tensor, Tensor, slice]:
+        """The counts of all processes, which thresholds in a span of them are worth trying, and the span."""
+        counts = self.histogram.over_processes().counts
+        tempting = _worth_trying(counts, torch.arange(2 * BINS, device=counts.device) / 2)
+        span = _span(tempting)
+        return counts, tempting[span], span
+
+    def schedule(self, falls: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """The best first threshold, and share by which thresholds fall from timestep to timestep, for each channel.
+
+        Best is what leaves the least error after all timesteps of constant values.
+
+        Args:
+            falls: the shares that may be chosen.
+
+        Returns:
+            Thresholds and shares, both ``[channels]`` float64.
+        """
+        counts, tempting, span = self._tempting()
+        device, ratio = counts.device, (self.code.alphabet.ratio,)
+        errors = [mean_errors(replace(self.code, fall=fall), ratio, device)[span, 0] for fall in falls]
+        costs = torch.stack([counts.float() @ error.T for error in errors], 2)  # [channels, thresholds, falls]
+        best = costs.masked_fill(~tempting[:, None], torch.inf).flatten(1).argmin(1)
+        return thresholds(device)[span][best // len(falls)], float64(tuple(falls), device)[best % len(falls)]
 
 
 class EntropyObserver(HistogramObserver):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 
 import torch
+from torch import Tensor
 
 from ..spiking import CodedNeuron, Ladder
 from .activity import Activity
@@ -19,6 +20,10 @@ PRICE_FALL = 5.0
 STEEPEST = 0.3
 """A threshold is at least this share of the one at the timestep before. Innovations that are larger than any on the calibration
 images would otherwise never be made up for: the thresholds of all later steps together would be too small to reach them."""
+
+FALLS = (0.2, 0.22, 0.25, 0.27, 0.29, 0.31, 1 / 3, 0.36, 0.4, 0.45, 0.5)
+"""Shares by which thresholds of a layer-synchronous neuron may fall from timestep to timestep. A third makes balanced ternary
+numbers, evenly spaced; less leaves gaps between larger values, for finer steps of small ones, as softmax has them."""
 
 FEWEST = 500
 """Samples that a channel needs for a threshold of its own: a value beyond the largest of few would never be made up for."""
@@ -67,7 +72,20 @@ class ThresholdRule:
         else:
             values = observer.value()
             ratios = torch.full_like(values, neuron.alphabet.ratio)
-        values = torch.maximum(values * self.headroom, least)
+        return self._ladder(neuron, seen, torch.maximum(values * self.headroom, least), ratios, silence)
+
+    def is_scheduled(self, neuron: CodedNeuron) -> bool:
+        """Whether all timesteps of a neuron have their levels at once: it spends them all on one value."""
+        return neuron.synchronous and self.observer == "mse" and not self.price
+
+    def schedule(self, neuron: CodedNeuron, observer: Observer, seen: Activity, timesteps: int) -> list[Ladder]:
+        """The levels of all timesteps of a layer-synchronous neuron: the best after the last one."""
+        assert isinstance(observer, MseObserver) and neuron.alphabet is not None
+        values, falls = observer.schedule(FALLS)
+        ratios, silence = torch.full_like(values, neuron.alphabet.ratio), seen.silence(0)
+        return [self._ladder(neuron, seen, values * self.headroom * falls**t, ratios, silence) for t in range(timesteps)]
+
+    def _ladder(self, neuron: CodedNeuron, seen: Activity, values: Tensor, ratios: Tensor, silence: Tensor) -> Ladder:
         floor = torch.maximum(values.max() * 2.0**-10, seen.scale.double() * 2.0**-20)
         values = torch.where(floor > 0, values.clamp(min=floor), 1.0)
         axes = threshold_axes(neuron, seen)

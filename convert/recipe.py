@@ -230,9 +230,11 @@ def _spikes(fields: object) -> Coded | Membrane:
 
 FINE = Coded(levels=32, ratio=2 ** (1 / 8))
 """Twice as many levels as usual: at T = 1 the error of the spikes comes on top of that of the structure."""
-PAIRED = Coded(schedule="layer-synchronous", levels=1, rotation=True, input_spikes=1, observer="max", headroom=0.7)
-"""A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. Each step leaves at
-most a third of the range: balanced ternary numbers, with thresholds from the largest magnitudes."""
+PAIRED = Coded(
+    schedule="layer-synchronous", levels=1, rotation=True, input_spikes=1, headroom=1.0, granularity="channel"
+)  # fmt: skip
+"""A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. A value has T digits,
+each -1, 0 or 1."""
 QKFORMER = Structure({"first third": "qk-channel+ssa+conv", "last two thirds": "qk-relu+conv"}, "relu", norm="gated")
 EXPERTS = Structure({"first third": "experts+conv", "last two thirds": "experts+qk-relu+conv"}, "emsp", norm="gated")
 HYBRID = Structure(
@@ -246,7 +248,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "ternary": Recipe(
             timesteps=16, spikes=Coded(levels=1, rotation=True, input_spikes=1, headroom=1.0, granularity="channel")
         ),
-        "ternary-synchronous": Recipe(timesteps=8, spikes=PAIRED),
+        "ternary-synchronous": Recipe(timesteps=5, spikes=PAIRED),
         # Pairs of binary neurons here too.
         "binary": Recipe(
             timesteps=32,

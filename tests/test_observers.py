@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 from vit2snn.calibration import OBSERVERS, Observer
 from vit2snn.calibration.code import Code
 from vit2snn.calibration.histogram import BINS, Histogram, edges
+from vit2snn.calibration.observers import MseObserver
+from vit2snn.calibration.rule import FALLS
 from vit2snn.spiking import Alphabet, CodedNeuron, Coding
 
 TERNARY = CodedNeuron(Alphabet(1), Coding.DIFFERENTIAL)
@@ -92,6 +96,31 @@ def test_mse_is_within_five_per_cent_of_the_best_threshold(neuron: CodedNeuron, 
     for channel, value in enumerate(observer.value().tolist()):
         best = min(error(channel, float(x[channel].max()) * factor) for factor in np.geomspace(0.01, 1.5, 200))
         assert error(channel, value) <= 1.05 * best
+
+
+@pytest.mark.parametrize("timesteps", [2, 4])
+def test_the_schedule_is_within_ten_per_cent_of_the_best_one(timesteps: int) -> None:
+    x = torch.stack([torch.randn(20000).abs(), torch.rand(20000), torch.softmax(3 * torch.randn(200, 100), 1).flatten()])
+    code = Code.of(TERNARY, timesteps)
+    observer = MseObserver(code)
+    observer.update(x)
+
+    def error(channel: int, threshold: float, fall: float) -> float:
+        first = torch.tensor(threshold, dtype=torch.float64)
+        decoded = dataclasses.replace(code, fall=fall).decode(x[channel].double(), first)
+        return float((decoded - x[channel]).square().mean())
+
+    values, falls = observer.schedule(FALLS)
+    for channel, (value, fall) in enumerate(zip(values.tolist(), falls.tolist(), strict=True)):
+        most = float(x[channel].max())
+        best = min(error(channel, most * f, r) for f in np.geomspace(0.1, 1.2, 40) for r in np.linspace(0.15, 0.6, 19))
+        assert error(channel, value, fall) <= 1.1 * best
+        left = x[channel : channel + 1].double()
+        for _ in range(timesteps):  # the best threshold for each timestep by itself, far from the best for a Gaussian
+            alone = MseObserver(Code.of(TERNARY, 1))
+            alone.update(left.abs())
+            left = left - alone.code.decode(left, alone.value()[:, None])
+        assert error(channel, value, fall) < (0.8 if channel == 0 else 1.05) * float(left.square().mean())
 
 
 def test_entropy_keeps_more_of_the_distribution_than_a_threshold_that_clips_or_one_that_silences() -> None:
