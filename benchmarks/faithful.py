@@ -121,7 +121,8 @@ def main(
             (calibrating, count), (scored, total) = sources(ann, data, class_map, calibration, samples)
             images = torch.stack([sample.image for sample in prepared(ann, calibrating, count=count)]).to(device)
             snn = to_spiking(ann.to(device), RULES[rule], list(images.split(32)))
-            reported = [t for t in REPORTED if t <= RULES[rule].timesteps]
+            last = RULES[rule].timesteps
+            reported = [*(t for t in REPORTED if t < last), last]
             unseen = prepared(ann, scored, count=total, exclude=snn.calibrated_on)
             result = evaluate(snn, batches(unseen, batch_size), reported)
             row = {
