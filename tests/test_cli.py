@@ -246,7 +246,7 @@ def test_a_request_to_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_request_to_end_is_heard_where_an_import_makes_another_error_of_it(
-    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     def imported(*arguments: object, **options: object) -> None:
         try:
@@ -255,7 +255,9 @@ def test_a_request_to_end_is_heard_where_an_import_makes_another_error_of_it(
             raise ImportError("initialization failed") from None  # as NumPy's does
 
     monkeypatch.setattr("vit2snn.storage.artifact.write_tensors", imported)
-    before = signal.getsignal(number)
+    before = signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
+    there = signal.signal(number, before)  # the processes of xdist do not listen to Ctrl-C
+    request.addfinalizer(lambda: signal.signal(number, there))
     fails(code, "nothing half-written", "convert", "demo", "-o", tmp_path / "out", "--samples", 4, "--timesteps", 1)
     assert not list(tmp_path.iterdir()) and signal.getsignal(number) == before
 

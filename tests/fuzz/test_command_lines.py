@@ -18,7 +18,7 @@ from vit2snn.cli import cli
 from vit2snn.zoo.demo import demo_images
 
 SECONDS = 60  # for a command
-BYTES = 3_000_000_000  # of resident memory at a command's peak, PyTorch's own included
+BYTES = 1_900_000_000  # of memory at a command's peak, beside what is there before: 1.1 GB of PyTorch, timm and tests
 SMALL = {"--samples": "4", "--timesteps": "1", "--population": "4", "--generations": "1", "--epochs": "1", "--max-steps": "1"}
 TEXTS = [
     "", "0", "-1", "1", "2", "3", "0.5", "1e-300", "nan", "inf", "-inf", "1e999", "65537", "2147483648", "18446744073709551616",
@@ -112,12 +112,14 @@ def limited() -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(SECONDS)
     forget_peak()
+    there = resident("VmRSS:")
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert peak() <= BYTES, f"it takes {peak() / 1e9:.1f} GB"
+    taken = resident("VmHWM:") - there
+    assert taken <= BYTES, f"it takes {taken / 1e9:.1f} GB"
 
 
 def forget_peak() -> None:
@@ -126,11 +128,11 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak() -> int:
-    """Bytes of resident memory at this process's peak since :func:`forget_peak`; 0 where the kernel does not tell."""
+def resident(which: str) -> int:
+    """Bytes of resident memory of this process, or at its peak since :func:`forget_peak`; 0 where no kernel tells."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(which)), 0)
 
 
 def test_command_lines_end_with_a_sentence(place: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +148,7 @@ def test_command_lines_end_with_a_sentence(place: Path, pytestconfig: pytest.Con
         with limited():
             result = CliRunner().invoke(cli, line)
         told = f"{line}\n{result.output[-2000:]}\n{result.exception!r}"
-        print(f"exit code {result.exit_code}, {peak() / 1e9:.2f} GB: {line}"[:300])  # pytest -s shows all
+        print(f"exit code {result.exit_code}, {resident('VmHWM:') / 1e9:.2f} GB: {line}"[:300])  # pytest -s shows all
         assert isinstance(result.exception, SystemExit | None), told
         assert result.exit_code in (0, 1, 2, 3), told
         assert "Traceback" not in result.output, told
