@@ -56,6 +56,9 @@ def _of_time(points: Sequence[Point], recipe: Recipe, lost: float) -> list[tuple
     if recipe.structure.replaces:
         return []
     finding = f"the error does not fall any more at T = {last.timestep} ({last.relative_error:.2g}): it is not time that lacks"
+    if recipe.weight_bits:
+        remedy = "more bits (convert --weights), or vit2snn finetune OUT --data DATA -o OUT2"
+        return [(lost, Advice(f"{finding}; its weights have {recipe.weight_bits} bits", remedy))]
     return [(lost / 2, Advice(finding, "more levels (recipe field spikes.levels), or more calibration images (--samples)"))]
 
 

@@ -39,6 +39,7 @@ def test_an_error_that_falls_wants_time_and_one_that_does_not_wants_levels() -> 
     assert "vit2snn convert --timesteps 4" in actions(BAD, EVEN)
     stuck = [BAD[0], dataclasses.replace(BAD[1], relative_error=0.49)]
     assert any("levels" in action for action in actions(stuck, EVEN))
+    assert "more bits" in actions(stuck, EVEN, RECIPES["faithful"].changed(weight_bits=4))[0]
     longer = [*BAD, point(3, 71, 86, 0.29, 0.6)]
     assert "vit2snn convert --timesteps 3" in actions(longer, EVEN)
 

@@ -31,15 +31,12 @@ def scales_of(weight: Array, bits: int) -> Array | None:
     return scales if scales.all() else None
 
 
-def fold_scales(graph: nir.NIRGraph, bits: int) -> list[str]:
+def fold_scales(graph: nir.NIRGraph, bits: int) -> None:
     """Divide weights by their scale where a neuron sees nothing else, whose thresholds are divided too, in place.
 
-    A neuron without a leak towards another voltage than 0, which is reset to 0, fires then as it did before.
-
-    Returns:
-        The convolutions whose weights are integers now. The others are sums of several, or no neuron reads them.
+    A neuron that leaks towards 0 and is reset to 0, as all of ours do, fires then as it did before. Weights that meet others in
+    a sum, or that no neuron reads, stay integers times a scale.
     """
-    folded = []
     for name, node in graph.nodes.items():
         receivers = [receiver for source, receiver in graph.edges if source == name]
         if type(node).__name__ != "Conv2d" or len(receivers) != 1:
@@ -47,10 +44,7 @@ def fold_scales(graph: nir.NIRGraph, bits: int) -> list[str]:
         neuron: Any = graph.nodes[receivers[0]]
         alone = [receiver for _, receiver in graph.edges].count(receivers[0]) == 1
         scales = scales_of(node.weight, bits) if alone and type(neuron).__name__ in ("IF", "LIF") else None
-        if scales is None:
-            continue
-        node.weight = (node.weight / scales[:, None, None, None]).round().astype(np.float32)
-        node.bias = (node.bias / scales).astype(np.float32)
-        neuron.v_threshold = neuron.v_threshold / scales[:, None, None]
-        folded.append(name)
-    return folded
+        if scales is not None:
+            node.weight = (node.weight / scales[:, None, None, None]).round().astype(np.float32)
+            node.bias = (node.bias / scales).astype(np.float32)
+            neuron.v_threshold = neuron.v_threshold / scales[:, None, None]
