@@ -100,13 +100,12 @@ def write_onnx(program: ExportedProgram, path: Path, states: list[State], told: 
 
 def _fold_constants(model: Any) -> None:
     """Compute beforehand what does not depend on the input, in place, and leave integers as they are."""
-    from onnx_ir import DataType
-    from onnxscript.optimizer import optimize_ir
 
     def folds(node: Any) -> bool | None:
-        return False if any(given is not None and given.dtype == DataType.INT8 for given in node.inputs) else None
+        types = (given.dtype for given in node.inputs if given is not None)
+        return False if any(found is not None and found.name == "INT8" for found in types) else None
 
-    optimize_ir(model, should_fold=folds)
+    importlib.import_module("onnxscript.optimizer").optimize_ir(model, should_fold=folds)
 
 
 def _is_step(program: ExportedProgram) -> bool:
