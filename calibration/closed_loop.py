@@ -74,17 +74,21 @@ class ClosedLoop(Neuron):
         """Timestep t with the levels that suit its innovations on all images so far, these included."""
         neuron, alphabet = self.neuron, self.neuron.alphabet
         assert alphabet is not None
-        if t == len(self.observers) and not (self.scheduled and t):
-            self.observers.append(self.rule.watch(neuron, self.timesteps if self.scheduled else 1))
         if not self.scheduled:
-            show(self.observers[t], neuron, self.seen, t, x, before)
-            levels = self.rule.levels(neuron, self.observers[t], self.seen, t, self.levels[t - 1] if t else None)
+            before_this = self.levels[t - 1] if t else None
+            levels = self.rule.levels(neuron, self._shown(t, 1, x, before), self.seen, t, before_this)
             self.levels[t:] = [levels, *self.levels[t + 1 :]]
-        elif not t:
-            show(self.observers[0], neuron, self.seen, 0, x)
-            self.levels = self.rule.schedule(neuron, self.observers[0], self.seen, self.timesteps)
+        elif not t:  # when those of the later timesteps are known too
+            self.levels = self.rule.schedule(neuron, self._shown(0, self.timesteps, x, None), self.seen, self.timesteps)
         constants = alphabet.rounding(self.levels[t], alphabet.versions), neuron.prior, None, neuron.spikes_per_step
         return CodedStep(alphabet, neuron.coding, t, *constants)
+
+    def _shown(self, t: int, timesteps: int, x: Tensor, before: Tensor | None) -> Observer:
+        """The observer of timestep t, whose levels serve ``timesteps``, when it has seen these innovations too."""
+        if t == len(self.observers):
+            self.observers.append(self.rule.watch(self.neuron, timesteps))
+        show(self.observers[t], self.neuron, self.seen, t, x, before)
+        return self.observers[t]
 
     def _note_lack(self, t: int, decoded: Tensor, aim: Tensor) -> Tensor:
         """What the decoded value of step t lacks to the ANN's mean, by channel, over all images so far, of all processes."""

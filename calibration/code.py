@@ -61,7 +61,7 @@ def thresholds(device: torch.device) -> Tensor:
     return torch.stack([edge[:-1], (edge[:-1] + edge[1:]) / 2], 1).flatten().clamp(min=edge[1] / 2)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def squared_errors(code: Code, ratio: float, device: torch.device) -> Tensor:
     """``[2 * BINS, BINS, POINTS]``: of `points` decoded with each of `thresholds`. It depends on no data, and so is kept."""
     values = points(device).float()
@@ -74,7 +74,7 @@ def mean_errors(code: Code, ratios: tuple[float, ...], device: torch.device) -> 
     return torch.stack([squared_errors(code, ratio, device).mean(2) for ratio in ratios], 1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def decoded_alike(code: Code, device: torch.device) -> Tensor:
     """``[BINS, BINS]``: bins with the same number in a row decode alike, with the upper edge of the row's bin as threshold.
 

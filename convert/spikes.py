@@ -38,14 +38,16 @@ class Coded:
             error.
         attention_spikes: the same for the outputs of softmax, where it is more: they span the most octaves, and few fire.
         thresholds: ``closed-loop`` (for each timestep, from the spiking network itself) or ``static``.
-        observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``.
+        observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``. With ``mse``, those of a
+            layer-synchronous neuron are the best ones together, for the error that its last timestep leaves.
         percentile: of the ``percentile`` observer, 0..100.
         headroom: thresholds are this multiple of the statistic.
         price: the relative squared error of the logits that a spike has to save at the first timestep (at later ones less), or
             else it is not sent; 0 sends all.
         granularity: one threshold for each ``tensor`` or each ``channel``.
         prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
-        bias: whether each timestep has a calibrated bias for each channel.
+        bias: whether each timestep has a calibrated bias for each channel. Layer-synchronous neurons with observer ``mse`` have
+            none, unless spikes have a price: their thresholds suit the last timestep alone.
 
     Raises:
         RecipeError: a field has a value that it cannot have.

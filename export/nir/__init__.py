@@ -47,8 +47,9 @@ def nir_graph(network: SpikingNetwork) -> nir.NIRGraph:
             f"a {type(module).__name__} cannot be said in NIR: only timm's VisionTransformer and the zoo can", RECIPE
         )
     graph = build.graph(logits)
-    for weight in list(integer_weights(module).values())[:1]:
-        fold_scales(graph, weight.integers.bits)
+    weights = list(integer_weights(module).values())
+    if weights:  # which all have the bits of the recipe
+        fold_scales(graph, weights[0].integers.bits)
     return graph
 
 
