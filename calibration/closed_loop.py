@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Ladder, Neuron, Run
 from ..spiking.coding import CodedStep
+from ..spiking.neuron import begins_later, seen_later
 from ..spiking.shards import total
 from .activity import Activity
 from .channels import from_channels
 from .innovations import show
+from .moving import Moving
 from .observers import Observer
-from .rule import ThresholdRule
+from .rule import ThresholdRule, threshold_axes
 
 
 class ClosedLoop(Neuron):
@@ -25,7 +27,8 @@ class ClosedLoop(Neuron):
     batch is shown twice: without an aim the neuron passes its input through, as the ANN does, and takes its mean as the aim.
 
     A layer-synchronous neuron goes through all its timesteps when it is shown the images once. Where its thresholds are
-    scheduled beforehand it has no bias: what a step has added could be more than the later ones can take back.
+    scheduled beforehand it has no bias: what a step has added could be more than the later ones can take back. A neuron that
+    lags sees all timesteps of a run at once, and sets itself for the last one.
 
     Levels and biases are those of all processes of the group, which go through their batches in step.
     """
@@ -34,7 +37,8 @@ class ClosedLoop(Neuron):
         super().__init__()
         self.neuron, self.seen, self.rule, self.timesteps = neuron, seen, rule, timesteps
         self.scheduled = rule.is_scheduled(neuron)
-        self.has_bias = bias and not self.scheduled
+        self.moving = Moving(neuron, timesteps) if neuron.lag else None
+        self.has_bias = bias and not self.scheduled and not neuron.lag
         self.observers: list[Observer] = []
         self.levels: list[Ladder] = []
         self.lacks: list[Tensor] = []  # [channels], summed over images
@@ -48,16 +52,37 @@ class ClosedLoop(Neuron):
     def forward(self, x: Tensor) -> Tensor:
         """As the neuron does, unseen by torch function modes."""
         with torch._C.DisableTorchFunction():
-            return super().forward(x)
+            output = super().forward(x)
+            return begins_later(output, x, self.neuron.lag) if self.neuron.lag else output
 
     def advance(self, frames: Tensor, state: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         """The timesteps of a chunk; see `Neuron.advance`."""
+        if self.moving and self.aim is not None:
+            return self._advance_moving(seen_later(frames, self.neuron.lag, run), self.moving)
         if not self.neuron.synchronous or self.aim is None:
             return super().advance(frames, state, run)
         (x,) = frames
         for t in range(self.timesteps):
             decoded, state = self.step(t, x, state)
         return decoded.unsqueeze(0), None
+
+    def _advance_moving(self, frames: Tensor, moving: Moving) -> tuple[Tensor, None]:
+        neuron, prior = self.neuron, self.neuron.prior
+        axes = threshold_axes(neuron, self.seen)
+        moving.update(torch.stack([self.seen.columns(x - prior, axes) for x in frames]))
+        self.levels = self.rule.of_moving(neuron, moving, self.seen, self.timesteps)
+        decoded: list[Tensor] = []
+        for t, x in enumerate(frames):
+            decoded.append(self._coded_step(t)(x, decoded[-1] if t else None))
+        return torch.stack(decoded), None
+
+    def _coded_step(self, t: int) -> CodedStep:
+        """Timestep t with its levels."""
+        neuron, levels = self.neuron, self.levels[t]
+        alphabet = neuron.alphabet
+        assert alphabet is not None
+        constants = alphabet.rounding(levels, alphabet.versions), neuron.prior, alphabet.offset(levels.threshold)
+        return CodedStep(alphabet, neuron.coding, t, *constants, neuron.spikes_per_step)
 
     def step(self, t: int, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """As the neuron's own step, with the tables of step ``t`` set on the way."""
@@ -72,16 +97,14 @@ class ClosedLoop(Neuron):
 
     def _refined(self, t: int, x: Tensor, before: Tensor | None) -> CodedStep:
         """Timestep t with the levels that suit its innovations on all images so far, these included."""
-        neuron, alphabet = self.neuron, self.neuron.alphabet
-        assert alphabet is not None
+        neuron = self.neuron
         if not self.scheduled:
             before_this = self.levels[t - 1] if t else None
             levels = self.rule.levels(neuron, self._shown(t, 1, x, before), self.seen, t, before_this)
             self.levels[t:] = [levels, *self.levels[t + 1 :]]
         elif not t:  # when those of the later timesteps are known too
             self.levels = self.rule.schedule(neuron, self._shown(0, self.timesteps, x, None), self.seen, self.timesteps)
-        constants = alphabet.rounding(self.levels[t], alphabet.versions), neuron.prior, None, neuron.spikes_per_step
-        return CodedStep(alphabet, neuron.coding, t, *constants)
+        return self._coded_step(t)
 
     def _shown(self, t: int, timesteps: int, x: Tensor, before: Tensor | None) -> Observer:
         """The observer of timestep t, whose levels serve ``timesteps``, when it has seen these innovations too."""
@@ -107,6 +130,9 @@ class ClosedLoop(Neuron):
         """Hand the tables over to the neuron."""
         if self.levels:
             self.neuron.threshold, self.neuron.ratio, self.neuron.silence = map(torch.stack, zip(*self.levels, strict=True))
+            alphabet = self.neuron.alphabet
+            offset = alphabet.offset(self.neuron.threshold) if alphabet else None
+            self.neuron.bias = self.neuron.bias if offset is None else offset
         if self.lacks:
             like = self.seen.mean.unsqueeze(0)
             self.neuron.bias = torch.stack(

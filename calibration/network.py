@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Event, analog, neurons, probing, simulate
+from ..tracing.wavefront import wave
 from .activity import Activity, observe
 from .closed_loop import ClosedLoop, in_place_of_neurons
 from .innovations import show
@@ -70,7 +71,7 @@ def calibrate(
         neuron.ratio = neuron.silence = neuron.bias = seen.scale.new_empty(0)
     if not rule.closed_loop:
         _set_static_thresholds(network, batches, timesteps, rule, activity, found)
-    synchronous = any(neuron.synchronous for neuron in found.values())
+    synchronous, lags = (any(getattr(neuron, kind) for neuron in found.values()) for kind in ("synchronous", "lag"))
     if rule.closed_loop or bias:
         loops = {name: ClosedLoop(neuron, activity[name], rule, bias, timesteps) for name, neuron in found.items()}
         with in_place_of_neurons(network, loops), torch.no_grad():
@@ -78,7 +79,10 @@ def calibrate(
                 for loop in loops.values():
                     loop.aim = None
                 simulate(network, batch, 1)
-                simulate(network, batch, 1 if synchronous else timesteps, chunk=1)
+                if lags:
+                    wave(network, batch.expand(timesteps, *batch.shape))
+                else:
+                    simulate(network, batch, 1 if synchronous else timesteps, chunk=1)
         for loop in loops.values():
             loop.finish()
 

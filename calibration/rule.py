@@ -12,6 +12,7 @@ from ..spiking import CodedNeuron, Ladder
 from .activity import Activity
 from .channels import from_channels
 from .code import Code
+from .moving import Moving
 from .observers import OBSERVERS, MseObserver, Observer
 
 PRICE_FALL = 5.0
@@ -77,6 +78,13 @@ class ThresholdRule:
     def is_scheduled(self, neuron: CodedNeuron) -> bool:
         """Whether all timesteps of a neuron have their levels at once: it spends them all on one value."""
         return neuron.synchronous and self.observer == "mse" and not self.price
+
+    def of_moving(self, neuron: CodedNeuron, moving: Moving, seen: Activity, timesteps: int) -> list[Ladder]:
+        """The levels of all timesteps of a neuron whose targets move: the best after the last one."""
+        assert neuron.alphabet is not None
+        values, falls = moving.best()
+        ratios, silence = torch.full_like(values, neuron.alphabet.ratio), seen.silence(0)
+        return [self._ladder(neuron, seen, values * self.headroom * falls**t, ratios, silence) for t in range(timesteps)]
 
     def schedule(self, neuron: CodedNeuron, observer: Observer, seen: Activity, timesteps: int) -> list[Ladder]:
         """The levels of all timesteps of a layer-synchronous neuron: the best after the last one."""

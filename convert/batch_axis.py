@@ -1,4 +1,4 @@
-"""Whether signals keep the images apart: along the first axis, outermost."""
+"""Whether signals keep the images and timesteps apart: along the first axis, outermost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..spiking import CodedNeuron, Event, analog, neurons, probing, simulate
+from ..tracing.wavefront import wave
 
 TOLERANCE = 1e-2
 """Of the largest value. Rounding differs with the batch; values of other images differ by about as much as there is."""
@@ -28,8 +29,7 @@ def check_images_apart(network: nn.Module, image: Tensor) -> None:
     Raises:
         ModelError: what a neuron sees of two images is not what it sees of each; the message names the module.
     """
-    generator = torch.Generator().manual_seed(0)
-    other = torch.randn(image.shape, generator=generator).to(image) * image.std() + image.mean()
+    other = _another(image)
     alone = _seen(network, image), _seen(network, other)
     for name, both in _seen(network, torch.cat([image, other])).items():
         expected = torch.cat([targets[name] for targets in alone])
@@ -42,6 +42,35 @@ def check_images_apart(network: nn.Module, image: Tensor) -> None:
                 "images outermost along the first axis, and nothing that passes from image to image",
                 f"write a handler for it, or leave it analog: recipe field ignore = {[module]!r}",
             )
+
+
+@torch.no_grad()
+def check_times_aligned(network: nn.Module, image: Tensor) -> None:
+    """Refuse a network in which signals of different timesteps meet although its neurons begin one after another.
+
+    A run of two timesteps with exact neurons is shown one image in the first and another in the second. All that a neuron sees
+    in the first timestep is of the second already, because it begins later.
+
+    Args:
+        network: converted, with neurons that lag.
+        image: ``[1, C, H, W]``; the other image is random.
+
+    Raises:
+        ModelError: the network shows something else.
+    """
+    other = _another(image)
+    with analog():
+        expected, found = simulate(network, other, 1), wave(network, torch.stack([image, other]))
+    if torch.isfinite(expected).all() and (found - expected).abs().amax() > TOLERANCE * expected.abs().amax():
+        raise ModelError(
+            "signals that begin at different times meet in this network where they cannot be aligned",
+            "choose spikes.schedule 'stepwise' or 'layer-synchronous' for it",
+        )
+
+
+def _another(image: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(image.shape, generator=generator).to(image) * image.std() + image.mean()
 
 
 def _seen(network: nn.Module, images: Tensor) -> dict[str, Tensor]:

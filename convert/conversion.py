@@ -27,7 +27,7 @@ from ..spiking import (
 from ..tracing import untied
 from .absorption import absorb_functions, absorb_norms
 from .auto import candidates, choose
-from .batch_axis import check_images_apart
+from .batch_axis import check_images_apart, check_times_aligned
 from .budget import affordable
 from .fitting import Fit, Fitting
 from .functions import replace_functions, replace_softmax
@@ -123,6 +123,8 @@ def _spiking(model: nn.Module, network: Any, recipe: Recipe, batches: Iterable[T
         snn.teacher = Teacher(model)
     if not recipe.spike_driven:
         check_images_apart(snn.network, first[:1])
+    if recipe.lag:
+        check_times_aligned(snn.network, first[:1])
     elif fit:
         fit.spikes()
     round_weights(snn.network, batches, recipe.timesteps)

@@ -21,6 +21,7 @@ from ..spiking import (
     simulate,
     stream,
 )
+from ..tracing.wavefront import waves
 from .advice import advise
 from .planning import Plan
 from .recipe import Recipe
@@ -59,12 +60,15 @@ class SpikingModel(nn.Module):
     def forward(self, x: Tensor, timesteps: int | None = None, chunk: int | None = None) -> Tensor:
         """Show an image for a number of timesteps and read the logits at each.
 
-        Every call starts from rest. A run of T timesteps is the beginning of a longer one.
+        Every call starts from rest. A run of T timesteps is the beginning of a longer one, unless layers wait for those before
+        them (recipe field ``spikes.schedule``): then what is read at timestep t is what a run of t timesteps gives. Each
+        of these is computed by itself in a wavefront.
 
         Args:
             x: ``[B, C, H, W]``, or one input for each timestep, ``[T, B, C, H, W]``.
             timesteps: T; the recipe's unless given.
-            chunk: timesteps computed at once. Memory grows with it; the result does not depend on it.
+            chunk: timesteps computed at once. Memory grows with it; the result does not depend on it. A wavefront is
+                computed at once.
 
         Returns:
             The running readout ``[T, B, classes]``: logits of the values decoded so far or, in a spike-driven network, the mean
@@ -80,7 +84,10 @@ class SpikingModel(nn.Module):
         self, network: Callable[[Tensor], Tensor], x: Tensor, timesteps: int | None, chunk: int | None
     ) -> Iterator[Tensor]:  # fmt: skip
         """What a part of the network puts out after each timestep, chunk by chunk."""
-        outputs = stream(network, x, self.recipe.timesteps if timesteps is None else timesteps, chunk)
+        timesteps = self.recipe.timesteps if timesteps is None else timesteps
+        if self.recipe.lag:
+            return waves(network, x, timesteps)
+        outputs = stream(network, x, timesteps, chunk)
         return running_mean(outputs) if self.averages else outputs
 
     def respond(self, frames: Tensor) -> Tensor:
@@ -187,9 +194,9 @@ class SpikingModel(nn.Module):
             ValueError: the confidence is not between 0 and 1.
         """
         if self.exits is None:
-            if self.recipe.synchronous:
+            if self.synchronous:
                 raise ModelError(
-                    "a layer-synchronous network has no early exits: its layers take their timesteps one after another",
+                    f"a network of schedule {self.recipe.coded.schedule!r} has no early exits: its layers wait for each other",
                     "convert the ANN with another recipe",
                 )
             raise ModelError(
@@ -241,8 +248,8 @@ class SpikingModel(nn.Module):
 
     @property
     def synchronous(self) -> bool:
-        """Whether each layer goes through all timesteps before the next one begins."""
-        return self.recipe.synchronous
+        """See `vit2snn.spiking.SpikingNetwork`."""
+        return self.recipe.synchronous or self.recipe.lag > 0
 
     @property
     def reference(self) -> nn.Module:

@@ -122,6 +122,11 @@ class Recipe:
         return self.coded.synchronous
 
     @property
+    def lag(self) -> int:
+        """How many timesteps each layer begins after the one before it."""
+        return self.coded.lag
+
+    @property
     def keeps_function(self) -> bool:
         """Whether the network with analog neurons computes what the ANN computes."""
         return self.structure.keeps_function and self.weight_bits is None
@@ -129,7 +134,8 @@ class Recipe:
     @property
     def takes_budget(self) -> bool:
         """Whether its spikes can have a price."""
-        return isinstance(self.spikes, Coded) and self.spikes.thresholds == "closed-loop" and self.spikes.levels > 0
+        spikes = self.spikes
+        return isinstance(spikes, Coded) and spikes.thresholds == "closed-loop" and spikes.levels > 0 and not spikes.lag
 
     def ignores(self, name: str) -> bool:
         """Whether a module of that name is left as it is."""
@@ -235,6 +241,7 @@ PAIRED = Coded(
 )  # fmt: skip
 """A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. A value has T digits,
 each -1, 0 or 1."""
+WAVE = dataclasses.replace(PAIRED, schedule="wavefront", bias=False)
 QKFORMER = Structure({"first third": "qk-channel+ssa+conv", "last two thirds": "qk-relu+conv"}, "relu", norm="gated")
 EXPERTS = Structure({"first third": "experts+conv", "last two thirds": "experts+qk-relu+conv"}, "emsp", norm="gated")
 HYBRID = Structure(
@@ -248,7 +255,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "ternary": Recipe(
             timesteps=16, spikes=Coded(levels=1, rotation=True, input_spikes=1, headroom=1.0, granularity="channel")
         ),
+        "ternary-wavefront": Recipe(timesteps=8, spikes=WAVE),
         "ternary-synchronous": Recipe(timesteps=5, spikes=PAIRED),
+        "binary-wavefront": Recipe(timesteps=8, spikes=dataclasses.replace(WAVE, signed=False, centred=True)),
         # Pairs of binary neurons here too.
         "binary": Recipe(
             timesteps=32,

@@ -25,12 +25,14 @@ class Coded:
     Args:
         coding: ``differential`` (spikes carry changes), ``rate`` (the decoded value is the mean of the spikes), or ``decaying``
             (changes, in units that fall as 1/t).
-        schedule: ``stepwise`` (all layers compute each timestep, and a receiver reads values that are still being refined) or
+        schedule: ``stepwise`` (all layers compute each timestep, and a receiver reads values that are still being refined),
+            ``wavefront`` (each layer begins one timestep after the one before, so that what it reads has nearly settled), or
             ``layer-synchronous`` (each layer goes through all its timesteps before the next one begins).
         levels: size of the spike alphabet {θ ρ^-k, k < levels}; 1 is binary or ternary, 0 means exact (analog) neurons.
         ratio: ρ of the alphabet; with observer ``mse`` the finest that a neuron may have: it gets 2, or a finer 2^(1/m),
             whichever leaves least error.
         signed: whether spikes have both signs.
+        centred: whether a binary neuron's spike stands for θ/2 and its silence for -θ/2, which needs schedule ``wavefront``.
         rotation: whether the neurons of linear layers see their input rotated by a Hadamard matrix (see
             `vit2snn.spiking.Hadamard`), which small alphabets need.
         spikes_per_step: the longest burst that a neuron may send in one timestep.
@@ -39,7 +41,8 @@ class Coded:
         attention_spikes: the same for the outputs of softmax, where it is more: they span the most octaves, and few fire.
         thresholds: ``closed-loop`` (for each timestep, from the spiking network itself) or ``static``.
         observer: the statistic that sets thresholds: ``percentile``, ``max``, ``mse`` or ``entropy``. With ``mse``, those of a
-            layer-synchronous neuron are the best ones together, for the error that its last timestep leaves.
+            layer-synchronous neuron, or of one of a wavefront, are the best ones together, for the error that its last timestep
+            leaves.
         percentile: of the ``percentile`` observer, 0..100.
         headroom: thresholds are this multiple of the statistic.
         price: the relative squared error of the logits that a spike has to save at the first timestep (at later ones less), or
@@ -47,7 +50,7 @@ class Coded:
         granularity: one threshold for each ``tensor`` or each ``channel``.
         prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
         bias: whether each timestep has a calibrated bias for each channel. Layer-synchronous neurons with observer ``mse`` have
-            none, unless spikes have a price: their thresholds suit the last timestep alone.
+            none, unless spikes have a price: their thresholds suit the last timestep alone. Those of a wavefront have none.
 
     Raises:
         RecipeError: a field has a value that it cannot have.
@@ -57,10 +60,11 @@ class Coded:
     KIND: ClassVar[str] = "coded"
 
     coding: Literal["differential", "rate", "decaying"] = "differential"
-    schedule: Literal["stepwise", "layer-synchronous"] = "stepwise"
+    schedule: Literal["stepwise", "wavefront", "layer-synchronous"] = "stepwise"
     levels: int = 16
     ratio: float = 2**0.25
     signed: bool = True
+    centred: bool = False
     rotation: bool = False
     spikes_per_step: int = 1
     input_spikes: int = 2
@@ -96,15 +100,39 @@ class Coded:
                 self.PATH, "price", f"is {self.price}, and thresholds are static", "choose spikes.thresholds 'closed-loop'"
             )
 
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Refuse what the thresholds of a wavefront cannot be found for, and what needs them."""
+        if self.centred and (self.levels != 1 or self.signed or not self.lag):
+            raise FieldError(
+                self.PATH, "centred",
+                f"is true, with levels {self.levels}, signed {self.signed} and schedule {self.schedule!r}",
+                "it needs levels 1, signed false and schedule 'wavefront'",
+            )  # fmt: skip
+        needed = {"coding": "differential", "thresholds": "closed-loop", "observer": "mse", "price": 0.0}
+        for name, only in needed.items() if self.lag else ():
+            given = getattr(self, name)
+            if given != only:
+                raise FieldError(
+                    self.PATH, name, f"is {given!r}, and with schedule 'wavefront' it can only be {only!r}",
+                    "choose schedule 'stepwise', or leave it out",
+                )  # fmt: skip
+
     @property
     def alphabet(self) -> Alphabet | None:
         """The spikes; None for exact neurons."""
-        return Alphabet(self.levels, self.ratio, self.signed) if self.levels else None
+        return Alphabet(self.levels, self.ratio, self.signed, self.centred) if self.levels else None
 
     @property
     def synchronous(self) -> bool:
         """Whether each layer goes through all its timesteps before the next one begins."""
         return self.schedule == "layer-synchronous"
+
+    @property
+    def lag(self) -> int:
+        """How many timesteps each layer begins after the one before it."""
+        return int(self.schedule == "wavefront")
 
     @property
     def rectifies(self) -> bool:
@@ -119,7 +147,7 @@ class Coded:
     def neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
         """A new neuron for an input whose channels lie along the negative ``axes``."""
         per_channel, burst = self.granularity == "channel", max(self.spikes_per_step, self.input_spikes if sees_image else 1)
-        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, self.synchronous)
+        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, self.synchronous, self.lag)
 
 
 KEPT = Coded(prior="none", bias=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..spiking import Neuron, SpikingNetwork, running_mean
+from ..spiking import CodedNeuron, Neuron, SpikingNetwork, running_mean
 from ..spiking.integers import store_integers
 from ..spiking.time import Run, running
 from .neurons import begun, graph_neuron
@@ -37,10 +37,18 @@ class RunGraph(nn.Module):
     Args:
         network: converted, or of the zoo; it is copied.
         timesteps: T.
+
+    Raises:
+        ExportError: its layers begin one after another.
     """
 
     def __init__(self, network: SpikingNetwork, timesteps: int) -> None:
         super().__init__()
+        if any(isinstance(module, CodedNeuron) and module.lag for module in network.network.modules()):
+            raise ExportError(
+                "a network whose layers begin one after another (spikes.schedule 'wavefront') is no graph yet",
+                "export one of schedule 'stepwise' or 'layer-synchronous', such as --recipe ternary-synchronous",
+            )
         self.network = _of_operators(network)
         self.timesteps = timesteps
 
@@ -73,7 +81,7 @@ class StepGraph(nn.Module):
         super().__init__()
         if network.synchronous:
             raise ExportError(
-                "a layer-synchronous network has no timesteps that its layers share, so one of them is no graph",
+                "a network whose layers wait for each other has no timesteps that they share, so one of them is no graph",
                 "export the whole run: --timesteps T",
             )
         self.network: Any = _of_operators(network)

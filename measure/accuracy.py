@@ -15,7 +15,7 @@ from ..data import digest
 from ..errors import DataError, ModelError
 from ..spiking import CodedNeuron, SpikingNetwork, channels_last, evaluating
 from ..spiking.shards import alone, collected, processes, smallest
-from ..tracing import depth
+from ..tracing.depth import latencies
 from .against import Rival, contest, energies
 from .audit import Audit
 from .batches import Parts, apart, check_finite, check_labels, check_readout, labelled, set_digest
@@ -178,7 +178,7 @@ class _Scoring:
         meter = self.meter
         meter.over_processes()
         costs = Costs.of(meter, self.reference or Dense.of(meter.tallies), synchronous)
-        latency = depth(network.network, self.input_size) if synchronous else 1
+        latency = latencies(network.network, self.input_size) if synchronous else int
         scored, known = collected(self.digests), set(network.calibrated_on)
         points = self.comparison.points(reported, costs, latency)
         return Evaluation(

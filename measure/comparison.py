@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 
 import torch
@@ -70,8 +70,8 @@ class Comparison(ABC):
         """‖readout - ann‖ / ‖ann‖ at each timestep."""
         return (self.difference / self.size.clamp(min=torch.finfo(torch.float64).tiny)).sqrt().tolist()
 
-    def points(self, timesteps: Iterable[int], costs: Costs, latency: int) -> tuple[Point, ...]:
-        """The figures after so many timesteps, if ``latency`` timesteps are between the image and a readout."""
+    def points(self, timesteps: Iterable[int], costs: Costs, latency: Callable[[int], int]) -> tuple[Point, ...]:
+        """The figures after so many timesteps, which are ``latency`` timesteps after the image."""
         spikes, operations = costs.spikes_per_neuron().tolist(), costs.so_far().sum(1).tolist()
         energies, dense = costs.energy().tolist(), costs.ann.energy()
         errors, figures = self.errors(), self.figures()
@@ -82,7 +82,7 @@ class Comparison(ABC):
                 spikes_per_neuron=spikes[t - 1],
                 operations=operations[t - 1] / costs.ann.macs,
                 energy=energies[t - 1] / dense,
-                latency=latency * t,
+                latency=latency(t),
                 **figures[t - 1],
             )
             for t in timesteps

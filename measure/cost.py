@@ -67,6 +67,7 @@ class Costs:
         neurons: what each neuron sent.
         ann: what the ANN does; of a zoo model, its own layers in one pass on numbers.
         synchronous: whether figures of a timestep are those of a whole run of so many.
+        passes: how often each layer computes in a run of all timesteps.
         words: least words moved in a run of all timesteps (an estimate, see `vit2snn.measure.least_words`).
         convention: energy of all timesteps in pJ by the convention of the literature (see `vit2snn.measure.conventional`).
     """
@@ -75,6 +76,7 @@ class Costs:
     neurons: tuple[Operand, ...]
     ann: Dense
     synchronous: bool
+    passes: int
     words: float
     convention: float
 
@@ -86,14 +88,15 @@ class Costs:
         operations = [_operation(tally, meter.images) for tally in tallies]
         neurons = [_operand(stream, meter.images, name) for name, stream in streams.items()]
         sent = sum(float(s.spikes[-1] if synchronous else s.spikes.sum()) for s in streams.values()) / meter.images
-        passes = 1 if synchronous else timesteps
+        passes = 1 if synchronous and not meter.lags else timesteps
         return cls(
             operations=tuple(operations),
             neurons=tuple(neurons),
             ann=ann,
             synchronous=synchronous,
+            passes=passes,
             words=least_words(tallies, sum(s.elements for s in streams.values()), sent, passes),
-            convention=conventional(tallies, meter.images, timesteps, synchronous=synchronous),
+            convention=conventional(tallies, meter.images, timesteps, passes, synchronous=synchronous),
         )
 
     @property
@@ -112,9 +115,8 @@ class Costs:
         """Least words moved from the image to the readout after each timestep, ``[T]``; see `words`."""
         sent = sum(torch.tensor(neuron.rate, dtype=torch.float64) * neuron.elements for neuron in self.neurons)
         sent = torch.as_tensor(sent) if self.synchronous else torch.as_tensor(sent).cumsum(0)
-        passes = 1 if self.synchronous else self.timesteps
-        each = (self.words - sent[-1]) / passes
-        return each * (1 if self.synchronous else torch.arange(1, passes + 1)) + sent
+        each = (self.words - sent[-1]) / self.passes
+        return each * (1 if self.passes == 1 else torch.arange(1, self.passes + 1)) + sent
 
     def energy(self, model: EnergyModel = FLOAT32) -> Tensor:
         """From the image to the readout after each timestep in pJ, ``[T]``."""

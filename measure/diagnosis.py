@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..spiking import CodedNeuron, Event, SpikingNetwork, analog, evaluating, probing, simulate
+from ..spiking import CodedNeuron, Event, SpikingNetwork, analog, evaluating, present_run, probing, simulate
 from ..spiking.shards import largest, total
 from ..tracing import outputs_of
 from ..tracing.decoded import number_of
@@ -29,7 +29,7 @@ class ModuleError:
         relative_error: of what it has decoded or put out, after each timestep; over a spike's size where the ANN's is 0.
         spikes_per_neuron: in all timesteps together.
         saturation: share of values whose innovation is beyond what the neuron can send, in each timestep; of a
-            layer-synchronous neuron, beyond what it can send in all its steps. Empty for blocks.
+            layer-synchronous neuron, or one of a wavefront, beyond what it can send in all its steps. Empty for blocks.
         dead: share of the neurons that never fired, of those that calibration did not silence.
     """
 
@@ -74,7 +74,9 @@ def _neurons(
         seen[name] = _Seen(names[name], event.target)
 
     def compare(name: str, event: Event) -> None:
-        seen[name].compare(event)
+        run = present_run()
+        if run is None or not run.whole or run.timesteps == timesteps:  # the runs of fewer timesteps are not looked at
+            seen[name].compare(event)
 
     with probing(network.network, _bind(names, remember)), analog():
         simulate(network.network, images, 1)
@@ -113,9 +115,12 @@ class _Seen:
         """Where the neuron would have to send more than it can."""
         neuron = self.neuron
         assert neuron.alphabet is not None
-        reach = neuron.threshold[: event.t + 1].sum(0) if neuron.synchronous else neuron.ladder(event.t).threshold
+        digits = neuron.synchronous or neuron.lag  # of one value, which all timesteps are spent on
+        reach = neuron.threshold[: event.t + 1].sum(0) if digits else neuron.ladder(event.t).threshold
         u = event.target - neuron.prior
-        if not neuron.synchronous:
+        if neuron.alphabet.centred:
+            return neuron.speaking(u).abs() > reach / 2
+        if not digits:
             held = neuron.coding.held(event.t, event.before, neuron.prior)
             u = neuron.coding.innovation(event.t, event.target, held)
         return neuron.speaking(neuron.alphabet.magnitudes(u)) > neuron.spikes_per_step * reach

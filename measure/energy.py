@@ -88,19 +88,25 @@ def energy(operations: Tensor, model: EnergyModel = FLOAT32) -> Tensor:
 
 
 def conventional(
-    tallies: Sequence[Tally], images: int, timesteps: int, model: EnergyModel = FLOAT32, synchronous: bool = False
+    tallies: Sequence[Tally],
+    images: int,
+    timesteps: int,
+    passes: int | None = None,
+    model: EnergyModel = FLOAT32,
+    synchronous: bool = False,
 ) -> float:
     """By the convention of the papers of spiking transformers, in pJ for an image: E_MAC · FL₁ + E_AC · Σ rate · T · FL.
 
     FL are an operation's multiply-accumulates, FL₁ those of all timesteps of operations on numbers (the layer that sees the
     image), and ``rate`` is the mean of what comes in: of a product, of the operand that fires least. Functions cost nothing.
     (Spikformer, ICLR 2023; for products, and for the first layer in every timestep, the code of Spikingformer, arXiv
-    2304.11954.) In a ``synchronous`` network the last timestep holds a whole run, in which numbers are multiplied once.
+    2304.11954.) Numbers are multiplied in so many ``passes``, as many as timesteps unless given. In a ``synchronous`` network
+    the last timestep holds a whole run.
     """
     total = 0.0
     for tally in tallies:
         if tally.macs and float(tally.multiplies.sum()) >= tally.macs * images * len(tally.multiplies):
-            total += model.mac * tally.macs * (1 if synchronous else timesteps)
+            total += model.mac * tally.macs * (timesteps if passes is None else passes)
         elif tally.macs:
             sent = (stream.spikes[-1:] if synchronous else stream.spikes[:timesteps] for stream in tally.operands)
             rates = (float(s.sum()) / (images * stream.elements) for s, stream in zip(sent, tally.operands, strict=True))

@@ -28,11 +28,13 @@ class Ledger(Watch):
         operations: by module, call of the module in a pass, and number in that call; in order of execution.
         streams: what the neurons sent, by name.
         images: how many were shown.
+        lags: whether neurons begin one after another, and compute all their timesteps in that of the run.
     """
 
     def __init__(self, network: nn.Module, observing: bool = False) -> None:
         super().__init__(network)
         self.observing = observing
+        self.lags = any(neuron.lag for neuron in self._coded.values())
         self.images = 0
         self.streams: dict[str, Stream] = {}
         self.operations: dict[tuple[str, int, int], Tally] = {}
@@ -103,8 +105,13 @@ class Ledger(Watch):
         tally.accumulates, tally.multiplies = (padded(x, stop, device) for x in (tally.accumulates, tally.multiplies))
         for index, (sums, counts) in enumerate(((tally.accumulates, accumulates), (tally.multiplies, multiplies))):
             if isinstance(counts, Tensor) or counts:
+                counts = counts if isinstance(counts, Tensor) else counts * self._passes()
                 sums[start:stop] += counts.sum(1) if isinstance(counts, Tensor) else counts * self._shown
                 self._spent[start:stop, :, index] += counts
+
+    def _passes(self) -> int:
+        """How many timesteps of what is being computed count for one: all, in a whole run."""
+        return self._frames() // self._time()[1]
 
     def _charge(self, module: nn.Module, kind: OperationKind, output: Tensor, each: int) -> None:
         """A module that is charged so many accumulates for each value."""

@@ -102,7 +102,7 @@ class Meter(Ledger):
         stream.elements = event.target.numel() // self._shown
         thresholds = self._coded[name].threshold
         for step, update in enumerate(changes, start=event.t + 1 - len(changes)):
-            stream.add(event.t, update.count)
+            stream.add(self._time()[0], update.count)
             if self.observing:
                 stream.saw(torch.stack(update.spikes) / thresholds[min(step, len(thresholds) - 1)])
 
@@ -132,7 +132,8 @@ class Meter(Ledger):
 
     def _add_either(self, tally: Tally, are_spikes: Tensor, met: Tensor) -> None:
         """Note ``met`` accumulates ``[T, B]`` if operands are spikes, and the multiply-accumulates of the operation if not."""
-        self._add(tally, torch.where(are_spikes, met, 0.0), torch.where(are_spikes, 0.0, torch.full_like(met, tally.macs)))
+        numbers = torch.full_like(met, tally.macs * self._passes())
+        self._add(tally, torch.where(are_spikes, met, 0.0), torch.where(are_spikes, 0.0, numbers))
 
     def _met(self, spikes: Tensor, reach: Tensor, operand: Tensor) -> tuple[Tensor, Tensor]:
         """How many spikes there are of each timestep and image, and how many outputs they reach, ``[T, B]``."""
@@ -210,7 +211,7 @@ class Meter(Ledger):
                     changed = update.count
                     if update.bias is not None:
                         moved = fires(update.bias).expand(update.after.shape).sum(dtype=torch.float64)
-                        changed = changed + moved / self._share(pair[index])
+                        changed = changed + moved / self._share(pair[index]) * self._passes()
                     self._add(tally, (partner.copies - 1) * changed)
                 if update.bias is not None:
                     self._add(tally, *self._of_bias(call, positions, index, mine, update))
@@ -297,6 +298,6 @@ class Meter(Ledger):
         present = self._by_image(fires(operand), operand)
         stream.add(self._time()[0], present)
         if compares:
-            self._add(tally, torch.where(spikes_of(operand)[1], present, float(stream.elements)))
+            self._add(tally, torch.where(spikes_of(operand)[1], present, float(stream.elements * self._passes())))
         else:
             self._add(tally, multiplies=float(charges.FUNCTION_MACS * tally.outputs))

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spiking import SpikingNetwork, evaluating, present_run
+from ..errors import ModelError
+from ..spiking import CodedNeuron, SpikingNetwork, evaluating, present_run
 from ..tracing.calls import ELEMENTWISE
 from ..tracing.decoded import Decoded, Update
 from . import events
@@ -59,8 +60,13 @@ def replay(network: SpikingNetwork, images: Tensor, timesteps: int | None = None
         network: a converted network, or one of the zoo; it is not changed.
         images: ``[B, C, H, W]``, or frames ``[T, B, C, H, W]``; one or two, because it takes a hundred times as long.
         timesteps: T; the network's unless given.
+
+    Raises:
+        ModelError: its layers begin one after another.
     """
     network, images = copy.deepcopy(network), images.double()
+    if any(isinstance(module, CodedNeuron) and module.lag for module in network.network.modules()):
+        raise ModelError("the layers of this network begin one after another, and events are replayed in shared timesteps")
     replayer = _Replayer(network.network.double())
     with evaluating(network):
         expected = network.readout(images, timesteps, chunk=1)

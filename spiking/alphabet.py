@@ -15,6 +15,10 @@ CLOSE = 1e-6
 """Ratios that are so close, relatively, are the same: they have been in float32."""
 
 
+LEAST = 1e-30
+"""The smallest lack that a neuron without silence in the middle fires for: above 0, and a normal float32."""
+
+
 class Ladder(NamedTuple):
     """The levels of one timestep, all of which broadcast against the value that is coded.
 
@@ -60,17 +64,24 @@ class Alphabet:
     Binary spikes are ``Alphabet(1, signed=False)``, ternary ones ``Alphabet(1)``. Multi-threshold neurons have n > 1; with
     ρ = 2 a receiver shifts and adds, with ρ = 2^(1/m) it does so with one of m stored versions of the weight (DCGS, ICML 2025,
     has ρ = 2).
+
+    A ``centred`` binary alphabet has no silence in the middle: a neuron fires where what it lacks is positive, and a constant
+    of -θ/2 makes of spike and silence θ/2 and -θ/2. T steps, each with half the threshold of that before, are the T bits of a
+    number.
     """
 
     levels: int
     ratio: float = 2.0
     signed: bool = True
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if self.levels < 1:
             raise ValueError(f"an alphabet has at least 1 level, got {self.levels}")
         if not self.ratio > 1:
             raise ValueError(f"the ratio of neighbouring levels must be above 1, got {self.ratio}")
+        if self.centred and (self.levels > 1 or self.signed):
+            raise ValueError(f"a centred alphabet is binary, got {self.levels} levels, signed {self.signed}")
 
     @property
     def kind(self) -> str:
@@ -94,6 +105,10 @@ class Alphabet:
         m = max(round(1 / math.log2(self.ratio)), 1)
         return m if abs(2 ** (1 / m) - self.ratio) <= CLOSE * self.ratio else None
 
+    def offset(self, threshold: Tensor) -> Tensor | None:
+        """What comes on top of a spike, or of silence, in each timestep."""
+        return -threshold / 2 if self.centred else None
+
     def rounding(self, ladder: Ladder, versions: int | None = None) -> Levels:
         """The constants of rounding to a ladder, in its type; they are computed in double precision.
 
@@ -104,7 +119,8 @@ class Alphabet:
         """
         threshold, ratio = ladder.threshold.double(), ladder.ratio.double()
         floor = ratio ** (1 - self.levels)
-        least = torch.maximum(ladder.silence, (threshold * floor / 2).to(ladder.silence))
+        half = torch.full_like(threshold, LEAST) if self.centred else threshold * floor / 2
+        least = torch.maximum(ladder.silence, half.to(ladder.silence))
         m = ratio.log2().reciprocal().round().clamp(min=1)
         steps = None
         if versions is None or is_at_hand(ratio):

@@ -81,7 +81,10 @@ def emit(alphabet: Alphabet, u: Tensor, levels: Levels, count: int = 1) -> list[
         spikes = alphabet.burst(u, levels, count)
     if u.requires_grad and torch.is_grad_enabled():
         reach = count * levels.threshold
-        passed = u.clamp(-reach if alphabet.signed else torch.zeros_like(reach), reach)
+        lowest = -reach if alphabet.signed else torch.zeros_like(reach)
+        if alphabet.centred:
+            lowest, reach = -reach / 2, reach / 2
+        passed = u.clamp(lowest, reach)
         spikes[0] = spikes[0] + (passed - passed.detach())
     return spikes
 

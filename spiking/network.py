@@ -24,7 +24,10 @@ class SpikingNetwork(Protocol):
 
     @property
     def synchronous(self) -> bool:
-        """Whether each layer goes through all timesteps before the next: a run of T is then no start of a longer one."""
+        """Whether layers wait for those before them, as in layer-synchronous networks and in wavefronts.
+
+        A run of T is then no start of a longer one, and what is counted at a timestep is of a whole run of so many.
+        """
 
     @property
     def channels_last(self) -> bool:

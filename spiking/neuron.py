@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import gpu
 from .alphabet import Alphabet, Ladder
 from .coding import CodedStep, Coding, together
-from .time import Neuron, Run
+from .time import Neuron, Run, ahead
 
 TABLES = ("threshold", "ratio", "silence", "bias", "prior")
 
@@ -60,6 +60,9 @@ class CodedNeuron(Neuron):
     A layer-synchronous neuron spends all its timesteps on one input before its receivers read it. So its output at timestep t
     is what t steps make of the input at t, which comes from neurons that had t steps themselves.
 
+    A neuron that lags begins so many timesteps after those before it: its first step sees what they have after their second, if
+    it lags by 1, and its last ones what they have in the end (see `vit2snn.tracing.wavefront`, which aligns other signals).
+
     Where ``rectified`` is set, its target is the positive part of its input: it has absorbed the ReLU in front of it.
 
     Args:
@@ -69,6 +72,7 @@ class CodedNeuron(Neuron):
         per_channel: a threshold for each channel instead of one for the tensor.
         spikes_per_step: the longest burst in one timestep.
         synchronous: whether it is layer-synchronous.
+        lag: timesteps that it begins after those before it.
     """
 
     threshold: Tensor
@@ -85,6 +89,7 @@ class CodedNeuron(Neuron):
         per_channel: bool = False,
         spikes_per_step: int = 1,
         synchronous: bool = False,
+        lag: int = 0,
     ) -> None:
         super().__init__()
         self.alphabet = alphabet
@@ -93,6 +98,7 @@ class CodedNeuron(Neuron):
         self.per_channel = per_channel
         self.spikes_per_step = spikes_per_step
         self.synchronous = synchronous
+        self.lag = lag
         self.rectified = False
         self._prepared: _Prepared | None = None
         for name in TABLES:
@@ -132,11 +138,17 @@ class CodedNeuron(Neuron):
         prepared = self._known()
         if t not in prepared.steps:
             assert self.alphabet is not None
-            bias = self.bias[t] if t < len(self.bias) else None
+            bias = self.bias_at(t)
             with torch.inference_mode(False):  # it may be used for training later
                 levels = self.alphabet.rounding(self.ladder(t))
             prepared.steps[t] = CodedStep(self.alphabet, self.coding, t, levels, self.prior, bias, self.spikes_per_step)
         return prepared.steps[t]
+
+    def bias_at(self, t: int) -> Tensor | None:
+        """c of timestep ``t``; None where it is 0."""
+        if t < len(self.bias):
+            return self.bias[t]
+        return self.bias[-1] if len(self.bias) and self.alphabet and self.alphabet.centred else None
 
     def _together(self, frames: Tensor, run: Run) -> gpu.Coded | None:
         """What this neuron does in the timesteps of a chunk, if a GPU computes them all at once: nobody asks for each."""
@@ -169,10 +181,13 @@ class CodedNeuron(Neuron):
     def forward(self, x: Tensor) -> Tensor:
         """See `Neuron.forward`; torch function modes, which see every attribute that is read, do not look inside."""
         with torch._C.DisableTorchFunction():
-            return super().forward(x)
+            output = super().forward(x)
+            return begins_later(output, x, self.lag) if self.lag else output
 
     def advance(self, frames: Tensor, state: Tensor | None, run: Run) -> tuple[Tensor, Any]:
         """The timesteps of a chunk; see `Neuron.advance`."""
+        if self.lag:
+            frames = seen_later(frames, self.lag, run)
         if self.is_analog and self not in _probes.get():
             return frames, None
         if self.is_analog or self._is_differentiated(frames, state):
@@ -240,6 +255,24 @@ class CodedNeuron(Neuron):
             if saved is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def seen_later(frames: Tensor, lag: int, run: Run) -> Tensor:
+    """``[T, B, ...]`` as a neuron that lags sees it.
+
+    Raises:
+        RuntimeError: nobody aligns other signals with what it sends.
+    """
+    if run.timesteps > 1 and not run.whole and not is_within_analog():
+        raise RuntimeError("neurons that begin one after another are run by SpikingModel, or vit2snn.tracing.wavefront")
+    return ahead(frames, lag) if run.whole else frames
+
+
+def begins_later(output: Tensor, x: Tensor, lag: int) -> Tensor:
+    """``output``, of a neuron that saw ``x``, with a note of how many timesteps after the image it begins."""
+    output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
+    output.start = getattr(x, "start", 0) + lag  # type: ignore[attr-defined]
+    return output
 
 
 _analog: ContextVar[bool] = ContextVar("vit2snn_analog", default=False)

@@ -34,6 +34,8 @@ class Run:
         batch: number of images, where it is known: a signal may hold several parts of each along its first axis, such as the
             windows of an image.
         last: whether the present chunk is the last one, so that no state is kept.
+        whole: whether only the last timestep is read, and what is counted is that of the run as a whole (see
+            `vit2snn.tracing.wavefront`).
         chunks: how many have begun.
         stepping: the timestep, where a neuron is computing its timesteps one by one (see `Neuron.advance`).
         states: of the neurons, at the end of the chunk before.
@@ -45,6 +47,7 @@ class Run:
     still: int | None = None
     batch: int | None = None
     last: bool = True
+    whole: bool = False
     chunks: int = 0
     stepping: int | None = None
     states: dict[Neuron, Any] = field(default_factory=dict, repr=False)
@@ -158,6 +161,12 @@ def _is_autocast(x: Tensor) -> bool:
     """Whether operations on ``x`` choose their precision by themselves."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def ahead(frames: Tensor, steps: int) -> Tensor:
+    """``[T, ...]`` seen so many timesteps later: the first are gone, and the last one stays."""
+    steps = min(steps, len(frames) - 1)
+    return torch.cat([frames[steps:], frames[-1:].expand(steps, *frames.shape[1:])]) if steps else frames
 
 
 def neurons(network: nn.Module) -> Iterator[tuple[str, Neuron]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..spiking import CodedNeuron, Coding, Event
+from ..spiking.time import ahead
 
 EXACT = 2.0**24
 """Beyond it, every float32 is an integer."""
@@ -68,6 +69,24 @@ class Decoded:
         for move in self.moves:
             x = move(x)
         return x
+
+    def ahead(self, steps: int, timesteps: int) -> Decoded:
+        """What lies behind it where it is seen so many timesteps later: what was sent until then comes at once."""
+
+        def later(x: Tensor) -> Tensor:
+            return ahead(self.seen(x).unflatten(0, (timesteps, -1)), steps)
+
+        def sooner(number: Tensor) -> Tensor:
+            sent, first = self.seen(number).unflatten(0, (timesteps, -1)), min(steps, timesteps - 1) + 1
+            return torch.cat([sent[:first].sum(0, keepdim=True), sent[first:], torch.zeros_like(sent[: first - 1])])
+
+        (update,) = self.updates
+        number, after = sooner(update.number), later(update.after)
+        before = torch.cat([self.seen(update.before).unflatten(0, (timesteps, -1))[:1], after[:-1]])
+        bias = None if update.bias is None else later(update.bias).flatten(0, 1)
+        number, before, after, prior = (x.flatten(0, 1) for x in (number, before, after, later(update.prior)))
+        changed = replace(update, spikes=[number], number=number, before=before, after=after, prior=prior, bias=bias)
+        return Decoded(self.neuron, self.copies, [changed])
 
     def sent(self, update: Update) -> Tensor:
         """How many spikes each value was sent in ``update``."""
@@ -130,7 +149,7 @@ def updates(neuron: CodedNeuron, tables: Tables, event: Event, by_image: Callabl
     apart = neuron.coding is Coding.RATE and tables.has_prior
     for index, t in enumerate(steps):
         spikes = event.spikes[index * each : (index + 1) * each]
-        bias = neuron.bias[t] if t < len(tables.biased) and tables.biased[t] else None
+        bias = neuron.bias_at(t) if len(tables.biased) and tables.biased[min(t, len(tables.biased) - 1)] else None
         after = event.decoded
         if neuron.synchronous:
             after = neuron.coding.integrate(t, neuron.coding.held(t, before, prior), spikes, bias)
@@ -138,6 +157,20 @@ def updates(neuron: CodedNeuron, tables: Tables, event: Event, by_image: Callabl
         number = number_of(spikes)
         yield Update(spikes, number, before, after, prior, bias, keep, gain, apart, by_image(number))
         before = after
+
+
+def folded(changes: Sequence[Update], shape: torch.Size) -> Update:
+    """The updates of all timesteps of a run as one, with time in the batch, of a neuron with outputs of this shape."""
+    joined = {name: torch.cat([getattr(each, name) for each in changes]) for name in ("number", "before", "after", "prior")}
+    spikes = [torch.cat(burst) for burst in zip(*(each.spikes for each in changes), strict=True)]
+    biases = [each.bias for each in changes if each.bias is not None]
+    bias = None
+    if biases:  # an offset, which all timesteps have
+        rows, image = shape[0] // len(changes), shape[1:]
+        parts = [each.reshape(each.shape[each.ndim - len(image) :]) for each in biases]
+        bias = torch.cat([part.expand(rows, *part.shape) for part in parts])
+    count = torch.stack([each.count for each in changes]).sum(0)
+    return replace(changes[0], spikes=spikes, bias=bias, count=count, **joined)
 
 
 def shaped(update: Update, shape: torch.Size) -> Update:

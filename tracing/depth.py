@@ -1,6 +1,8 @@
-"""How many neurons are in a row: the latency of a layer-synchronous network."""
+"""How many neurons are in a row: the latency of networks whose layers wait for those before them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,13 @@ def depth(network: nn.Module, input_size: tuple[int, ...]) -> int:
     with follower, analog(), torch.no_grad():
         logits = shadow(images)
     return _stage(logits)
+
+
+def latencies(network: nn.Module, input_size: tuple[int, ...]) -> Callable[[int], int]:
+    """Timesteps from image to logits, of a run of T in which layers wait: T D for D neurons in a row, or T + D - 1."""
+    in_a_row = depth(network, input_size)
+    lags = any(isinstance(module, CodedNeuron) and module.lag for module in network.modules())
+    return lambda timesteps: timesteps + in_a_row - 1 if lags else timesteps * in_a_row
 
 
 def _stage(*tensors: Tensor) -> int:

@@ -27,9 +27,12 @@ OPAQUE = {
 }  # fmt: skip
 """Functions that multiply signals and that no neuron can be put in front of from outside."""
 
+AHEAD = "seen_ahead"
+"""See `vit2snn.tracing.wavefront`."""
+
 VIEWS = {
     "transpose", "permute", "reshape", "view", "flatten", "unflatten", "contiguous", "squeeze", "unsqueeze", "expand",
-    "dropout", "getitem", "roll",
+    "dropout", "getitem", "roll", AHEAD,
 }  # fmt: skip
 """Functions that only move spikes."""
 

@@ -30,8 +30,8 @@ from ..spiking import (
     probing,
 )
 from .calls import tensors_in
-from .decoded import EXACT, Decoded, Tables, Update, shaped, updates
-from .signals import VIEWS, Call, Signals
+from .decoded import EXACT, Decoded, Tables, Update, folded, shaped, updates
+from .signals import AHEAD, VIEWS, Call, Signals
 
 IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv"}
 """Functions that change their first tensor, beside those whose name ends in an underscore."""
@@ -126,7 +126,10 @@ class Watch(Signals):
             self.mark(output)
             name = self.owner()
             if name in self._updates:
-                changes = [shaped(update, output.shape) for update in self._updates.pop(name)]
+                changes = self._updates.pop(name)
+                if (present_run() or Run()).whole:
+                    changes = [folded(changes, output.shape)]
+                changes = [shaped(update, output.shape) for update in changes]
                 output.decoded = Decoded(name, self._tables[name].copies, changes)
             elif not isinstance(module, CodedNeuron):
                 self.done(module, output)
@@ -156,9 +159,16 @@ class Watch(Signals):
         return 0 if run and run.stepping is not None else self._uses[self.owner()]
 
     def _time(self) -> tuple[int, int]:
-        """The first timestep of what is being computed, and how many there are."""
+        """The first timestep that what is being computed counts for, and how many there are; of a whole run, the last."""
         run = present_run() or Run()
+        if run.whole:
+            return run.timesteps - 1, 1
         return (run.elapsed, run.timesteps) if run.stepping is None else (run.stepping, 1)
+
+    def _frames(self) -> int:
+        """How many timesteps are folded into a call."""
+        run = present_run() or Run()
+        return run.timesteps if run.stepping is None else 1
 
     def _is_still(self, operand: Tensor) -> bool:
         """Whether an operand is there once for all timesteps."""
@@ -167,32 +177,37 @@ class Watch(Signals):
 
     def _by_image(self, x: Tensor, operand: Tensor) -> Tensor:
         """The sums over ``x``, in the shape of ``operand`` or ``[1, ...]``, of each timestep and image, ``[T, B]``."""
-        timesteps = self._time()[1]
-        parts = x.reshape(1 if self._is_still(operand) else timesteps, self._shown, -1)
+        timesteps, frames = self._time()[1], self._frames()
+        parts = x.reshape(1 if self._is_still(operand) else frames, self._shown, -1)
         # Sums of up to 2^24 spikes are exact in float32, and faster.
         exact = x.dtype if parts.shape[-1] * 2 < EXACT else torch.float64
-        return parts.sum(-1, dtype=exact).double().expand(timesteps, -1)
+        sums = parts.sum(-1, dtype=exact).double()
+        return sums.sum(0, keepdim=True) if timesteps < frames else sums.expand(timesteps, -1)
 
     def _share(self, operand: Tensor) -> int:
         """How many images and timesteps are folded into a call."""
-        return self._shown * (1 if self._is_still(operand) else self._time()[1])
+        return self._shown * (1 if self._is_still(operand) else self._frames())
 
     def _see_event(self, name: str, event: Event) -> None:
         """The probe of a coded neuron."""
         neuron = self._coded[name]
         if neuron.is_analog:
             return
-        timesteps = (present_run() or Run()).timesteps
-        if timesteps != 1:
-            raise RuntimeError(f"coded neurons are metered timestep by timestep, got {timesteps}: pass chunk=1")
-        self._updates[name] = list(updates(neuron, self._tables[name], event, partial(self._by_image, operand=event.target)))
-        self.sent(name, event, self._updates[name])
+        run = present_run() or Run()
+        if run.timesteps != 1 and not run.whole:
+            raise RuntimeError(f"coded neurons are metered timestep by timestep, got {run.timesteps}: pass chunk=1")
+        changes = list(updates(neuron, self._tables[name], event, partial(self._by_image, operand=event.target)))
+        before = self._updates[name] if run.whole and event.t else []
+        self._updates[name] = before + changes
+        self.sent(name, event, changes)
 
     def _follow(self, call: Call) -> None:
         """A view of spikes is spikes."""
         operand, made = call.operands[0], tensors_in([call.result])
         decoded: Decoded | None = getattr(operand, "decoded", None)
-        if decoded and len(made) == 1 and call.name in VIEWS and len(call.operands) == 1:
+        if decoded and call.name == AHEAD:
+            made[0].decoded = decoded.ahead(*call.args[1:])  # type: ignore[attr-defined]
+        elif decoded and len(made) == 1 and call.name in VIEWS and len(call.operands) == 1:
             move = partial(again, self._call)
             made[0].decoded = Decoded(  # type: ignore[attr-defined]
                 decoded.neuron, decoded.copies, decoded.updates, (*decoded.moves, lambda x: move([x]))

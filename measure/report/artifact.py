@@ -72,4 +72,4 @@ class Artifact:
     @property
     def synchronous(self) -> bool:
         """Whether each layer goes through all its timesteps before the next: figures of T are then of a run of T timesteps."""
-        return bool(self.converted and self.section["recipe"]["spikes"].get("schedule") == "layer-synchronous")
+        return bool(self.converted and self.section["recipe"]["spikes"].get("schedule", "stepwise") != "stepwise")

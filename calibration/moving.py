@@ -1,0 +1,79 @@
+"""Thresholds for targets that move from timestep to timestep, as those of a neuron in a wavefront do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..spiking import CodedNeuron
+from ..spiking.coding import CodedStep
+from ..spiking.shards import total
+
+FALLS = (0.2, 0.25, 0.29, 1 / 3, 0.38, 0.43, 0.5, 0.57, 0.65, 0.75, 0.87)
+"""Shares by which thresholds may fall from timestep to timestep. The more a target still moves, and the fewer levels there are,
+the slower they have to fall, so that later spikes can take back what earlier ones were wrong about."""
+
+REACHES = tuple(1.5 * 2 ** (k / 3) for k in range(19))
+"""What all spikes together may reach, as multiples of the deviation of the last target: 1.5 to 96."""
+
+SAMPLES = 512
+"""Of each channel, in each batch."""
+
+
+class Moving:
+    """Finds the first threshold, and the share by which thresholds fall, that leave the least error after the last timestep.
+
+    It sees targets ``[T, channels, samples]``, as deviations from the prior, in any number of batches, and keeps the error that
+    each pair of `REACHES` and `FALLS` has left so far, for each channel. The first batch says how large values are.
+
+    Args:
+        neuron: whose spikes they become.
+        timesteps: T.
+    """
+
+    def __init__(self, neuron: CodedNeuron, timesteps: int) -> None:
+        self.neuron, self.timesteps = neuron, timesteps
+        self.scale: Tensor | None = None
+
+    def update(self, targets: Tensor) -> None:
+        """See a batch, of which `SAMPLES` of each channel are looked at, spread evenly."""
+        samples = targets.shape[-1]
+        places = torch.linspace(0, samples - 1, min(samples, SAMPLES), device=targets.device).long()
+        targets = targets[..., places].float()
+        if self.scale is None:
+            last = targets[-1].double()
+            self.scale = (total(last.square().sum(1)) / total(torch.full_like(last[:, 0], last.shape[1]))).sqrt()
+            self.errors = last.new_zeros(len(FALLS), len(REACHES), len(last))
+        for index, fall in enumerate(FALLS):
+            self.errors[index] += self._errors(targets, self._first(fall), fall)
+
+    def _first(self, fall: float) -> Tensor:
+        """First thresholds ``[reaches, channels]``."""
+        assert self.scale is not None
+        share = sum(fall**t for t in range(self.timesteps))
+        reaches = torch.tensor(REACHES, dtype=torch.float64, device=self.scale.device)
+        alphabet = self.neuron.alphabet
+        assert alphabet is not None
+        return reaches[:, None] * self.scale.clamp(min=torch.finfo(torch.float32).tiny) / share * (2 if alphabet.centred else 1)
+
+    def _errors(self, targets: Tensor, first: Tensor, fall: float) -> Tensor:
+        """Squared errors after the last timestep, summed over samples, ``[reaches, channels]``."""
+        neuron, decoded = self.neuron, None
+        alphabet = neuron.alphabet
+        assert alphabet is not None
+        none = targets.new_zeros(1, 1)
+        for t, target in enumerate(targets):
+            threshold = (first * fall**t).float()
+            levels = alphabet.rounding(alphabet.ladder(threshold), alphabet.versions)
+            step = CodedStep(alphabet, neuron.coding, t, levels, none, alphabet.offset(threshold), neuron.spikes_per_step)
+            decoded = step(target.T.unsqueeze(1).expand(-1, len(first), -1), decoded)
+        assert decoded is not None
+        return (decoded - targets[-1].T.unsqueeze(1)).square().sum(0, dtype=torch.float64)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The first threshold and the fall of each channel, over all processes; both ``[channels]`` float64."""
+        errors = total(self.errors)
+        best = errors.flatten(0, 1).argmin(0)
+        falls = torch.tensor(FALLS, dtype=torch.float64, device=errors.device)
+        firsts = torch.stack([self._first(fall) for fall in FALLS]).flatten(0, 1)
+        return firsts.gather(0, best[None])[0], falls[best // len(REACHES)]
