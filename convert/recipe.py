@@ -242,6 +242,7 @@ PAIRED = Coded(
 """A signed spike is that of one of two binary neurons: for what is above the mean, and for what is below. A value has T digits,
 each -1, 0 or 1."""
 WAVE = dataclasses.replace(PAIRED, schedule="wavefront", bias=False)
+"""Digits of a value that a neuron begins to send before the value has settled."""
 QKFORMER = Structure({"first third": "qk-channel+ssa+conv", "last two thirds": "qk-relu+conv"}, "relu", norm="gated")
 EXPERTS = Structure({"first third": "experts+conv", "last two thirds": "experts+qk-relu+conv"}, "emsp", norm="gated")
 HYBRID = Structure(
@@ -252,14 +253,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "faithful": Recipe(),
         "frugal": Recipe(timesteps=1, spikes=Coded(price=3e-8)),
-        "ternary": Recipe(
+        "ternary": Recipe(timesteps=8, spikes=WAVE),
+        "ternary-stepwise": Recipe(
             timesteps=16, spikes=Coded(levels=1, rotation=True, input_spikes=1, headroom=1.0, granularity="channel")
         ),
-        "ternary-wavefront": Recipe(timesteps=8, spikes=WAVE),
         "ternary-synchronous": Recipe(timesteps=5, spikes=PAIRED),
-        "binary-wavefront": Recipe(timesteps=8, spikes=dataclasses.replace(WAVE, signed=False, centred=True)),
+        "binary": Recipe(timesteps=8, spikes=dataclasses.replace(WAVE, signed=False, centred=True)),
         # Pairs of binary neurons here too.
-        "binary": Recipe(
+        "binary-rate": Recipe(
             timesteps=32,
             spikes=Coded(
                 coding="rate",

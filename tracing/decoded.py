@@ -161,7 +161,7 @@ def updates(neuron: CodedNeuron, tables: Tables, event: Event, by_image: Callabl
 
 def folded(changes: Sequence[Update], shape: torch.Size) -> Update:
     """The updates of all timesteps of a run as one, with time in the batch, of a neuron with outputs of this shape."""
-    joined = {name: torch.cat([getattr(each, name) for each in changes]) for name in ("number", "before", "after", "prior")}
+    joined = (torch.cat([getattr(each, name) for each in changes]) for name in ("number", "before", "after", "prior"))
     spikes = [torch.cat(burst) for burst in zip(*(each.spikes for each in changes), strict=True)]
     biases = [each.bias for each in changes if each.bias is not None]
     bias = None
@@ -170,7 +170,8 @@ def folded(changes: Sequence[Update], shape: torch.Size) -> Update:
         parts = [each.reshape(each.shape[each.ndim - len(image) :]) for each in biases]
         bias = torch.cat([part.expand(rows, *part.shape) for part in parts])
     count = torch.stack([each.count for each in changes]).sum(0)
-    return replace(changes[0], spikes=spikes, bias=bias, count=count, **joined)
+    number, before, after, prior = joined
+    return replace(changes[0], spikes=spikes, number=number, before=before, after=after, prior=prior, bias=bias, count=count)
 
 
 def shaped(update: Update, shape: torch.Size) -> Update:

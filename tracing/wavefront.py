@@ -105,6 +105,6 @@ class Alignment(TorchFunctionMode):
             if not late:
                 return value
             seen = seen_ahead(value, late, self.timesteps)
-            return value.copy_(seen) if value is changed else seen
+            return changed.copy_(seen) if changed is not None and value is changed else seen
 
         return tree_map(align, (args, kwargs))
