@@ -16,8 +16,8 @@ the slower they have to fall, so that later spikes can take back what earlier on
 REACHES = tuple(1.5 * 2 ** (k / 3) for k in range(19))
 """What all spikes together may reach, as multiples of the deviation of the last target: 1.5 to 96."""
 
-SAMPLES = 512
-"""Of each channel, in each batch."""
+SAMPLES, LARGEST = 512, 32
+"""Of each channel, in each batch: samples that stand for all, and the largest magnitudes, which stand for themselves."""
 
 
 class Moving:
@@ -36,16 +36,18 @@ class Moving:
         self.scale: Tensor | None = None
 
     def update(self, targets: Tensor) -> None:
-        """See a batch, of which `SAMPLES` of each channel are looked at, spread evenly."""
-        samples = targets.shape[-1]
-        places = torch.linspace(0, samples - 1, min(samples, SAMPLES), device=targets.device).long()
-        targets = targets[..., places].float()
+        """See a batch."""
+        last, samples = targets[-1].double(), targets.shape[-1]
         if self.scale is None:
-            last = targets[-1].double()
-            self.scale = (total(last.square().sum(1)) / total(torch.full_like(last[:, 0], last.shape[1]))).sqrt()
+            self.scale = (total(last.square().sum(1)) / total(torch.full_like(last[:, 0], samples))).sqrt()
             self.errors = last.new_zeros(len(FALLS), len(REACHES), len(last))
+        some, largest = min(samples, SAMPLES), min(samples, LARGEST)
+        spread = torch.linspace(0, samples - 1, some, device=targets.device).long().expand(len(last), -1)
+        places = torch.cat([spread, last.abs().topk(largest).indices], 1)
+        looked_at = targets.float().gather(2, places.expand(len(targets), -1, -1))
+        weights = torch.cat([last.new_full((some,), (samples - largest) / some), last.new_ones(largest)])
         for index, fall in enumerate(FALLS):
-            self.errors[index] += self._errors(targets, self._first(fall), fall)
+            self.errors[index] += self._errors(looked_at, weights, self._first(fall), fall)
 
     def _first(self, fall: float) -> Tensor:
         """First thresholds ``[reaches, channels]``."""
@@ -56,8 +58,8 @@ class Moving:
         assert alphabet is not None
         return reaches[:, None] * self.scale.clamp(min=torch.finfo(torch.float32).tiny) / share * (2 if alphabet.centred else 1)
 
-    def _errors(self, targets: Tensor, first: Tensor, fall: float) -> Tensor:
-        """Squared errors after the last timestep, summed over samples, ``[reaches, channels]``."""
+    def _errors(self, targets: Tensor, weights: Tensor, first: Tensor, fall: float) -> Tensor:
+        """Squared errors after the last timestep, a weighted sum over samples, ``[reaches, channels]``."""
         neuron, decoded = self.neuron, None
         alphabet = neuron.alphabet
         assert alphabet is not None
@@ -68,7 +70,8 @@ class Moving:
             step = CodedStep(alphabet, neuron.coding, t, levels, none, alphabet.offset(threshold), neuron.spikes_per_step)
             decoded = step(target.T.unsqueeze(1).expand(-1, len(first), -1), decoded)
         assert decoded is not None
-        return (decoded - targets[-1].T.unsqueeze(1)).square().sum(0, dtype=torch.float64)
+        errors = (decoded - targets[-1].T.unsqueeze(1)).square()
+        return (weights.float() @ errors.flatten(1)).view_as(errors[0]).double()
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The first threshold and the fall of each channel, over all processes; both ``[channels]`` float64."""
