@@ -8,6 +8,7 @@ from torch import Tensor
 from ..spiking import CodedNeuron
 from ..spiking.coding import CodedStep
 from ..spiking.shards import total
+from .code import float64
 
 FALLS = (0.2, 0.25, 0.29, 1 / 3, 0.38, 0.43, 0.5, 0.57, 0.65, 0.75, 0.87)
 """Shares by which thresholds may fall from timestep to timestep. The more a target still moves, and the fewer levels there are,
@@ -53,7 +54,7 @@ class Moving:
         """First thresholds ``[reaches, channels]``."""
         assert self.scale is not None
         share = sum(fall**t for t in range(self.timesteps))
-        reaches = torch.tensor(REACHES, dtype=torch.float64, device=self.scale.device)
+        reaches = float64(REACHES, self.scale.device)
         alphabet = self.neuron.alphabet
         assert alphabet is not None
         return reaches[:, None] * self.scale.clamp(min=torch.finfo(torch.float32).tiny) / share * (2 if alphabet.centred else 1)
@@ -77,6 +78,6 @@ class Moving:
         """The first threshold and the fall of each channel, over all processes; both ``[channels]`` float64."""
         errors = total(self.errors)
         best = errors.flatten(0, 1).argmin(0)
-        falls = torch.tensor(FALLS, dtype=torch.float64, device=errors.device)
+        falls = float64(FALLS, errors.device)
         firsts = torch.stack([self._first(fall) for fall in FALLS]).flatten(0, 1)
         return firsts.gather(0, best[None])[0], falls[best // len(REACHES)]

@@ -15,8 +15,9 @@ CLOSE = 1e-6
 """Ratios that are so close, relatively, are the same: they have been in float32."""
 
 
-LEAST = 1e-30
-"""The smallest lack that a neuron without silence in the middle fires for: above 0, and a normal float32."""
+MIDDLE = 2.0**-10
+"""A centred neuron fires for what is above this share of θ. At 0 rounding would decide of values that are the same in all
+images, and so lack nothing."""
 
 
 class Ladder(NamedTuple):
@@ -65,7 +66,7 @@ class Alphabet:
     ρ = 2 a receiver shifts and adds, with ρ = 2^(1/m) it does so with one of m stored versions of the weight (DCGS, ICML 2025,
     has ρ = 2).
 
-    A ``centred`` binary alphabet has no silence in the middle: a neuron fires where what it lacks is positive, and a constant
+    A ``centred`` binary alphabet has no silence in the middle: a neuron fires where it lacks something positive, and a constant
     of -θ/2 makes of spike and silence θ/2 and -θ/2. T steps, each with half the threshold of that before, are the T bits of a
     number.
     """
@@ -119,8 +120,8 @@ class Alphabet:
         """
         threshold, ratio = ladder.threshold.double(), ladder.ratio.double()
         floor = ratio ** (1 - self.levels)
-        half = torch.full_like(threshold, LEAST) if self.centred else threshold * floor / 2
-        least = torch.maximum(ladder.silence, half.to(ladder.silence))
+        least = threshold * (MIDDLE if self.centred else floor / 2)
+        least = torch.maximum(ladder.silence, least.to(ladder.silence))
         m = ratio.log2().reciprocal().round().clamp(min=1)
         steps = None
         if versions is None or is_at_hand(ratio):
