@@ -40,7 +40,9 @@ class Moving:
         """See a batch."""
         last, samples = targets[-1].double(), targets.shape[-1]
         if self.scale is None:
-            self.scale = (total(last.square().sum(1)) / total(torch.full_like(last[:, 0], samples))).sqrt()
+            scale = (total(last.square().sum(1)) / total(torch.full_like(last[:, 0], samples))).sqrt()
+            # A channel that was silent may speak later; one that never does gets a threshold all the same.
+            self.scale = torch.maximum(scale, scale.mean() / 64).clamp(min=torch.finfo(torch.float32).tiny)
             self.errors = last.new_zeros(len(FALLS), len(REACHES), len(last))
         some, largest = min(samples, SAMPLES), min(samples, LARGEST)
         spread = torch.linspace(0, samples - 1, some, device=targets.device).long().expand(len(last), -1)
@@ -57,7 +59,7 @@ class Moving:
         reaches = float64(REACHES, self.scale.device)
         alphabet = self.neuron.alphabet
         assert alphabet is not None
-        return reaches[:, None] * self.scale.clamp(min=torch.finfo(torch.float32).tiny) / share * (2 if alphabet.centred else 1)
+        return reaches[:, None] * self.scale / share * (2 if alphabet.centred else 1)
 
     def _errors(self, targets: Tensor, weights: Tensor, first: Tensor, fall: float) -> Tensor:
         """Squared errors after the last timestep, a weighted sum over samples, ``[reaches, channels]``."""

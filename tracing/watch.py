@@ -32,6 +32,7 @@ from ..spiking import (
 from .calls import tensors_in
 from .decoded import EXACT, Decoded, Tables, Update, folded, shaped, updates
 from .signals import AHEAD, VIEWS, Call, Signals
+from .wavefront import start_as
 
 IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv"}
 """Functions that change their first tensor, beside those whose name ends in an underscore."""
@@ -124,6 +125,7 @@ class Watch(Signals):
         # Before it leaves the stack, because what is called of torch meanwhile must not be counted.
         if id(module) in self.names and isinstance(module, WHOLE):
             self.mark(output)
+            start_as(output, inputs)
             name = self.owner()
             if name in self._updates:
                 changes = self._updates.pop(name)

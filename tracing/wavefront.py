@@ -69,6 +69,13 @@ def seen_ahead(x: Tensor, steps: int, timesteps: int) -> Tensor:
     return ahead(x.unflatten(0, (timesteps, -1)), steps).flatten(0, 1)
 
 
+def start_as(output: Tensor, inputs: Any) -> None:
+    """Note when the output of a module begins that `Alignment` does not look into, unless it says so itself."""
+    starts = [tensor.start for tensor in tensors_in([inputs]) if hasattr(tensor, "start")]
+    if starts and not hasattr(output, "start"):
+        output.start = max(starts)  # type: ignore[attr-defined]
+
+
 class Alignment(TorchFunctionMode):
     """Within its context, signals that meet are aligned in time.
 
