@@ -51,9 +51,9 @@ RULES = {
         levels=4, ratio=2.0, headroom=1.0, granularity="channel", rotation=True, attention_spikes=4
     ),
     "frugal": RECIPES["frugal"],
-    "ternary": RECIPES["ternary-stepwise"],
+    "ternary, stepwise": RECIPES["ternary-stepwise"],
     "ternary, layer-synchronous": RECIPES["ternary-synchronous"],
-    "binary": RECIPES["binary-rate"],
+    "binary, rate-coded": RECIPES["binary-rate"],
     "dcgs": FAITHFUL.changed(timesteps=8, coding="decaying", levels=8, ratio=2.0, headroom=4.0, **PLAIN),
     "ecmt": FAITHFUL.changed(timesteps=8, coding="rate", levels=8, ratio=2.0, percentile=99.0, headroom=2.0**7, **PLAIN),
     "rate": FAITHFUL.changed(timesteps=32, coding="rate", levels=1, headroom=1.0, **PLAIN),

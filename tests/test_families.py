@@ -54,3 +54,19 @@ def test_a_family_converts(name: str, arguments: dict[str, object], size: int) -
 
 def relative(logits: Tensor, expected: Tensor) -> float:
     return float((logits - expected).norm() / expected.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["windows with relative bias", "rotary embedding and SwiGLU", "locally grouped attention"])
+@torch.no_grad()
+def test_a_wavefront_of_a_family_leaves_less_error(family: str) -> None:
+    name, arguments, size = FAMILIES[family]
+    model, images = timm.create_model(name, num_classes=10, **arguments).eval(), torch.randn(8, 3, size, size)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, 0, parameter[0].numel() ** -0.5)
+    expected, errors = model(images), []
+    for recipe in ("ternary", "ternary-stepwise"):
+        snn = to_spiking(model, RECIPES[recipe].changed(timesteps=4), images)
+        errors.append(relative(snn(images)[-1], expected))
+    assert errors[0] < errors[1] / 2 and errors[0] < 0.2
