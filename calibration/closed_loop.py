@@ -70,7 +70,7 @@ class ClosedLoop(Neuron):
         neuron, prior = self.neuron, self.neuron.prior
         axes = threshold_axes(neuron, self.seen)
         moving.update(torch.stack([self.seen.columns(x - prior, axes) for x in frames]))
-        self.levels = self.rule.of_moving(neuron, moving, self.seen, self.timesteps)
+        self.levels = self.rule.of_moving(neuron, moving, self.seen)
         decoded: list[Tensor] = []
         for t, x in enumerate(frames):
             decoded.append(self._coded_step(t)(x, decoded[-1] if t else None))

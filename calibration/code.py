@@ -90,6 +90,6 @@ def decoded_alike(code: Code, device: torch.device) -> Tensor:
 
 
 @cache
-def float64(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Constants, ``[values]``."""
+def float64(values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """Constants, in the shape of the tuples."""
     return torch.tensor(values, dtype=torch.float64, device=device)

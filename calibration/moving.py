@@ -10,9 +10,11 @@ from ..spiking.coding import CodedStep
 from ..spiking.shards import total
 from .code import float64
 
-FALLS = (0.2, 0.25, 0.29, 1 / 3, 0.38, 0.43, 0.5, 0.57, 0.65, 0.75, 0.87)
-"""Shares by which thresholds may fall from timestep to timestep. The more a target still moves, and the fewer levels there are,
-the slower they have to fall, so that later spikes can take back what earlier ones were wrong about."""
+EARLY, LATE = (0.22, 0.27, 1 / 3, 0.43, 0.57, 0.75, 0.9), (0.22, 0.27, 1 / 3, 0.43, 0.57, 0.75)
+FALLS = tuple((early, late) for early in EARLY for late in LATE if late <= early)
+"""Shares by which thresholds may fall from timestep to timestep, in the first half of them and in the second. The more a target
+still moves, and the fewer levels there are, the slower they have to fall, so that later spikes can take back what earlier ones
+were wrong about."""
 
 REACHES = tuple(1.5 * 2 ** (k / 3) for k in range(19))
 """What all spikes together may reach, as multiples of the deviation of the last target: 1.5 to 96."""
@@ -22,7 +24,7 @@ SAMPLES, LARGEST = 512, 32
 
 
 class Moving:
-    """Finds the first threshold, and the share by which thresholds fall, that leave the least error after the last timestep.
+    """Finds the first threshold, and the shares by which thresholds fall, that leave the least error after the last timestep.
 
     It sees targets ``[T, channels, samples]``, as deviations from the prior, in any number of batches, and keeps the error that
     each pair of `REACHES` and `FALLS` has left so far, for each channel. The first batch says how large values are.
@@ -49,37 +51,48 @@ class Moving:
         places = torch.cat([spread, last.abs().topk(largest).indices], 1)
         looked_at = targets.float().gather(2, places.expand(len(targets), -1, -1))
         weights = torch.cat([last.new_full((some,), (samples - largest) / some), last.new_ones(largest)])
-        for index, fall in enumerate(FALLS):
-            self.errors[index] += self._errors(looked_at, weights, self._first(fall), fall)
+        for index, fallen in enumerate(self._falls(looked_at.device)):
+            self.errors[index] += self._errors(looked_at, weights, fallen[:, None, None] * self._first(fallen))
 
-    def _first(self, fall: float) -> Tensor:
-        """First thresholds ``[reaches, channels]``."""
+    def _falls(self, device: torch.device) -> Tensor:
+        """Thresholds of all timesteps as shares of the first, ``[falls, T]``."""
+        half = self.timesteps // 2
+        shares = [[early ** min(t, half) * late ** max(t - half, 0) for t in range(self.timesteps)] for early, late in FALLS]
+        return float64(tuple(tuple(each) for each in shares), device)
+
+    def _first(self, fallen: Tensor) -> Tensor:
+        """First thresholds ``[reaches, channels]``, where all are these shares of the first, ``[T]``."""
         assert self.scale is not None
-        share = sum(fall**t for t in range(self.timesteps))
+        share = fallen.sum()
         reaches = float64(REACHES, self.scale.device)
         alphabet = self.neuron.alphabet
         assert alphabet is not None
         return reaches[:, None] * self.scale / share * (2 if alphabet.centred else 1)
 
-    def _errors(self, targets: Tensor, weights: Tensor, first: Tensor, fall: float) -> Tensor:
-        """Squared errors after the last timestep, a weighted sum over samples, ``[reaches, channels]``."""
+    def _errors(self, targets: Tensor, weights: Tensor, thresholds: Tensor) -> Tensor:
+        """Squared errors after the last timestep, a weighted sum over samples, ``[reaches, channels]``.
+
+        Args:
+            targets: ``[T, channels, samples]``.
+            weights: ``[samples]``.
+            thresholds: ``[T, reaches, channels]``.
+        """
         neuron, decoded = self.neuron, None
         alphabet = neuron.alphabet
         assert alphabet is not None
         none = targets.new_zeros(1, 1)
-        for t, target in enumerate(targets):
-            threshold = (first * fall**t).float()
+        for t, (target, threshold) in enumerate(zip(targets, thresholds.float(), strict=True)):
             levels = alphabet.rounding(alphabet.ladder(threshold), alphabet.versions)
             step = CodedStep(alphabet, neuron.coding, t, levels, none, alphabet.offset(threshold), neuron.spikes_per_step)
-            decoded = step(target.T.unsqueeze(1).expand(-1, len(first), -1), decoded)
+            decoded = step(target.T.unsqueeze(1).expand(-1, len(threshold), -1), decoded)
         assert decoded is not None
         errors = (decoded - targets[-1].T.unsqueeze(1)).square()
         return (weights.float() @ errors.flatten(1)).view_as(errors[0]).double()
 
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The first threshold and the fall of each channel, over all processes; both ``[channels]`` float64."""
+    def best(self) -> Tensor:
+        """The thresholds of all timesteps, over all processes, ``[T, channels]`` float64."""
         errors = total(self.errors)
+        falls = self._falls(errors.device)
+        thresholds = torch.stack([fallen[:, None, None] * self._first(fallen) for fallen in falls], 1).flatten(1, 2)
         best = errors.flatten(0, 1).argmin(0)
-        falls = float64(FALLS, errors.device)
-        firsts = torch.stack([self._first(fall) for fall in FALLS]).flatten(0, 1)
-        return firsts.gather(0, best[None])[0], falls[best // len(REACHES)]
+        return thresholds.gather(1, best.expand(self.timesteps, 1, -1)).squeeze(1)

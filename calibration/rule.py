@@ -79,12 +79,12 @@ class ThresholdRule:
         """Whether all timesteps of a neuron have their levels at once: it spends them all on one value."""
         return neuron.synchronous and self.observer == "mse" and not self.price
 
-    def of_moving(self, neuron: CodedNeuron, moving: Moving, seen: Activity, timesteps: int) -> list[Ladder]:
+    def of_moving(self, neuron: CodedNeuron, moving: Moving, seen: Activity) -> list[Ladder]:
         """The levels of all timesteps of a neuron whose targets move: the best after the last one."""
         assert neuron.alphabet is not None
-        values, falls = moving.best()
-        ratios, silence = torch.full_like(values, neuron.alphabet.ratio), seen.silence(0)
-        return [self._ladder(neuron, seen, values * self.headroom * falls**t, ratios, silence) for t in range(timesteps)]
+        thresholds, silence = moving.best() * self.headroom, seen.silence(0)
+        ratios = torch.full_like(thresholds[0], neuron.alphabet.ratio)
+        return [self._ladder(neuron, seen, threshold, ratios, silence) for threshold in thresholds]
 
     def schedule(self, neuron: CodedNeuron, observer: Observer, seen: Activity, timesteps: int) -> list[Ladder]:
         """The levels of all timesteps of a layer-synchronous neuron: the best after the last one."""
