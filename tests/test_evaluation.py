@@ -170,7 +170,16 @@ def test_a_third_of_the_error_of_the_published_rule_with_fewer_spikes(demo_sampl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "error"), [("ternary", 0.2), ("ternary-synchronous", 0.05), ("binary", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("ternary", 0.05),
+        ("binary", 0.3),
+        ("ternary-synchronous", 0.05),
+        ("ternary-stepwise", 0.2),
+        ("binary-rate", 0.3),
+    ],
+)
 def test_the_other_recipes_work_on_the_demo(name: str, error: float, demo_sample: Sample) -> None:
     calibration, images, labels = demo_sample
     snn = to_spiking(load_model("demo"), RECIPES[name], calibration[:32])

@@ -90,7 +90,7 @@ def test_the_artifact_keeps_them(snn: SpikingModel, images: Tensor, tmp_path: Pa
 def test_networks_without_exits_say_so(snn: SpikingModel, images: Tensor) -> None:
     synchronous = to_spiking(make_vit(), make_recipe(timesteps=2, schedule="layer-synchronous"), images)
     assert synchronous.exits is None and exit_table(synchronous, [images]) is None
-    with pytest.raises(ModelError, match="layer-synchronous network has no early exits"):
+    with pytest.raises(ModelError, match="layer-synchronous' has no early exits"):
         evaluate(synchronous, [(images, torch.zeros(len(images), dtype=torch.int64))], exit_confidence=0.9)
     snn.exits = None
     with pytest.raises(ModelError, match="no calibration of early exits"):

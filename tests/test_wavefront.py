@@ -11,7 +11,7 @@ import torch
 from conftest import make_vit
 from torch import Tensor, nn
 
-from vit2snn.calibration.moving import FALLS, REACHES, Moving
+from vit2snn.calibration.moving import Moving
 from vit2snn.convert import RECIPES, Coded, Recipe, SpikingModel, load_model, to_spiking
 from vit2snn.convert.batch_axis import check_times_aligned
 from vit2snn.errors import ExportError, ModelError, RecipeError
@@ -148,15 +148,14 @@ def test_it_beats_stepwise_neurons() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_comes_back_from_disk_and_in_half_precision(name: str, tmp_path: Path) -> None:
-    snn, images = converted(name), torch.randn(2, 3, 16, 16)
+    snn, images = converted(name, 8), torch.randn(2, 3, 16, 16)
     save(snn, tmp_path / "out")
     with torch.no_grad():
         expected, again = snn(images), load(tmp_path / "out")
         assert torch.equal(again(images), expected)
         half = snn.bfloat16()(images.bfloat16())
     assert half.dtype == torch.bfloat16
-    # Of random weights; what one bit makes of them changes as soon as one value lies on the other side of the middle.
-    assert float((half.float() - expected).norm() / expected.norm()) < {"ternary": 0.5, "binary": 1.5}[name]
+    assert float((half[-1].float() - expected[-1]).norm() / expected[-1].norm()) < {"ternary": 0.3, "binary": 0.6}[name]
 
 
 def test_gradients_reach_all_weights() -> None:
@@ -229,31 +228,34 @@ def test_neurons_that_lag_are_not_run_where_nothing_is_aligned() -> None:
 
 
 @pytest.mark.parametrize("alphabet", [Alphabet(1), Alphabet(1, signed=False, centred=True), Alphabet(4)])
+@torch.no_grad()
 def test_the_best_thresholds_of_moving_targets(alphabet: Alphabet) -> None:
-    torch.manual_seed(0)
     settled = torch.randn(2, 200) * torch.tensor([[1.0], [5.0]])
     targets = torch.stack([settled + torch.randn(2, 200) * 0.4**t for t in range(T)])
     targets[-1] = settled
     moving = Moving(CodedNeuron(alphabet, per_channel=True), T)
     moving.update(targets)
     moving.update(targets)
-    first, fall = moving.best()
+    found = moving.best()
+    assert found.shape == (T, 2)
+
+    def error(channel: int, thresholds: Tensor) -> float:
+        neuron = CodedNeuron(alphabet)
+        neuron.threshold, neuron.prior = thresholds.float().unsqueeze(1), torch.zeros(())
+        neuron.bias = alphabet.offset(neuron.threshold) if alphabet.centred else torch.empty(0)
+        decoded = neuron.advance(targets[:, channel, :, None], None, Run(T))[0]
+        return float((decoded[-1, :, 0] - settled[channel]).square().sum())
+
     for channel in range(2):
-        errors = {}
-        for share in FALLS:
-            for place, start in enumerate(moving._first(share)[:, channel].tolist()):
-                neuron = CodedNeuron(alphabet)
-                neuron.threshold = torch.tensor([[start * share**t] for t in range(T)])
-                neuron.prior = torch.zeros(())
-                offset = alphabet.offset(neuron.threshold)
-                neuron.bias = torch.empty(0) if offset is None else offset
-                with torch.no_grad():
-                    decoded = neuron.advance(targets[:, channel, :, None], None, Run(T))[0][-1, :, 0]
-                errors[share, place] = float((decoded - settled[channel]).square().sum())
-        least = min(errors.values())
-        start, share = float(first[channel]), float(fall[channel])
-        place = min(range(len(REACHES)), key=lambda k: abs(float(moving._first(share)[k, channel]) - start))
-        assert errors[share, place] == pytest.approx(least, rel=0.1)  # the largest values count twice among the samples
+        least = min(
+            error(channel, torch.tensor([1.0, early, early * late]) * first * (1 + 4 * channel))
+            for first in (0.5 * 1.25**k for k in range(12))
+            for early in (0.25, 0.35, 0.5, 0.7, 0.9)
+            for late in (0.25, 0.35, 0.5, 0.7)
+            if late <= early
+        )
+        # Its grid is another one, and the largest values count twice among the samples.
+        assert error(channel, found[:, channel]) < 1.3 * least
 
 
 def test_a_channel_that_is_silent_at_first() -> None:
@@ -261,11 +263,10 @@ def test_a_channel_that_is_silent_at_first() -> None:
     targets = torch.randn(1, 2, 50)
     moving.update(targets * torch.tensor([[[1.0], [0.0]]]))
     moving.update(targets)
-    first, _ = moving.best()
-    assert 0.5 < first[1] < 4
+    assert 0.5 < moving.best()[0, 1] < 4
     never = Moving(CodedNeuron(Alphabet(1)), 1)
     never.update(torch.zeros(1, 1, 50))
-    assert bool((never.best()[0] > 0).all())
+    assert bool((never.best() > 0).all())
 
 
 def test_centred_digits_are_the_bits_of_a_number() -> None:
