@@ -10,7 +10,7 @@ from ..spiking.coding import CodedStep
 from ..spiking.shards import total
 from .code import float64
 
-EARLY, LATE = (0.22, 0.27, 1 / 3, 0.43, 0.57, 0.75, 0.9), (0.22, 0.27, 1 / 3, 0.43, 0.57, 0.75)
+EARLY, LATE = (0.25, 0.29, 1 / 3, 0.43, 0.57, 0.75, 0.9), (0.25, 1 / 3, 0.45, 0.6)
 FALLS = tuple((early, late) for early in EARLY for late in LATE if late <= early)
 """Shares by which thresholds may fall from timestep to timestep, in the first half of them and in the second. The more a target
 still moves, and the fewer levels there are, the slower they have to fall, so that later spikes can take back what earlier ones
@@ -19,7 +19,7 @@ were wrong about."""
 REACHES = tuple(1.5 * 2 ** (k / 3) for k in range(19))
 """What all spikes together may reach, as multiples of the deviation of the last target: 1.5 to 96."""
 
-SAMPLES, LARGEST = 512, 32
+SAMPLES, LARGEST = 256, 32
 """Of each channel, in each batch: samples that stand for all, and the largest magnitudes, which stand for themselves."""
 
 

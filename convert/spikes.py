@@ -137,7 +137,7 @@ class Coded:
     @property
     def rectifies(self) -> bool:
         """Whether a neuron's decoded value of something negative is 0, so that a ReLU in front of it does nothing."""
-        return self.levels > 0 and not (self.signed or self.bias or self.rotation) and self.prior == "none"
+        return self.levels > 0 and not (self.signed or self.centred or self.bias or self.rotation) and self.prior == "none"
 
     @property
     def threshold_rule(self) -> ThresholdRule:

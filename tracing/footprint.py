@@ -58,9 +58,9 @@ def footprint(network: SpikingNetwork, images: Sequence[int], timesteps: int, tr
 
     The rule: a network with coded neurons goes through its timesteps one by one, and each neuron carries a value as large as
     its input from one to the next. These values, of all layers, are most of what there is. A network with membrane neurons
-    alone computes all its timesteps at once, layer by layer, so that what its largest layer reads and makes is most. A step of
-    training computes all timesteps at once in both, and keeps what every layer reads; a coded neuron keeps its innovation
-    beside. Weights then have gradients and moments. What is measured on the way takes up to as much again.
+    alone, and a wavefront, compute all timesteps at once, layer by layer, so that what the largest layer reads and makes is
+    most. A step of training computes all timesteps at once in all, and keeps what every layer reads; a coded neuron keeps its
+    innovation beside. Weights then have gradients and moments. What is measured on the way takes up to as much again.
 
     Args:
         network: it is neither run nor changed.
@@ -75,10 +75,13 @@ def footprint(network: SpikingNetwork, images: Sequence[int], timesteps: int, tr
     coded = [module for module in shadow.modules() if isinstance(module, CodedNeuron)]
     kept: dict[nn.Module, Tensor] = {}
     for neuron in coded:
-        if neuron.alphabet is not None and (trains or not neuron.synchronous):
+        if neuron.alphabet is not None and (trains or not (neuron.synchronous or neuron.lag)):
             neuron.register_forward_hook(partial(_keep, kept))
+        elif neuron.alphabet is not None and neuron.lag:
+            neuron.register_forward_hook(_make)
     # At the second timestep there is what the first one has left; later ones take no more.
-    steps, chunk = (min(timesteps, 2), 1) if coded and not trains else (timesteps, None)
+    at_once = trains or not coded or any(neuron.lag for neuron in coded)
+    steps, chunk = (timesteps, None) if at_once else (min(timesteps, 2), 1)
     with Peak() as peak, analog(), torch.set_grad_enabled(trains):
         for weight in chain(shadow.parameters(), shadow.buffers()):
             peak.count(weight.untyped_storage())
@@ -94,6 +97,12 @@ def footprint(network: SpikingNetwork, images: Sequence[int], timesteps: int, tr
             return None
     most: int = peak.most
     return most + moments
+
+
+def _make(neuron: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    """Stands for what a neuron of a wavefront makes: its input, seen later, and its output."""
+    _seen = torch.empty_like(output)
+    return torch.empty_like(output)
 
 
 def _keep(kept: dict[nn.Module, Tensor], neuron: nn.Module, inputs: object, output: Tensor) -> None:
