@@ -123,8 +123,8 @@ def _spiking(model: nn.Module, network: Any, recipe: Recipe, batches: Iterable[T
         snn.teacher = Teacher(model)
     if not recipe.spike_driven:
         check_images_apart(snn.network, first[:1])
-    if recipe.lag:
-        check_times_aligned(snn.network, first[:1])
+        if recipe.lag:
+            check_times_aligned(snn.network, first[:1])
     elif fit:
         fit.spikes()
     round_weights(snn.network, batches, recipe.timesteps)
