@@ -99,11 +99,20 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def takes_subject(command: Any) -> Any:
+    """The options that say what is measured, and on what."""
+    for option in (
+        click.option("--class-map", help="Class folder names, one a line, where the data has only some classes."),
+        click.option("--data", help="Folder with train and val."),
+        click.option("--weights", help="File, instead of those that timm downloads."),
+        click.option("--model", default="demo", show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.option("--model", default="demo", show_default=True)
-@click.option("--weights", help="File, instead of those that timm downloads.")
-@click.option("--data", help="Folder with train and val.")
-@click.option("--class-map", help="Class folder names, one a line, where the data has only some classes.")
+@takes_subject
 @click.option("--rule", "rules", multiple=True, type=click.Choice(list(RULES)), default=list(RULES))
 @click.option("--calibration", default=128, show_default=True)
 @click.option("--samples", default=1000, show_default=True, help="Images that are scored.")

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import torch
-from faithful import RESULTS, sources
+from faithful import RESULTS, sources, takes_subject
 from torch import Tensor
 
 from vit2snn.convert import RECIPES, SpikingModel, load_model, to_spiking
@@ -78,10 +78,7 @@ def table(path: Path) -> str:
 
 
 @click.command()
-@click.option("--model", default="demo", show_default=True)
-@click.option("--weights", help="File, instead of those that timm downloads.")
-@click.option("--data", help="Folder with train and val.")
-@click.option("--class-map", help="Class folder names, one a line, where the data has only some classes.")
+@takes_subject
 @click.option("--row", "rows", multiple=True, type=click.Choice(list(ROWS)), default=list(ROWS))
 @click.option("--calibration", default=128, show_default=True)
 @click.option("--samples", default=1000, show_default=True, help="Images that are scored.")

@@ -15,6 +15,7 @@ FUSED = {"scaled_dot_product_attention"}
 MATRIX = {"matmul", "rmatmul", "bmm", "mm", "baddbmm", "einsum"}
 ELEMENTWISE = {"mul", "mul_", "rmul", "imul", "multiply", "addcmul"}
 IN_PLACE = {"mul_", "imul"}
+CHANGING = {"setitem", "iadd", "isub", "imul", "itruediv"}
 SYNAPTIC = WEIGHTED | FUSED | MATRIX | ELEMENTWISE
 
 
@@ -37,6 +38,11 @@ def function_name(function: Callable[..., Any]) -> str:
         return str(function).replace(".", "::")
     name = getattr(function, "__name__", "")
     return name[2:-2] if name.startswith("__") else name
+
+
+def changes_first(name: str) -> bool:
+    """Whether the function of that name changes its first tensor in place."""
+    return name.endswith("_") or name in CHANGING
 
 
 class Calls(TorchFunctionMode):

@@ -29,13 +29,10 @@ from ..spiking import (
     present_run,
     probing,
 )
-from .calls import tensors_in
+from .calls import changes_first, tensors_in
 from .decoded import EXACT, Decoded, Tables, Update, folded, shaped, updates
 from .signals import AHEAD, VIEWS, Call, Signals
 from .wavefront import start_as
-
-IN_PLACE = {"setitem", "iadd", "isub", "imul", "itruediv"}
-"""Functions that change their first tensor, beside those whose name ends in an underscore."""
 
 KNOWN = {"decoded", "units", "spikes"}
 """Attributes of tensors: what lies behind a decoded value, the counts behind scaled spikes, and the spikes that values are."""
@@ -90,7 +87,7 @@ class Watch(Signals):
 
     def forget_changed(self, call: Call) -> None:
         """A tensor that a call has changed in place is no longer what it was known to be."""
-        if call.name.endswith("_") or call.name in IN_PLACE:
+        if changes_first(call.name):
             for known in KNOWN & vars(call.operands[0]).keys():
                 delattr(call.operands[0], known)
 

@@ -21,10 +21,7 @@ from torch.utils._pytree import tree_map
 
 from ..errors import ModelError
 from ..spiking.time import Run, ahead, running
-from .calls import function_name, tensors_in
-
-CHANGING = {"setitem", "iadd", "isub", "imul", "itruediv"}
-"""Functions that change their first tensor, beside those whose name ends in an underscore."""
+from .calls import changes_first, function_name, tensors_in
 
 
 def waves(network: Callable[[Tensor], Tensor], x: Tensor, timesteps: int) -> Iterator[Tensor]:
@@ -96,7 +93,7 @@ class Alignment(TorchFunctionMode):
         if not starts:
             return func(*args, **kwargs)
         start, name = max(starts), function_name(func)
-        changed = operands[0] if name in CHANGING or (name.endswith("_") and not name.startswith("_")) else None
+        changed = operands[0] if changes_first(name) else None
         if len(starts) > 1:
             args, kwargs = self._aligned(start, changed, args, kwargs)
         made = func(*args, **kwargs)
