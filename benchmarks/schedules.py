@@ -26,8 +26,8 @@ from vit2snn.data import batches, prepared
 from vit2snn.measure import evaluate
 from vit2snn.tracing.wavefront import wave
 
-ROWS = {
-    f"{name} {timesteps}": (name, timesteps)
+ROWS: dict[str, tuple[str, int, int]] = {
+    f"{name} {timesteps}": (name, timesteps, 0)
     for name, each in {
         "binary-rate": (4, 8, 16),
         "binary": (4, 8, 16),
@@ -37,6 +37,8 @@ ROWS = {
     }.items()
     for timesteps in each
 }
+ROWS |= {f"{name} {timesteps} refit": (name, timesteps, 3) for name, timesteps in (("binary", 4), ("ternary-stepwise", 4))}
+"""Recipe, T, and passes of ``--refit spikes``."""
 
 
 @torch.inference_mode()
@@ -68,13 +70,17 @@ def scored(snn: SpikingModel, loader: Iterator[Any]) -> dict[str, float]:
 
 def table(path: Path) -> str:
     """The rows as Markdown."""
-    lines = ["| recipe | T | latency | top-1 | agreement | error | spikes | energy |", "| --- |" + " --- |" * 7]
+    lines = ["| recipe | T | refit | latency | top-1 | agreement | error | spikes | energy |", "| --- |" + " --- |" * 8]
     for row in json.loads(path.read_text()):
         lines.append(
-            f"| `{row['recipe']}` | {row['timesteps']} | {row['latency']} | {row['top1']:.1f} | {row['agreement']:.1f} | "
+            f"| `{row['recipe']}` | {row['timesteps']} | {row.get('refit_passes') or ''} | {row['latency']} | {row['top1']:.1f} | {row['agreement']:.1f} | "
             f"{row['relative_error']:.2g} | {row['spikes_per_neuron']:.2f} | {100 * row['energy']:.0f} % |"
         )
     return "\n".join(lines)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["recipe"], row["timesteps"], row.get("refit_passes", 0)
 
 
 @click.command()
@@ -92,23 +98,23 @@ def main(
     torch.set_flush_denormal(True)
     path = RESULTS / f"schedules_{model.split('.')[0]}.json"
     for name in () if only_table else rows:
-        recipe, timesteps = ROWS[name]
+        recipe, timesteps, passes = ROWS[name]
         started = time.time()
         ann = load_model(model, weights)
         (calibrating, count), (scoring, total) = sources(ann, data, class_map, calibration, samples)
         images = torch.stack([sample.image for sample in prepared(ann, calibrating, count=count)])
-        snn = to_spiking(ann, RECIPES[recipe].changed(timesteps=timesteps), list(images.split(32)))
+        snn = to_spiking(ann, RECIPES[recipe].changed(timesteps=timesteps, refit_passes=passes), list(images.split(32)))
         seconds = round(time.time() - started)
         unseen = prepared(ann, scoring, count=total, exclude=snn.calibrated_on)
         found = scored(snn, batches(unseen, batch_size))
         few = prepared(ann, scoring, count=metered, exclude=snn.calibrated_on)
         (point,) = evaluate(snn, batches(few, batch_size), [timesteps]).points
         spent = {"latency": point.latency, "spikes_per_neuron": point.spikes_per_neuron, "energy": point.energy}
-        row = {"recipe": recipe, "timesteps": timesteps, "images": total, "seconds": seconds, **found, **spent}
+        row = {"recipe": recipe, "timesteps": timesteps, "refit_passes": passes, "calibration": count, "images": total, "seconds": seconds, **found, **spent}
         row = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
         kept = json.loads(path.read_text()) if path.exists() else []
-        kept = [old for old in kept if (old["recipe"], old["timesteps"]) != (recipe, timesteps)] + [row]
-        kept.sort(key=lambda old: list(ROWS.values()).index((old["recipe"], old["timesteps"])))
+        kept = [old for old in kept if _key(old) != _key(row)] + [row]
+        kept.sort(key=lambda old: list(ROWS.values()).index(_key(old)))
         path.write_text("[\n  " + ",\n  ".join(json.dumps(old) for old in kept) + "\n]\n")
         click.echo(json.dumps(row))
     click.echo(table(path))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vit2snn.measure import Evaluation, Point
 
 DEMO_TIMESTEPS = 8
+PASSES = 10  # of --refit spikes
 PLENTY = 128  # images, on which a fit of substitutes is not worth a word
 COMPARED = 16  # images beside those of the calibration on which the network is compared with the ANN at the end
 
@@ -40,9 +41,11 @@ COMPARED = 16  # images beside those of the calibration on which the network is 
 @click.option("--timesteps", type=TIMESTEPS, help="T to calibrate for, instead of the recipe's.")
 @click.option("--budget", type=POSITIVE, help="Energy at T, relative to the ANN's, to keep to.")
 @click.option(
-    "--refit", type=click.Choice(["none", "ridge", "blocks", "network"]), help="Of new branches, instead of the recipe's."
+    "--refit",
+    type=click.Choice(["none", "ridge", "blocks", "network", "spikes"]),
+    help="Of new branches, instead of the recipe's; or of all weights, through the spikes of coded neurons.",
 )
-@click.option("--passes", type=ROUNDS, help="Over the images; --refit network goes without saying.")
+@click.option("--passes", type=ROUNDS, help="Over the images, of --refit spikes, or network, which goes without saying.")
 @click.option("--weights", callback=weight_bits, metavar="int8|int4|...", help="Round weights to integers of 2 to 8 bits.")
 @click.option("--precision", default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]), help="Of fits.")
 @click.option("--resume", is_flag=True, help="Continue a fit that was interrupted.")
@@ -59,23 +62,25 @@ def convert(
 
     MODEL is a timm name (with tag), hf-hub:NAME, local-dir:PATH, or demo. Several processes share the calibration images:
     torchrun --nproc-per-node 2 -m vit2snn convert ... Recipes such as qkformer fit substitutes to MODEL, on some hundred images
-    for some minutes; an interrupted fit goes on with --resume.
+    for some minutes; --refit spikes fits weights to the spikes of any recipe; an interrupted fit goes on with --resume.
 
     \b
     vit2snn convert demo -o demo-snn
     vit2snn convert deit_tiny_patch16_224.fb_in1k --data imagenet/train -o deit-snn
     vit2snn convert demo --recipe qkformer -o demo-qk
     vit2snn convert demo --weights int8 -o demo-int8
+    vit2snn convert demo --recipe binary --timesteps 4 --refit spikes -o demo-binary
     """
     from vit2snn.files import check_output
     from vit2snn.finetune import check_folder, close_folder, folder_of
     from vit2snn.measure.text import parity_table
     from vit2snn.storage.artifact import is_replaceable
 
-    if passes and refit not in (None, "network"):
-        raise click.UsageError(f"--passes are those of --refit network, got --refit {refit}")
-    refit = "network" if passes else refit
-    chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, refit=refit, passes=passes, weight_bits=weights)
+    if passes and refit not in (None, "network", "spikes"):
+        raise click.UsageError(f"--passes are those of --refit network or spikes, got --refit {refit}")
+    fit: dict[str, Any] = {"refit": "network" if passes else refit, "passes": passes}
+    fit = {"refit_passes": passes or PASSES} if refit == "spikes" else fit
+    chosen = find_recipe(recipe, timesteps=timesteps, max_energy=budget, weight_bits=weights, **fit)
     check_output(out, overwrite, is_replaceable)
     check_folder(out, resume, overwrite)
     with launched(images["device"]) as device, _fitting(out, chosen, precision, resume) as fitting:
@@ -154,7 +159,7 @@ def _fitting(out: Path, recipe: Recipe, precision: str, resume: bool) -> Iterato
     from vit2snn.convert import Fitting
     from vit2snn.finetune import drop_folder, folder_of, open_folder
 
-    fits = recipe.structure.replaces and recipe.structure.refit in ("blocks", "network")
+    fits = (recipe.structure.replaces and recipe.structure.refit in ("blocks", "network")) or recipe.coded.refit_passes > 0
     folder = (open_folder(out, resume) if is_main() else folder_of(out)) if fits else None
     wait()
     try:

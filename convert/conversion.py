@@ -29,6 +29,7 @@ from .absorption import absorb_functions, absorb_norms
 from .auto import candidates, choose
 from .batch_axis import check_images_apart, check_times_aligned
 from .budget import affordable
+from .fit_coded import fit_coded
 from .fitting import Fit, Fitting
 from .functions import replace_functions, replace_softmax
 from .inputs import Batches, checked, seeded
@@ -105,6 +106,8 @@ def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, seed: int, f
         recipe = affordable(lambda trial: _spiking(model, copy.deepcopy(network), trial, [first], None), recipe, first)
     seen = batches.some(THRESHOLDS_ON // shards.processes()) if recipe.structure.replaces else batches
     snn = _spiking(model, network, recipe, seen, fit)
+    if recipe.coded.refit_passes:
+        fit_coded(snn.network, recipe, batches, seed, fitting)
     snn.calibrated_on = shards.collected(batches.digests)
     own = exit_table(snn, seen)
     snn.exits = own and own.over_processes()

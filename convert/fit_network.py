@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from ..finetune import Precision, Step, Workspace, train
 from ..tracing import catching, outputs_of
 from .fit_branches import BATCH, settings
-from .inputs import Batches, OwnItems
-from .precision import at_least_float32
+from .inputs import Batches, unlabelled
 from .substitution import is_new_parameter
 from .views import random_views
 
@@ -41,11 +40,7 @@ def fit_network(
         workspace: where checkpoints go; None for none.
         report: called after each update, in the main process.
     """
-    batches = (
-        OwnItems(lambda index: (images[index], 0), len(images), BATCH, seed)
-        if isinstance(images, Tensor)
-        else _Unlabelled(images)
-    )
+    batches = unlabelled(images, BATCH, seed)
     updates = passes * len(batches)
     train(
         network, batches, settings(RATE, updates, len(batches), seed, precision), objective=Likeness(ann),
@@ -80,17 +75,17 @@ class Likeness:
         with outputs_of(model, self.blocks) as found:
             features, logits = _read(model, views)
         return {
-            "logits": _soft(logits, target) if isinstance(self.ann.head, nn.Linear) else _relative(logits, target),
-            "features": FEATURES * _relative(features, target_features),
+            "logits": _soft(logits, target) if isinstance(self.ann.head, nn.Linear) else relative(logits, target),
+            "features": FEATURES * relative(features, target_features),
             "streams": STREAMS
             * torch.stack([self._error(found[name], wanted[name]) for name in self.blocks] or [logits.new_zeros(())]).sum(),
         }
 
     def _error(self, found: Tensor, wanted: Tensor) -> Tensor:
         if not self.prefix:
-            return _relative(found, wanted)
-        before = _relative(found[:, : self.prefix], wanted[:, : self.prefix])
-        return before + _relative(found[:, self.prefix :], wanted[:, self.prefix :])
+            return relative(found, wanted)
+        before = relative(found[:, : self.prefix], wanted[:, : self.prefix])
+        return before + relative(found[:, self.prefix :], wanted[:, self.prefix :])
 
 
 def _read(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,22 +100,8 @@ def _soft(logits: Tensor, target: Tensor) -> Tensor:
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2
 
 
-def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+def relative(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean squared error over the variance of what is wanted."""
     wanted = wanted.float()
     variance = wanted.var() if wanted.numel() > 1 else wanted.new_ones(())
     return (found.float() - wanted).square().mean() / variance.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-class _Unlabelled:
-    """Batches of images with labels that nobody looks at."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-        self.count = sum(1 for _ in batches)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images in map(at_least_float32, self.batches):
-            yield images, torch.zeros(len(images), dtype=torch.int64)

@@ -84,8 +84,7 @@ class Fit:
         assert recipe.structure.refit is not None
         self.network, self.ann, self.recipe, self.batches = network, full_precision(ann), recipe, batches
         self.refit, self.seed, self.fitting = recipe.structure.refit, seed, fitting
-        self.images = _held(batches)
-        self.whole = len(self.images) == len(batches.digests)
+        self.images, self.whole = held(batches)
         steps = max(len(self.images) // BATCH, 1) if self.whole else sum(1 for _ in batches)
         self.work = _Work(places(network, ann), recipe, recipe.structure.passes * steps, fitting.report)
         self.identity = {
@@ -133,13 +132,14 @@ def weights_digest(ann: nn.Module) -> str:
     return digest(torch.stack([p.float().norm() for p in ann.parameters()]))
 
 
-def _held(batches: Batches) -> Tensor:
-    """The images in memory: all of those that are there anyway, or as many as are held."""
+def held(batches: Batches) -> tuple[Tensor, bool]:
+    """The images in memory: all of those that are there anyway, or as many as are held; and whether they are all."""
     taken: list[Tensor] = []
     for images in map(at_least_float32, batches):
         if batches.in_memory or sum(map(len, taken)) < HELD:
             taken.append(images)
-    return torch.cat(taken)
+    images = torch.cat(taken)
+    return images, len(images) == len(batches.digests)
 
 
 class _Work:

@@ -14,6 +14,7 @@ from ..data import TrainingLoader, digest
 from ..errors import DataError, ModelError
 from ..measure.batches import IMAGES, as_tensor, check_preprocessed
 from ..spiking import shards
+from .precision import at_least_float32
 
 
 def checked(model: nn.Module) -> nn.Module:
@@ -185,6 +186,28 @@ class OwnItems(TrainingLoader):
 
     def share(self, process: int, processes: int) -> None:
         """Keep them all."""
+
+
+class _Unlabelled:
+    """Batches of images with labels that nobody looks at."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.count = sum(1 for _ in batches)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images in map(at_least_float32, self.batches):
+            yield images, torch.zeros(len(images), dtype=torch.int64)
+
+
+def unlabelled(images: Tensor | Batches, size: int, seed: int) -> OwnItems | _Unlabelled:
+    """Images to train on without labels: those of a tensor are shuffled, ``size`` in a batch; batches stay as they are."""
+    if isinstance(images, Batches):
+        return _Unlabelled(images)
+    return OwnItems(lambda index: (images[index], 0), len(images), size, seed)
 
 
 def images_of(batch: Any) -> Tensor:

@@ -216,8 +216,10 @@ class SpikingModel(nn.Module):
     @torch.no_grad()
     def exact(self, x: Tensor) -> Tensor | None:
         """The logits ``[B, classes]`` of what spikes approach where this is not the ANN: with substitutes, or with weights of
-        integers. None where it is, or where membrane neurons are a part of what was fitted."""
-        if self.recipe.spike_driven or not (self.recipe.structure.replaces or self.recipe.weight_bits):
+        integers. None where it is, or where something was fitted through spikes, and means nothing without them."""
+        recipe = self.recipe
+        through_spikes = recipe.spike_driven or recipe.coded.refit_passes > 0
+        if through_spikes or not (recipe.structure.replaces or recipe.weight_bits):
             return None
         with analog():
             return simulate(self.network, x, 1)[0]

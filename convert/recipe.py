@@ -103,6 +103,11 @@ class Recipe:
                 "(--budget) is given, and needs an 'auto' branch, or closed-loop thresholds where all branches are kept",
                 "choose another recipe, such as faithful, or leave the budget out",
             )  # fmt: skip
+        if self.max_energy is not None and not auto and self.coded.refit_passes:
+            raise FieldError(
+                self.PATH, "max_energy", "(--budget) is given, and spikes.refit_passes changes the energy after it was met",
+                "choose spikes.price in place of the budget, or leave the refit out",
+            )  # fmt: skip
         if self.max_error is not None and self.max_energy is not None:
             raise FieldError(self.PATH, "max_error", "is given, and max_energy too", "choose one of the budgets")
 
@@ -129,7 +134,7 @@ class Recipe:
     @property
     def keeps_function(self) -> bool:
         """Whether the network with analog neurons computes what the ANN computes."""
-        return self.structure.keeps_function and self.weight_bits is None
+        return self.structure.keeps_function and self.weight_bits is None and not self.coded.refit_passes
 
     @property
     def takes_budget(self) -> bool:

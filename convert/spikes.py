@@ -12,6 +12,7 @@ from torch import nn
 from ..calibration import Prior, ThresholdRule
 from ..spiking import IF, NEURONS, Alphabet, Balanced, CodedNeuron, Coding
 from .fields import FieldError, check_bounds, check_types
+from .structures import LONGEST
 
 MOST_LEVELS, OCTAVES = 256, 100  # of an alphabet, so that float32 holds its smallest level beside the largest
 BURST = 65536  # spikes
@@ -51,6 +52,8 @@ class Coded:
         prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
         bias: whether each timestep has a calibrated bias for each channel. Layer-synchronous neurons with observer ``mse`` have
             none, unless spikes have a price: their thresholds suit the last timestep alone. Those of a wavefront have none.
+        refit_passes: over the calibration images, in which all weights are trained through the spikes after thresholds are set
+            (see `vit2snn.convert.fit_coded`); 0 leaves the weights as they are.
 
     Raises:
         RecipeError: a field has a value that it cannot have.
@@ -77,6 +80,7 @@ class Coded:
     granularity: Literal["tensor", "channel"] = "tensor"
     prior: Prior = "mean"
     bias: bool = True
+    refit_passes: int = 0
 
     def __post_init__(self) -> None:
         check_types(self, self.PATH)
@@ -93,6 +97,7 @@ class Coded:
             "percentile": (0 < self.percentile <= 100, "above 0 and at most 100"),
             "headroom": (0 < self.headroom <= WIDEST, f"above 0 and at most {WIDEST:.0f}"),
             "price": (self.price >= 0, "at least 0"),
+            "refit_passes": (0 <= self.refit_passes <= LONGEST, f"from 0 to {LONGEST}"),
         }
         check_bounds(self, self.PATH, bounds | bursts)
         if self.price and self.thresholds == "static":
@@ -100,6 +105,10 @@ class Coded:
                 self.PATH, "price", f"is {self.price}, and thresholds are static", "choose spikes.thresholds 'closed-loop'"
             )
 
+        if self.refit_passes and not self.levels:
+            raise FieldError(
+                self.PATH, "refit_passes", f"is {self.refit_passes}, and neurons of 0 levels are exact", "leave it out"
+            )  # fmt: skip
         self._check_schedule()
 
     def _check_schedule(self) -> None:
@@ -162,7 +171,8 @@ class Membrane:
     Args:
         neuron: by its name in `vit2snn.spiking.NEURONS`.
         kept: the coded neurons. They are stepwise, and have neither prior, bias nor price: those are learned from the network
-            with analog neurons, which beside membrane neurons is not the ANN.
+            with analog neurons, which beside membrane neurons is not the ANN. Nor are weights trained through their spikes
+            alone.
 
     Raises:
         RecipeError: a field has a value that it cannot have.
@@ -176,7 +186,7 @@ class Membrane:
 
     def __post_init__(self) -> None:
         check_types(self, self.PATH)
-        for name in ("schedule", "price", "prior", "bias"):
+        for name in ("schedule", "price", "prior", "bias", "refit_passes"):
             given, only = getattr(self.kept, name), getattr(KEPT, name)
             if given != only:
                 raise FieldError(

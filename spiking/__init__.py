@@ -19,6 +19,7 @@ from .branches import (
     branch as branch,
 )
 from .coding import Coding as Coding
+from .endings import Ending as Ending, repeating as repeating
 from .graphs import Graphed as Graphed, graphed as graphed
 from .integers import Integers as Integers, integer_weights as integer_weights, straight_through as straight_through
 from .interaction import ByToken as ByToken, TemporalInteraction as TemporalInteraction

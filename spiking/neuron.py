@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import gpu
 from .alphabet import Alphabet, Ladder
 from .coding import CodedStep, Coding, together
+from .endings import ending_of
 from .time import Neuron, Run, ahead
 
 TABLES = ("threshold", "ratio", "silence", "bias", "prior")
@@ -164,6 +165,18 @@ class CodedNeuron(Neuron):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_prepared": None}  # copies make their own
 
+    def range_after(self, timesteps: int) -> tuple[Tensor, Tensor]:
+        """The least and the largest value that so many timesteps can decode, which broadcast against one image's input."""
+        assert self.alphabet is not None
+        least = largest = torch.zeros_like(self.prior)
+        for t in range(timesteps):
+            (a, b), bias = self.coding.coefficients(t), self.bias_at(t)
+            reach = self.spikes_per_step * self.ladder(t).threshold
+            constant = reach.new_zeros(()) if bias is None else bias
+            largest = a * largest + b * (reach + constant)
+            least = a * least + b * ((-reach if self.alphabet.signed else 0) + constant)
+        return self.prior + least, self.prior + largest
+
     @property
     def is_analog(self) -> bool:
         """Whether it passes its input through: it has no alphabet, or this is called within `analog`."""
@@ -186,6 +199,9 @@ class CodedNeuron(Neuron):
 
     def advance(self, frames: Tensor, state: Tensor | None, run: Run) -> tuple[Tensor, Any]:
         """The timesteps of a chunk; see `Neuron.advance`."""
+        ending = ending_of(self)
+        if ending is not None:
+            return ending.added_to(frames), None
         if self.lag:
             frames = seen_later(frames, self.lag, run)
         if self.is_analog and self not in _probes.get():
