@@ -73,7 +73,8 @@ def table(path: Path) -> str:
     lines = ["| recipe | T | refit | latency | top-1 | agreement | error | spikes | energy |", "| --- |" + " --- |" * 8]
     for row in json.loads(path.read_text()):
         lines.append(
-            f"| `{row['recipe']}` | {row['timesteps']} | {row.get('refit_passes') or ''} | {row['latency']} | {row['top1']:.1f} | {row['agreement']:.1f} | "
+            f"| `{row['recipe']}` | {row['timesteps']} | {row.get('refit_passes') or ''} | {row['latency']} | "
+            f"{row['top1']:.1f} | {row['agreement']:.1f} | "
             f"{row['relative_error']:.2g} | {row['spikes_per_neuron']:.2f} | {100 * row['energy']:.0f} % |"
         )
     return "\n".join(lines)
@@ -110,7 +111,8 @@ def main(
         few = prepared(ann, scoring, count=metered, exclude=snn.calibrated_on)
         (point,) = evaluate(snn, batches(few, batch_size), [timesteps]).points
         spent = {"latency": point.latency, "spikes_per_neuron": point.spikes_per_neuron, "energy": point.energy}
-        row = {"recipe": recipe, "timesteps": timesteps, "refit_passes": passes, "calibration": count, "images": total, "seconds": seconds, **found, **spent}
+        chosen = {"recipe": recipe, "timesteps": timesteps, "refit_passes": passes, "calibration": calibration}
+        row = {**chosen, "images": total, "seconds": seconds, **found, **spent}
         row = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
         kept = json.loads(path.read_text()) if path.exists() else []
         kept = [old for old in kept if _key(old) != _key(row)] + [row]

@@ -90,7 +90,7 @@ def test_a_fit_interrupted_with_its_spikes_to_come_does_not_fit_its_structure_ag
         (["--precision", "fp16"], "the precision 'fp16' needs a GPU"),
         (["--passes", "0"], "0 is not in the range"),
         (["--refit", "all"], "'all' is not one of"),
-        (["--refit", "blocks"], "--passes are those of --refit network, got --refit blocks"),
+        (["--refit", "blocks"], "--passes are those of --refit network or spikes, got --refit blocks"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_left(options: list[str], message: str, tmp_path: Path) -> None:
