@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from click.testing import CliRunner
 from conftest import make_recipe, make_vit
+from test_shards import launch
 from torch import Tensor, nn
 
 import vit2snn
@@ -268,3 +271,27 @@ def test_a_loader_that_shuffles_stays_in_its_batches(vit: nn.Module, images: Ten
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=4, shuffle=True)
     snn = to_spiking(vit, FEW, loader)
     assert torch.isfinite(snn(images)).all()
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    launch(__file__, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+    plain = to_spiking(make_vit(), FEW.changed(refit_passes=0), torch.randn(4, 3, 16, 16)).network.state_dict()
+    assert not torch.equal(plain["head.weight"], first["head.weight"])  # they were trained, and not taken back
+
+
+def together(folder: Path) -> None:
+    """What one of two processes does."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    images = (torch.randn(128, 2) @ torch.randn(2, 3 * 16 * 16)).unflatten(1, (3, 16, 16))  # that tell of each other
+    snn = to_spiking(make_vit(), FEW.changed(refit_passes=20), images[rank::2])
+    torch.save(snn.network.state_dict(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    together(Path(sys.argv[1]))
