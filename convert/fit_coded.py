@@ -93,7 +93,7 @@ def _error(likeness: Likeness, network: nn.Module, images: Tensor) -> float:
     """The relative error of the output, over all processes."""
     found = [likeness.compared(network, x) for x in images.split(BATCH)]
     outputs, wanted = (torch.cat(each) for each in zip(*found, strict=True))
-    lost, size = (outputs - wanted).square().sum(), (wanted - wanted.mean(0)).square().sum()
+    lost, size = (outputs - wanted).square().sum(), wanted.square().sum()
     return float((shards.total(lost) / shards.total(size)).sqrt())
 
 
