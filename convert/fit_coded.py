@@ -40,7 +40,8 @@ logger = logging.getLogger("vit2snn")
 def fit_coded(network: nn.Module, recipe: Recipe, batches: Batches, seed: int, fitting: Fitting) -> None:
     """Train all parameters of ``network`` through its spikes, in place; buffers, such as thresholds, stay as they are.
 
-    Weights that then do worse on calibration images that were not trained on are taken back, with a warning.
+    Weights that then do no better on some calibration images, which are not trained on where they are held in memory, are taken
+    back with a warning.
 
     Args:
         network: with calibrated coded neurons, in evaluation mode.
@@ -83,8 +84,8 @@ def fit_coded(network: nn.Module, recipe: Recipe, batches: Batches, seed: int, f
                 parameter.data.copy_(weights[name])
             if shards.is_main():
                 logger.warning(
-                    "weights are as they were: trained through the spikes, they would leave an error of %.2g on calibration "
-                    "images that the training did not see, and have %.2g now; take more of them (--samples)", after, before,
+                    "weights are as they were: trained through the spikes, they would leave an error of %.2g on %d calibration "
+                    "images, and have %.2g now; take more of them (--samples)", after, len(checked), before,
                 )  # fmt: skip
 
 
