@@ -86,7 +86,9 @@ def _key(row: dict[str, Any]) -> tuple[str, int, int]:
 
 @click.command()
 @takes_subject
-@click.option("--row", "rows", multiple=True, type=click.Choice(list(ROWS)), default=list(ROWS))
+@click.option(
+    "--row", "rows", multiple=True, type=click.Choice(list(ROWS)), default=[name for name, row in ROWS.items() if not row[2]]
+)
 @click.option("--calibration", default=128, show_default=True)
 @click.option("--samples", default=1000, show_default=True, help="Images that are scored.")
 @click.option("--metered", default=16, show_default=True, help="Images that energy is counted on.")

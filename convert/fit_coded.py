@@ -2,8 +2,8 @@
 
 Thresholds are the best for each neuron alone. What the errors of all neurons make of the output together is for the weights to
 learn, on images without labels: the network without spikes tells what the output should be. Gradients are straight-through,
-and taken at the end of a run (see `vit2snn.spiking.endings`), so that a step costs a run, and a forward and a backward pass.
-Nothing in it knows a family: what is compared is what comes out.
+and taken at the end of a run (see `vit2snn.spiking.endings`), so that a step costs a run and about four passes of the ANN: the
+teacher's, a forward and a backward one. Nothing in it knows a family: what is compared is what comes out.
 """
 
 from __future__ import annotations
