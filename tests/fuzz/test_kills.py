@@ -1,25 +1,37 @@
 """Commands that are killed while they write: what was there is whole, and the next run leaves what it would have left.
 
-What can be resumed, is, every second time.
+What can be resumed, is, every second time. Commands run in processes that are forked from one which has imported what they
+need: so most of their time is spent on what they do, and a signal finds them at it.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from safetensors.torch import save_file
 from test_official import CASES, checkpoint, model_of
 
-from vit2snn.convert import RECIPES
+from vit2snn.cli import main
+from vit2snn.convert import RECIPES, fit_branches, fitting, trials
+from vit2snn.zoo import demo
 
 pytestmark = pytest.mark.slow
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["vit2snn.cli", "vit2snn.convert", "vit2snn.finetune", "vit2snn.search", "vit2snn.zoo"])
+SCORED, STEPS = 100, 40
+"""Embedded images that the demo is scored on, and updates of each branch in a fit: fewer than there are."""
 
 WRITING = {
     "demo": ["demo", "-o", "demo", "--overwrite"],
@@ -54,17 +66,48 @@ LATER = {f"{out}/metrics.csv" for out in ("trained", "tuned", "fitted")} | {
 SIGNALS = {signal.SIGTERM: (143, -signal.SIGTERM), signal.SIGINT: (130, -signal.SIGINT), signal.SIGKILL: (-signal.SIGKILL,)}
 
 
-def started(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vit2snn", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def run(folder: Path, arguments: list[str], begun: Event) -> None:
+    """A command, in a process of its own, on few embedded images and with short fits."""
+    every = demo.demo_images
+
+    def some(split: Literal["train", "val"]) -> tuple[Any, Any]:
+        images, labels = every(split)
+        return (images, labels) if split == "train" else (images[:SCORED], labels[:SCORED])
+
+    demo.demo_images = some
+    for module in (fit_branches, fitting, trials):
+        module.__dict__["STEPS"] = STEPS
+    os.chdir(folder)
+    with open(said(folder), "wb") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = ["vit2snn", *arguments]
+    begun.set()
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of which multiprocessing would make another exit code
+
+
+def said(folder: Path) -> Path:
+    """The file, beside a folder, with all that the last command there has said."""
+    return folder.with_name("said.txt")
+
+
+def started(folder: Path, arguments: list[str]) -> BaseProcess:
+    begun = FORKED.Event()
+    process = FORKED.Process(target=run, args=(folder, arguments, begun))
+    process.start()
+    assert begun.wait(60)
+    return process
 
 
 def finished(folder: Path, arguments: list[str]) -> float:
     """Seconds that a command takes."""
-    begun = time.monotonic()
     process = started(folder, arguments)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    begun = time.monotonic()
+    process.join()
+    assert process.exitcode == 0, said(folder).read_text()
     return time.monotonic() - begun
 
 
@@ -107,12 +150,13 @@ def test_a_killed_command_leaves_what_was_there_and_the_next_one_clears_up(
     for number in range(pytestconfig.getoption("--fuzz-examples") or 3):
         sent = list(SIGNALS)[number % 3]
         process = started(place, arguments)
-        time.sleep(chance.uniform(0.3, 1) * seconds)
-        process.send_signal(sent)
-        _, said = process.communicate()
-        assert process.returncode in (0, *SIGNALS[sent]), said
+        time.sleep(chance.uniform(0.1, 1) * seconds)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(process.pid or 0, sent)
+        process.join()
+        assert process.exitcode in (0, *SIGNALS[sent]), said(place).read_text()
         left = contents(place)
-        assert before.keys() <= left.keys() | LATER, said
+        assert before.keys() <= left.keys() | LATER, said(place).read_text()
         for name in left:
             if name.endswith(".json") and not name.startswith(".vit2snn-"):
                 json.loads((place / name).read_text())  # it is whole
