@@ -34,10 +34,18 @@ ROWS: dict[str, tuple[str, int, int]] = {
         "ternary-stepwise": (4, 8),
         "ternary": (4, 8),
         "ternary-synchronous": (4,),
+        "faithful": (1,),
     }.items()
     for timesteps in each
 }
-ROWS |= {f"{name} {timesteps} refit": (name, timesteps, 3) for name, timesteps in (("binary", 4), ("ternary-stepwise", 4))}
+ROWS |= {
+    f"{name} {timesteps} refit": (name, timesteps, passes)
+    for name, timesteps, passes in (
+        ("binary", 4, 3),
+        ("ternary-stepwise", 4, 3),
+        ("ternary-synchronous", 4, 6),
+    )
+}
 """Recipe, T, and passes of ``--refit spikes``."""
 
 

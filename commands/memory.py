@@ -58,8 +58,11 @@ def check_conversion(model: nn.Module, recipe: Recipe, batch: int, device: Any) 
 
     from vit2snn.calibration.sensitivity import AT_ONCE
     from vit2snn.convert import provisional, structure
+    from vit2snn.convert.branches import transformer_blocks
     from vit2snn.tracing import footprint
 
+    if recipe.structure.undecided:
+        transformer_blocks(model)  # refuses one whose branches cannot be exchanged
     size = resolve_model_data_config(model)["input_size"]
     snn: SpikingModel = structure(model, provisional(recipe), size)
 

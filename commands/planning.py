@@ -100,10 +100,12 @@ def _candidates(
 
     from vit2snn.convert import candidates, plan as planned, provisional
     from vit2snn.convert.auto import KINDS
+    from vit2snn.convert.branches import transformer_blocks
     from vit2snn.data import prepared
 
     ann: Any = load_ann(name, images)
     size = resolve_model_data_config(ann)["input_size"]
+    transformer_blocks(ann)  # refuses a model whose branches cannot be exchanged
     planned(ann, provisional(recipe), size)  # refuses what it cannot convert
     seed, wanted = images["seed"], images["samples"]
     source, count = own_images(image_source(ann, images), wanted, seed)

@@ -17,6 +17,7 @@ from ..data import digest
 from ..errors import RecipeError
 from ..spiking import shards
 from .blocks import AUTO, any_new, is_new, mixes_tokens
+from .branches import transformer_blocks
 from .fitting import weights_digest
 from .inputs import check_weights
 from .measured import read_measured, write_measured
@@ -53,10 +54,12 @@ def candidates(
         resume: measure only those that are not in ``folder`` yet.
 
     Raises:
+        UnsupportedModuleError: the model's branches cannot be exchanged as a whole.
         ModelError: weights are not finite; the message names them.
         DataError: there are fewer images than a fit of substitutes takes.
         ArtifactError: what is in the folder is damaged, or was begun with other arguments, or it cannot be written.
     """
+    transformer_blocks(model)
     check_weights(model)
     model = full_precision(copy.deepcopy(model).eval().requires_grad_(False))
     kinds = {field: KINDS[field] for field in recipe.structure.undecided}

@@ -15,6 +15,8 @@ from ..spiking import BlockSize
 from ..spiking.substitutes import Inherited, Own
 
 M = TypeVar("M", bound=nn.Module)
+INSTEAD = "choose a recipe with Q-K attention and coded neurons, such as qkformer, or one that keeps both branches, as faithful"
+"""What to do where whole branches cannot be exchanged."""
 
 
 def transformer_blocks(model: nn.Module) -> dict[str, Block]:
@@ -25,24 +27,30 @@ def transformer_blocks(model: nn.Module) -> dict[str, Block]:
     """
     if not isinstance(model, VisionTransformer):
         raise UnsupportedModuleError(
-            f"substitutes take the places of the blocks of timm's VisionTransformer, got {type(model).__name__}",
-            "choose a recipe that keeps attention and mlp, such as faithful",
+            f"whole branches are exchanged in timm's VisionTransformer, got {type(model).__name__}", INSTEAD
         )
     blocks = {f"blocks.{index}": block for index, block in enumerate(model.blocks)}
     for name, block in blocks.items():
         if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
             parts = " and ".join(type(getattr(block, part, None)).__name__ for part in ("attn", "mlp"))
             raise UnsupportedModuleError(
-                f"{name} is a {type(block).__name__} of {parts}; substitutes take the places of timm's Attention and Mlp "
-                "in a pre-norm Block",
-                "choose a recipe that keeps attention and mlp, such as faithful",
+                f"{name} is a {type(block).__name__} of {parts}; exchanged are timm's Attention and Mlp in a pre-norm Block",
+                INSTEAD,
             )
         if block.attn.attn_dim != model.embed_dim:
             raise UnsupportedModuleError(
-                f"the attention of {name} has {block.attn.attn_dim} channels in a stream of {model.embed_dim}",
-                "choose a recipe that keeps attention and mlp, such as faithful",
+                f"the attention of {name} has {block.attn.attn_dim} channels in a stream of {model.embed_dim}", INSTEAD
             )
     return blocks
+
+
+def not_plain(model: nn.Module) -> str:
+    """Why the branches of a model cannot be exchanged as a whole, but only functions in them; empty if they can."""
+    try:
+        transformer_blocks(model)
+    except UnsupportedModuleError as reason:
+        return str(reason)
+    return ""
 
 
 def born_at(like: Tensor, make: Callable[[], M]) -> M:

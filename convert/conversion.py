@@ -36,13 +36,13 @@ from .inputs import Batches, checked, seeded
 from .membrane import fire
 from .model import SpikingModel
 from .multihead import open_attention
-from .planning import Plan, block_plans, plan
+from .planning import Plan, plan, substitution
 from .products import drive_operations
 from .recipe import Recipe
 from .registry import NeuronFactory, handler_for
 from .rounding import mark_weights, round_weights
 from .spikes import Membrane
-from .substitution import substitute
+from .substitution import Substitution, substitute
 from .teacher import Teacher
 
 THRESHOLDS_ON = 256
@@ -97,9 +97,10 @@ def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, seed: int, f
     if recipe.structure.undecided:
         ann, kept, again = Teacher(model).ann, fitting.folder, fitting.resume
         recipe = choose(recipe, list(candidates(ann, recipe, batches, seed=seed, folder=kept, resume=again)))
-    plan(model, recipe, tuple(first.shape[1:]))  # refuses what cannot be converted before anything is fitted
-    network = substituted(model, recipe)
-    fit = Fit(network, Teacher(model).ann, recipe, batches, seed, fitting) if recipe.structure.replaces else None
+    size = tuple(first.shape[1:])
+    plan(model, recipe, size)  # refuses what cannot be converted before anything is fitted
+    network, chosen = substituted(model, recipe, size)
+    fit = Fit(network, chosen, Teacher(model).ann, recipe, batches, seed, fitting) if recipe.structure.replaces else None
     if fit:
         fit.structure()
     if recipe.max_energy is not None:
@@ -162,15 +163,18 @@ def structure(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> 
         NothingConvertedError: the model has no synaptic operation that the recipe converts.
         RecipeError: the recipe names blocks that the model does not have, or mixes no tokens.
     """
-    return _driven(substituted(model, recipe), recipe, plan(model, recipe, input_size), input_size)
+    network, _ = substituted(model, recipe, input_size)
+    return _driven(network, recipe, plan(model, recipe, input_size), input_size)
 
 
-def substituted(model: nn.Module, recipe: Recipe) -> Any:
-    """A copy of ``model``, with the substitutes that the recipe names, which are not fitted yet."""
+def substituted(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> tuple[Any, Substitution]:
+    """A copy of ``model``, with the substitutes that the recipe names, which are not fitted yet; and which they are."""
     network: Any = untied(copy.deepcopy(model)).eval().requires_grad_(True)  # the ANN may be frozen, as a teacher is
+    network, chosen = open_attention(network, recipe), Substitution()
     if recipe.structure.replaces:
-        substitute(network, block_plans(model, recipe), recipe.structure)
-    return open_attention(network, recipe)
+        chosen = substitution(network, recipe, input_size)
+        substitute(network, chosen, recipe.structure)
+    return network, chosen
 
 
 def _driven(network: Any, recipe: Recipe, planned: Plan, input_size: tuple[int, ...]) -> SpikingModel:

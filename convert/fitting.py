@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from msgspec import Meta
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..data import digest
@@ -19,12 +18,14 @@ from ..finetune.checkpoint import BRANCHES, SPIKES, load_checkpoint, restoring, 
 from ..measure.batches import set_digest
 from ..spiking import shards
 from .fields import to_fields
-from .fit_branches import BATCH, HELD, STEPS, Effort, Place, fit_branches, places
+from .fit_branches import BATCH, HELD, STEPS, Effort, fit_branches, places
 from .fit_network import fit_network
+from .fit_parts import fit_parts
 from .fit_spikes import HELD as MOST, fit_spikes
 from .inputs import Batches
 from .precision import at_least_float32, full_precision, without_half
 from .recipe import Recipe
+from .substitution import Substitution
 
 BRANCH_COST = 0.75
 """The work of an update of all branches one by one, over that of the whole network and its ANN together."""
@@ -70,6 +71,7 @@ class Fit:
 
     Args:
         network: with substitutes (see `vit2snn.convert.substitution.substitute`), in evaluation mode. It is fitted in place.
+        chosen: which they are.
         ann: what it was made of, in evaluation mode.
         recipe: ``structure.refit`` and ``structure.passes`` say how far the fit goes.
         batches: images ``[B, C, H, W]``.
@@ -79,14 +81,17 @@ class Fit:
     """
 
     def __init__(
-        self, network: VisionTransformer, ann: VisionTransformer, recipe: Recipe, batches: Batches, seed: int, fitting: Fitting
+        self, network: Any, chosen: Substitution, ann: Any, recipe: Recipe, batches: Batches, seed: int, fitting: Fitting
     ) -> None:  # fmt: skip
         assert recipe.structure.refit is not None
-        self.network, self.ann, self.recipe, self.batches = network, full_precision(ann), recipe, batches
+        self.network, self.chosen, self.recipe, self.batches = network, chosen, recipe, batches
+        self.ann = full_precision(ann)
         self.refit, self.seed, self.fitting = recipe.structure.refit, seed, fitting
         self.images, self.whole = held(batches)
         steps = max(len(self.images) // BATCH, 1) if self.whole else sum(1 for _ in batches)
-        self.work = _Work(places(network, ann), recipe, recipe.structure.passes * steps, fitting.report)
+        stages = [part.name for part in chosen.parts] or [place.name for place in places(network, ann) if place.is_new]
+        each = BRANCH_COST / (len(chosen.parts) or 2 * len(chosen.blocks))
+        self.work = _Work(stages, each, recipe, recipe.structure.passes * steps, fitting.report)
         self.identity = {
             "structure": to_fields(recipe.structure), "seed": seed, "precision": fitting.precision,
             "images": set_digest(batches.digests),
@@ -100,13 +105,18 @@ class Fit:
             ArtifactError: a checkpoint cannot be read or written, or is one of another fit.
         """
         with without_half(self.network):
-            fit_branches(self.network, self.ann, self.images[:HELD], self._effort(BRANCHES, self.work.branch))
+            few, effort = self.images[:HELD], self._effort(BRANCHES, self.work.branch)
+            if self.chosen.parts:
+                fit_parts(self.network, self.ann, self.chosen.parts, few, effort)
+            else:
+                fit_branches(self.network, self.ann, few, effort)
             if self.refit == "network":
                 shown = self.images if self.whole else self.batches
                 folder = self.fitting.folder
                 workspace = Workspace(folder, EVERY, self.fitting.resume, self.identity) if folder else None
+                blocks = [block.name for block in self.chosen.blocks]
                 passes, precision = self.recipe.structure.passes, self.fitting.precision
-                fit_network(self.network, self.ann, shown, passes, self.seed, precision, workspace, self.work.network)
+                fit_network(self.network, self.ann, blocks, shown, passes, self.seed, precision, workspace, self.work.network)
 
     def spikes(self) -> None:
         """Balance the membrane neurons, which the network has by now, and fit branches through them.
@@ -145,10 +155,10 @@ def held(batches: Batches) -> tuple[Tensor, bool]:
 class _Work:
     """What there is to do, in updates of the whole network in float, and how much of it is done."""
 
-    def __init__(self, found: Sequence[Place], recipe: Recipe, steps: int, report: Callable[[Progress], None]) -> None:
-        self.report = report
-        self.each = BRANCH_COST / len(found)
-        self.branches = [place.name for place in found if place.is_new]
+    def __init__(
+        self, branches: Sequence[str], each: float, recipe: Recipe, steps: int, report: Callable[[Progress], None]
+    ) -> None:
+        self.report, self.branches, self.each = report, branches, each
         refit = recipe.structure.refit
         trains = refit in ("blocks", "network")
         self.timesteps = recipe.timesteps

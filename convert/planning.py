@@ -14,15 +14,17 @@ from ..spiking import Balanced, neurons
 from ..tracing import Operation, record
 from . import rules  # noqa: F401  (registers the built-in rules)
 from .absorption import absorbed
+from .anatomy import anatomy
 from .blocks import BlockPlan, check_mixing, is_new, kinds_by_block, new_branches
-from .branches import transformer_blocks
+from .branches import not_plain, transformer_blocks
+from .lines import in_place, replaced_parts
 from .membrane import fire
 from .multihead import with_open_attention
 from .recipe import Recipe
 from .registry import handler_for, keep_analog
 from .spikes import Membrane
 from .structures import FIELDS
-from .substitution import substitute
+from .substitution import Substitution, substitute
 
 Action = Literal["spiking", "analog", "ignored", "absorbed"]
 
@@ -49,11 +51,13 @@ class PlannedModule:
 class Plan:
     """The modules in order of execution, and the blocks where the recipe gives them other branches than their own.
 
-    ``absorbed`` has the modules that disappear, and the layers that they go into.
+    ``absorbed`` has the modules that disappear, and the layers that they go into; ``left`` those with a softmax, an activation
+    function or a norm that nothing takes the place of, whatever the recipe says.
     """
 
     modules: tuple[PlannedModule, ...]
     blocks: tuple[BlockPlan, ...] = ()
+    left: tuple[str, ...] = ()
     absorbed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -90,14 +94,15 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
     """
     if any(neurons(model)):
         raise ModelError(f"{type(model).__name__} is a spiking network already", "convert the ANN it came from, or train it")
-    blocks = () if recipe.structure.attention == "softmax" and recipe.structure.mlp == "mlp" else block_plans(model, recipe)
+    model = with_open_attention(model, recipe)
+    keeps = recipe.structure.attention == "softmax" and recipe.structure.mlp == "mlp"
+    chosen = Substitution() if keeps else substitution(model, recipe, input_size)
     if recipe.structure.replaces:
         network: Any = copy.deepcopy(model)
-        substitute(network, blocks, recipe.structure)
+        substitute(network, chosen, recipe.structure)
         if isinstance(recipe.spikes, Membrane):
-            fire(network, blocks, recipe.spikes)
+            fire(network, chosen.blocks, recipe.spikes)
         model = network
-    model = with_open_attention(model, recipe)
     operations = record(model, input_size)
     pairs = absorbed(model, operations, recipe)
     planned, missing = _planned(model, recipe, operations, pairs)
@@ -108,26 +113,36 @@ def plan(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Plan:
             f"nothing in {type(model).__name__} would be converted",
             "see what a plan covers with: vit2snn inspect MODEL",
         )
-    return Plan(tuple(planned), blocks, pairs)
+    return Plan(tuple(planned), chosen.blocks, chosen.left, pairs)
 
 
-def block_plans(model: nn.Module, recipe: Recipe) -> tuple[BlockPlan, ...]:
-    """What the recipe makes of each block of a ViT.
+def substitution(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) -> Substitution:
+    """What the recipe makes of each block of a model whose `torch.nn.MultiheadAttention` is open.
 
     Raises:
-        UnsupportedModuleError: the model is no ViT.
+        UnsupportedModuleError: the model has no blocks, or its blocks cannot become what the recipe says.
         RecipeError: the recipe names blocks that are not there, or no block would mix tokens.
     """
-    names = list(transformer_blocks(model))
     if recipe.structure.undecided:
         raise RecipeError(
             "'auto' chooses the branches on calibration images, so there is no plan without them",
             "convert the model, and look at the result: vit2snn inspect OUT",
         )
+    reason = not_plain(model)
+    found = anatomy(model, input_size) if reason else None
+    names = list(transformer_blocks(model)) if found is None else [block.name for block in found.blocks]
+    if not names:
+        raise UnsupportedModuleError(
+            f"{type(model).__name__} has no block in which lines could take the place of a softmax or an activation function",
+            "choose a recipe that keeps attention and mlp, such as faithful",
+        )
     kinds = (kinds_by_block(field, getattr(recipe.structure, field), names) for field in FIELDS)
     plans = tuple(BlockPlan(*row) for row in zip(names, *kinds, strict=True))
-    check_mixing(plans)
-    return plans
+    if found is None:
+        check_mixing(plans)
+        return Substitution(plans)
+    plans = in_place(found, plans, recipe, reason)
+    return Substitution(plans, tuple(replaced_parts(found, plans, recipe.structure)), found.left)
 
 
 def _planned(

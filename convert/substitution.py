@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,52 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
 from ..spiking import Balanced, TemporalInteraction
-from ..spiking.substitutes import NORMS, Inherited, Own, StaticNorm, SubstituteAttention, SubstituteMlp, substitute_mlp
+from ..spiking.substitutes import (
+    NORMS,
+    Inherited,
+    Own,
+    RectifiedSoftmax,
+    StaticNorm,
+    SubstituteAttention,
+    SubstituteMlp,
+    substitute_mlp,
+)
+from .anatomy import Part
 from .blocks import BlockPlan, is_new
 from .branches import block_size, born_at, own_maps
+from .lines import straighten
 from .structures import Structure
 
 
-def substitute(network: VisionTransformer, plans: Sequence[BlockPlan], structure: Structure) -> None:
-    """Put substitutes in place of the parts that ``plans`` name, in place. They have the ANN's maps, and are not fitted yet.
+@dataclass(frozen=True)
+class Substitution:
+    """What takes the place of what.
+
+    Attributes:
+        blocks: of the model, with the kinds of their branches.
+        parts: of a model whose branches stay, those with functions that lines take the place of; none of a plain ViT.
+        left: the modules in which there is a function that nothing takes the place of.
+    """
+
+    blocks: tuple[BlockPlan, ...] = ()
+    parts: tuple[Part, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def substitute(network: Any, chosen: Substitution, structure: Structure) -> None:
+    """Put substitutes in the places that were chosen for them, in place. They are not fitted yet.
+
+    Raises:
+        UnsupportedModuleError: the model reads its tokens by attention pooling, and the recipe another way.
+    """
+    if chosen.parts:
+        straighten(network, chosen.parts, structure)
+    else:
+        exchange(network, chosen.blocks, structure)
+
+
+def exchange(network: VisionTransformer, plans: Sequence[BlockPlan], structure: Structure) -> None:
+    """Put new branches in place of those that ``plans`` name, in place. They have the ANN's maps, and are not fitted yet.
 
     timm's blocks stay, x + attn(norm(x)), under their names; a LayerScale goes into the map that it scales. With norms of ours
     the last norm is one too, if the last block's perceptron is a substitute.
@@ -84,7 +123,7 @@ def is_new_parameter(network: nn.Module, name: str) -> bool:
         return True
     if isinstance(owners[-1], Balanced):
         return False
-    if isinstance(owners[-1], StaticNorm):
+    if isinstance(owners[-1], (StaticNorm, RectifiedSoftmax)):
         return True
     for depth, owner in enumerate(owners):
         if isinstance(owner, SubstituteAttention):

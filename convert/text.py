@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from ..measure.text import COLUMNS, short, table
 from ..tracing import Operation
 from .planning import Plan, PlannedModule
@@ -22,7 +24,14 @@ def plan_table(plan: Plan, recipe: Recipe) -> str:
     most = (plan.macs - analog + products) * recipe.timesteps
     bound = f"{most / 1e6:.1f} M accumulates in {recipe.timesteps} timesteps, if each neuron sent a spike in each"
     found = table(["module", "type", "operation", "neurons on", "MMAC"], rows, COLUMNS)
-    return "\n".join([found, cost, bound, *_weights(plan, recipe)])
+    return "\n".join([found, cost, bound, *_weights(plan, recipe), *_blocks(plan)])
+
+
+def _blocks(plan: Plan) -> list[str]:
+    """What becomes of the blocks, and what nothing takes the place of; no lines where they stay as they are."""
+    runs = [list(run) for _, run in groupby(plan.blocks, lambda block: (block.attention, block.mlp))]
+    lines = [f"{run[0].name}{f' to {run[-1].name}' if len(run) > 1 else ''}: {run[0].attention}, {run[0].mlp}" for run in runs]
+    return [*lines, f"left as they are: {', '.join(plan.left[:3])}{', ...' * (len(plan.left) > 3)}"] if plan.left else lines
 
 
 def _weights(plan: Plan, recipe: Recipe) -> list[str]:

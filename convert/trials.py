@@ -25,7 +25,7 @@ from .branches import transformer_blocks
 from .fit_branches import BATCH, Effort, Place, fit_place, places
 from .inputs import seeded
 from .recipe import Recipe
-from .substitution import substitute
+from .substitution import exchange
 
 STEPS = 60
 """Updates of a substitute that is only to be measured."""
@@ -123,7 +123,7 @@ class _Trial:
         network = copy.deepcopy(self.model)
         if is_new(kind):
             with self._seeded(field, kind):
-                substitute(network, _plans(self.model, field, kind), self.recipe.structure)
+                exchange(network, _plans(self.model, field, kind), self.recipe.structure)
         network.eval()
         macs = _macs(network, self.images)[field]
         found = [place for place in places(network, self.model) if place.name.endswith(f".{PARTS[field][1]}")]

@@ -24,6 +24,7 @@ from .graphs import Graphed as Graphed, graphed as graphed
 from .integers import Integers as Integers, integer_weights as integer_weights, straight_through as straight_through
 from .interaction import ByToken as ByToken, TemporalInteraction as TemporalInteraction
 from .layers import (
+    DotProductAttention as DotProductAttention,
     InTurn as InTurn,
     SpikingConv2d as SpikingConv2d,
     SpikingDotProductAttention as SpikingDotProductAttention,

@@ -78,18 +78,16 @@ class InTurn(nn.Module):
         return self.turns[turn % len(self.turns)](*args, **kwargs)
 
 
-class SpikingDotProductAttention(nn.Module):
-    """softmax(q kᵀ · scale + mask) v with neurons on q, k, v and the softmax's output; takes the place, and the
-    arguments, of `torch.nn.functional.scaled_dot_product_attention`.
+class DotProductAttention(nn.Module):
+    """softmax(q kᵀ · scale + mask) v, step by step; takes the place, and the arguments, of
+    `torch.nn.functional.scaled_dot_product_attention`.
 
-    Both products are synaptic operations on spikes: S[t] = S[t-1] + Δq k[t-1]ᵀ + q[t] Δkᵀ. The softmax is evaluated on the
-    decoded scores and stays analog; ``softmax`` may be set to another module over the last axis.
-    Shapes: q ``[T * B, h, N, d]``, k ``[T * B, h, M, d]``, v ``[T * B, h, M, e]``.
+    ``softmax`` may be set to another module over the last axis. Shapes: q ``[T * B, h, N, d]``, k ``[T * B, h, M, d]``,
+    v ``[T * B, h, M, e]``.
     """
 
-    def __init__(self, query: nn.Module, key: nn.Module, weights: nn.Module, value: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.query, self.key, self.weights, self.value = query, key, weights, value
         self.softmax: nn.Module = nn.Softmax(-1)
 
     def forward(
@@ -111,7 +109,7 @@ class SpikingDotProductAttention(nn.Module):
             groups = query.shape[-3] // key.shape[-3]
             key, value = (operand.repeat_interleave(groups, -3) for operand in (key, value))
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        scores = (self.query(query) @ self.key(key).transpose(-2, -1)).mul_(scale)
+        scores = (self._operand("query", query) @ self._operand("key", key).transpose(-2, -1)).mul_(scale)
         if is_causal:
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, float("-inf"))
@@ -119,5 +117,25 @@ class SpikingDotProductAttention(nn.Module):
             scores = scores.masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             scores = scores + attn_mask
-        attended: Tensor = self.weights(self.softmax(scores)) @ self.value(value)
+        attended: Tensor = self._operand("weights", self.softmax(scores)) @ self._operand("value", value)
         return attended
+
+    def _operand(self, name: str, x: Tensor) -> Tensor:
+        """An operand of one of the two products: ``query``, ``key``, ``weights`` or ``value``."""
+        return x
+
+
+class SpikingDotProductAttention(DotProductAttention):
+    """The same with neurons on q, k, v and the softmax's output.
+
+    Both products are synaptic operations on spikes: S[t] = S[t-1] + Δq k[t-1]ᵀ + q[t] Δkᵀ. The softmax is evaluated on the
+    decoded scores and stays analog.
+    """
+
+    def __init__(self, query: nn.Module, key: nn.Module, weights: nn.Module, value: nn.Module) -> None:
+        super().__init__()
+        self.query, self.key, self.weights, self.value = query, key, weights, value
+
+    def _operand(self, name: str, x: Tensor) -> Tensor:
+        spikes: Tensor = self.get_submodule(name)(x)
+        return spikes

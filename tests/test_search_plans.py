@@ -186,5 +186,5 @@ def test_bad_input(tmp_path: Path) -> None:
     save_model(timm.create_model("efficientformerv2_s0"), tmp_path / "other")
     other = run("plan", f"local-dir:{tmp_path / 'other'}", "--data", tmp_path, "-o", tmp_path / "plans")
     assert other.exit_code == 1
-    assert "substitutes take the places of the blocks of timm's VisionTransformer" in other.stderr
+    assert "whole branches are exchanged in timm's VisionTransformer" in other.stderr
     assert not (tmp_path / "plans").exists()

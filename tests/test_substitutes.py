@@ -67,10 +67,11 @@ def wanted(made: SubstituteAttention, x: Tensor) -> Tensor:
         return (q @ k.mT) @ v * term.gain / N
     if kind == "qk-relu":
         scores = m["query"] @ (m["key"] - m["key"].mean(2, keepdim=True)).mT / WIDTH**0.5
-        a = sum(relu(g * scores + b) for g, b in zip(term.gains, term.offsets, strict=True))
+        softmax = term.softmax
+        a = sum(relu(g * scores + b) for g, b in zip(softmax.gains, softmax.offsets, strict=True))
         rows = [0] + [1] * (N - 1)
-        lines = zip(term.slopes, term.levels, strict=True)
-        share = term.least[:, rows] + sum(relu(a.mean(-1, keepdim=True) * d[:, rows] + c[:, rows]) for d, c in lines)
+        lines = zip(softmax.slopes, softmax.levels, strict=True)
+        share = softmax.least[:, rows] + sum(relu(a.mean(-1, keepdim=True) * d[:, rows] + c[:, rows]) for d, c in lines)
         return share * (a @ v) / N
     if kind == "conv":
         grid = v.transpose(-1, -2).reshape(len(x), 12, N)

@@ -9,19 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..errors import ModelError
 from .calls import IN_PLACE, SYNAPTIC, function_name
-
-MODULE_CALL = nn.Module._call_impl.__code__
-"""The code that runs when a module is called, whichever its class."""
+from .mixing import Mixed, OwnCalls, mix
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class DrivenCall:
     attention: str = ""
 
 
-class DrivenCalls(nn.Module):
+class DrivenCalls(Mixed):
     """Mixed into the class of a module by `drive`: its own ``forward``, some of whose calls of synaptic functions are driven.
 
     ``driven`` has them by their number among all `SYNAPTIC` calls that this ``forward`` makes.
@@ -54,38 +50,21 @@ class DrivenCalls(nn.Module):
         with _Driver(self, sys._getframe()):
             return super().forward(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle cannot find a class that was made at run time; what it was made of, it can.
-        own = type(self).__mro__[2]
-        return _undriven, (own,), *super().__reduce_ex__(protocol)[2:]
 
-
-class _Driver(TorchFunctionMode):
-    """Drives the calls of one ``forward``: those that are made under its ``frame`` and in no module called from there."""
+class _Driver(OwnCalls):
+    """Drives the calls of one ``forward``."""
 
     def __init__(self, module: DrivenCalls, frame: FrameType) -> None:
-        super().__init__()
-        self.module, self.frame = module, frame
+        super().__init__(frame)
+        self.module = module
         self.made = 0
-
-    def _is_own(self) -> bool:
-        """Whether the call that is being handled is the module's own.
-
-        The frames tell it. Hooks would have to be registered for all threads, and would miss the end of a module that raises.
-        """
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and frame is not self.frame:
-            if frame.f_code is MODULE_CALL:
-                return False
-            frame = frame.f_back
-        return frame is not None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if name not in SYNAPTIC or not self._is_own():
+        if name not in SYNAPTIC or not self.is_own():
             return func(*args, **kwargs)
         call = self.module.driven.get(self.made)
         self.made += 1
@@ -112,17 +91,6 @@ class _Driver(TorchFunctionMode):
 
 def drive(module: nn.Module, calls: dict[int, DrivenCall]) -> nn.Module:
     """Make ``module``, which has the neurons as submodules, drive these calls; it keeps its identity and its attributes."""
-    module.__class__ = _driven(type(module))  # type: ignore[arg-type]
+    mix(module, DrivenCalls, f"Spiking{type(module).__name__}")
     module.driven = calls  # type: ignore[assignment]
     return module
-
-
-def _undriven(kind: type[nn.Module]) -> nn.Module:
-    """A module of the class that drives calls of ``kind``, without its state."""
-    made = _driven(kind)  # type: ignore[arg-type]
-    return made.__new__(made)
-
-
-@cache
-def _driven(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Spiking{kind.__name__}", (DrivenCalls, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})

@@ -44,10 +44,11 @@ Kind = Literal["weighted", "product", "analog", "scale", "opaque"]
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a torch function: its name, its arguments by position, all tensors among its arguments, and what it made."""
+    """A call of a torch function: its name, its arguments, all tensors among them, and what it made."""
 
     name: str
     args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     operands: list[Tensor]
     result: Any
 
@@ -162,7 +163,7 @@ class Signals(Calls):
     ) -> Any:
         kwargs = kwargs or {}
         name, operands = function_name(func), tensors_in([args, kwargs])
-        call = Call(name, args, operands, self.compute(partial(func, *args, **kwargs), name, operands))
+        call = Call(name, args, kwargs, operands, self.compute(partial(func, *args, **kwargs), name, operands))
         result = call.result
         depends = any(map(self.is_signal, operands))
         if depends and call.name in ("setitem", "copy_"):

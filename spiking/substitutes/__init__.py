@@ -3,6 +3,7 @@
 from .attention import SubstituteAttention as SubstituteAttention
 from .base import (
     INTERACTION as INTERACTION,
+    JOIN as JOIN,
     Inherited as Inherited,
     Own as Own,
     Term as Term,
@@ -24,3 +25,4 @@ from .linear import LinearAttention as LinearAttention
 from .mlp import MLPS as MLPS, ExpertMlp as ExpertMlp, SubstituteMlp as SubstituteMlp, substitute_mlp as substitute_mlp
 from .norm import NORMS as NORMS, GatedNorm as GatedNorm, StaticNorm as StaticNorm
 from .rectified import RectifiedAttention as RectifiedAttention
+from .softmax import RectifiedSoftmax as RectifiedSoftmax

@@ -17,17 +17,22 @@ class StaticNorm(nn.Module):
 
     Args:
         channels: C.
-        prefix: tokens before the patches.
+        prefix: tokens before the patches; without any, there may be any axes.
+        dim: the axis of channels.
     """
 
-    def __init__(self, channels: int, prefix: int = 0) -> None:
+    def __init__(self, channels: int, prefix: int = 0, dim: int = -1) -> None:
         super().__init__()
+        self.dim = dim
         self.weight = nn.Parameter(torch.ones(prefix + 1, channels))
         self.bias = nn.Parameter(torch.zeros(prefix + 1, channels))
 
     @torch.no_grad()
     def start(self, x: Tensor, wanted: Tensor) -> None:
         """The least-squares map from ``x`` to ``wanted``, both ``[B, N, C]`` (or ``[B, C]``), channel by channel."""
+        self._map(*(self._channels_last(each) for each in (x, wanted)))
+
+    def _map(self, x: Tensor, wanted: Tensor) -> None:
         for index in range(len(self.weight)):
             given, target = self._row(x, index), self._row(wanted, index)
             mean, middle = given.mean(0), target.mean(0)
@@ -43,10 +48,20 @@ class StaticNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C]`` (or ``[B, C]`` where there are patches only) to the same shape."""
+        return self._channels_last(self._of_tokens(self._channels_last(x)))
+
+    def _of_tokens(self, x: Tensor) -> Tensor:
+        """Of channels that lie along the last axis."""
         return x * self._by_token(self.weight, x) + self._by_token(self.bias, x)
 
+    def _channels_last(self, x: Tensor) -> Tensor:
+        """With the axis of channels and the last one exchanged."""
+        return x if self.dim in (-1, x.ndim - 1) else x.transpose(self.dim, -1)
+
     def _row(self, x: Tensor, index: int) -> Tensor:
-        """Of ``x`` ``[B, N, ...]`` the tokens that one row of the parameters is for, in one axis; of ``[B, ...]`` all."""
+        """Of ``x`` ``[B, N, C]`` the tokens that one row of the parameters is for, in one axis; of one row all."""
+        if len(self.weight) == 1:
+            return x.flatten(0, -2)
         tokens = x if x.ndim > 2 else x.unsqueeze(1)
         return tokens[:, index : index + 1 if index < len(self.weight) - 1 else None].flatten(0, 1)
 
@@ -67,8 +82,8 @@ class GatedNorm(StaticNorm):
     line a neuron's rate between silence and saturation, as in a Q-K token gate, so nothing is left but one product.
     """
 
-    def __init__(self, channels: int, prefix: int = 0) -> None:
-        super().__init__(channels, prefix)
+    def __init__(self, channels: int, prefix: int = 0, dim: int = -1) -> None:
+        super().__init__(channels, prefix, dim)
         self.centre = nn.Parameter(torch.zeros(channels))
         self.slope = nn.Parameter(torch.zeros(prefix + 1, 1))
         self.level = nn.Parameter(torch.ones(prefix + 1, 1))
@@ -77,6 +92,7 @@ class GatedNorm(StaticNorm):
     @torch.no_grad()
     def start(self, x: Tensor, wanted: Tensor) -> None:
         """The line next to the usual magnitude over a token's own, and behind it the map of `StaticNorm`."""
+        x, wanted = (self._channels_last(each) for each in (x, wanted))
         self.centre.copy_(x.flatten(0, -2).mean(0))
         size = self._size(x)
         for index in range(len(self.weight)):
@@ -86,11 +102,10 @@ class GatedNorm(StaticNorm):
             steady = 1e-3 * usual.square()
             self.slope[index] = (ratio * excess).mean() / (excess.square().mean() + steady)
             self.level[index] = ratio.mean() - self.slope[index] * usual
-        super().start(self._gate(x) * x, wanted)
+        self._map(self._gate(x) * x, wanted)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, C]`` (or ``[B, C]`` where there are patches only) to the same shape."""
-        return super().forward(self._gate(x) * x)
+    def _of_tokens(self, x: Tensor) -> Tensor:
+        return super()._of_tokens(self._gate(x) * x)
 
     def _size(self, x: Tensor) -> Tensor:
         apart = x - self.centre
