@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..convert import SpikingModel
 from ..spiking import CodedNeuron
+from ..spiking.substitutes import RectifiedSoftmax
 
 
 @torch.no_grad()
@@ -21,7 +22,9 @@ def check_tables(snn: SpikingModel) -> None:
             message names the neuron.
     """
     coded = {name: neuron for name, neuron in snn.neurons().items() if neuron.alphabet is not None}
-    handles = [neuron.register_forward_pre_hook(partial(_compare, name)) for name, neuron in coded.items()]
+    masked = [module for module in snn.network.modules() if isinstance(module, RectifiedSoftmax)]
+    handles = [softmax.register_forward_pre_hook(_check_mask) for softmax in masked]
+    handles += [neuron.register_forward_pre_hook(partial(_compare, name)) for name, neuron in coded.items()]
     try:
         for name, neuron in coded.items():
             _check(name, neuron)
@@ -31,6 +34,10 @@ def check_tables(snn: SpikingModel) -> None:
             handle.remove()
     if logits.shape[:2] != (1, 1):
         raise ValueError(f"it gives logits of shape {list(logits.shape)} for a timestep and an image")
+
+
+def _check_mask(softmax: RectifiedSoftmax, inputs: tuple[Any, ...]) -> None:
+    softmax.check_mask(inputs[0])
 
 
 def _check(name: str, neuron: CodedNeuron) -> None:
@@ -51,9 +58,9 @@ def _check(name: str, neuron: CodedNeuron) -> None:
 
 
 def _compare(name: str, neuron: CodedNeuron, inputs: tuple[Any, ...]) -> None:
-    """Refuse tables that do not spread over an image's input ``[...]`` of ``[T * B, ...]``."""
-    seen: Tensor = inputs[0]
-    image = seen.shape[1:]
+    """Refuse tables that do not spread over an image's input ``[...]``, or ``[K, ...]`` where there are K windows of it."""
+    seen: Tensor = inputs[0]  # of one image in one timestep
+    image = seen.shape[1:] if len(seen) == 1 else seen.shape
     steps = {what: getattr(neuron, what) for what in ("threshold", "ratio", "silence", "bias")}
     shapes = {what: table.shape[1:] for what, table in steps.items() if len(table)} | {"prior": neuron.prior.shape}
     for what, shape in shapes.items():

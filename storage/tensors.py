@@ -14,11 +14,14 @@ from ..errors import ArtifactError
 from ..spiking import Balanced, CodedNeuron, Integers, integer_weights
 from ..spiking.balanced import TABLES as BALANCED
 from ..spiking.neuron import TABLES as CODED
+from ..spiking.substitutes import RectifiedSoftmax
 
 LARGEST_HEADER = 16 * 2**20
 """Bytes of names, shapes and types: a tensor takes some 150 of them."""
 
-CALIBRATED = {CodedNeuron: CODED, Balanced: BALANCED}
+CALIBRATED: Mapping[type[nn.Module], tuple[str, ...]] = {
+    CodedNeuron: CODED, Balanced: BALANCED, RectifiedSoftmax: ("shut",)
+}  # fmt: skip
 """Tables whose shapes are known from calibration only."""
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -80,7 +83,12 @@ def read_tensors(module: nn.Module, path: Path, hint: str) -> None:
             numbers; the message names the tensor.
     """
     wanted, whole = module.state_dict(), integer_weights(module)
-    free = {f"{name}.{table}" for name, part in module.named_modules() for table in CALIBRATED.get(type(part), ())}
+    free = {
+        f"{name}.{table}"
+        for name, part in module.named_modules()
+        for kind, tables in CALIBRATED.items()
+        for table in (tables if isinstance(part, kind) else ())
+    }
     _check_shapes(shapes(path, hint), wanted, free, path, hint)
     with safe_open(path, "pt") as file:
         found = {name: file.get_tensor(name) for name in wanted}

@@ -31,7 +31,7 @@ class RectifiedSoftmax(nn.Module):
         dim: the axis of the keys; that of the queries is the last one beside it, and that of the heads the one before.
     """
 
-    shut: Tensor | None
+    shut: Tensor
 
     def __init__(self, heads: int, prefix: int = 0, dim: int = -1) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class RectifiedSoftmax(nn.Module):
         self.least = nn.Parameter(torch.ones(rows))
         self.rectify = nn.ModuleList(nn.ReLU() for _ in KNOTS)
         self.saturate = nn.ModuleList(nn.ReLU() for _ in MEANS[1:])
-        self.register_buffer("shut", None)
+        self.register_buffer("shut", torch.zeros(0, dtype=torch.bool))  # what a mask shuts out, if there is one
 
     def no_weight_decay(self) -> set[str]:
         """As timm's models have it: lines have no weights."""
@@ -57,10 +57,9 @@ class RectifiedSoftmax(nn.Module):
     @torch.no_grad()
     def start(self, scores: Tensor, images: int) -> None:
         """The mask, and lines of the reciprocal around the usual mean of a row, from the scores of so many images."""
-        scores = self._keys_last(scores)
-        shut = (scores < SHUT).unflatten(0, (images, -1)).all(0)
-        self.shut = shut if shut.any() else None
-        self.start_rows(self._mean(self.lines(self._centred(scores))))
+        shut = (self._keys_last(scores) < SHUT).unflatten(0, (images, -1)).all(0)
+        self.shut = shut if shut.any() else shut.new_zeros(0)
+        self.start_rows(self._mean(self._attention(scores)))
 
     @torch.no_grad()
     def start_rows(self, means: Tensor) -> None:
@@ -79,28 +78,37 @@ class RectifiedSoftmax(nn.Module):
 
     def forward(self, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Weights of the keys, of the shape of the scores; arguments are those of `torch.nn.functional.softmax`."""
-        attention = self.lines(self._centred(self._keys_last(input)))
-        if self.shut is not None:
-            attention = self._masked(attention)
-        means = self._mean(attention)
-        return self._keys_last(self.share(means) / self._count(attention) * attention)
+        attention = self._attention(input)
+        weights = self.share(self._mean(attention)) / self._count(attention) * attention
+        return self._keys_last(weights.reshape(self._keys_last(input).shape))
+
+    def _attention(self, scores: Tensor) -> Tensor:
+        """A, with the windows of an image along an axis of their own, ``[B, K, ...]``, where they have masks."""
+        scores = self._keys_last(scores)
+        if not self._is_masked:
+            return self.lines(scores - self._mean(scores))
+        scores = scores.unflatten(0, (-1, len(self.shut))).masked_fill(self.shut, 0.0)
+        return self.lines(scores - self._mean(scores)).masked_fill(self.shut, 0.0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Whether there is a mask is known only from images.
-        self.shut = state_dict.get(f"{prefix}shut")
+        # Whether there is a mask, and which, is known only from images, so its shape is taken from the file.
+        if (saved := state_dict.get(f"{prefix}shut")) is not None:
+            self.shut = torch.empty(saved.shape, dtype=torch.bool, device=self.shut.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _centred(self, scores: Tensor) -> Tensor:
-        """Scores, less their mean over the keys that are not shut out."""
-        if self.shut is not None:
-            scores = self._masked(scores)
-        return scores - self._mean(scores)
+    def check_mask(self, scores: Tensor) -> None:
+        """Refuse a mask that does not fit the scores ``[B, ...]`` of an image.
 
-    def _masked(self, x: Tensor) -> Tensor:
-        """With 0 for what is shut out. Windows of an image, whose masks differ, lie along the first axis."""
-        assert self.shut is not None
-        masked: Tensor = x.unflatten(0, (-1, len(self.shut))).masked_fill(self.shut, 0.0).flatten(0, 1)
-        return masked
+        Raises:
+            ValueError: it does not; both shapes are told.
+        """
+        seen, mask = self._keys_last(scores).shape, self.shut.shape
+        if self._is_masked and (len(mask) != len(seen) or seen[0] % mask[0] or mask[1:] != seen[1:]):
+            raise ValueError(f"the mask has shape {list(mask)}, and the scores {list(seen)}")
+
+    @property
+    def _is_masked(self) -> bool:
+        return self.shut.numel() > 0
 
     def _mean(self, x: Tensor) -> Tensor:
         """Over the keys that are not shut out."""
@@ -108,11 +116,7 @@ class RectifiedSoftmax(nn.Module):
 
     def _count(self, x: Tensor) -> Tensor | int:
         """Of the keys that are not shut out."""
-        if self.shut is None:
-            return x.shape[-1]
-        count = (~self.shut).sum(-1, keepdim=True).clamp(min=1)
-        counts: Tensor = count.expand(len(x) // len(count), *count.shape).flatten(0, 1)
-        return counts
+        return (~self.shut).sum(-1, keepdim=True).clamp(min=1) if self._is_masked else x.shape[-1]
 
     def lines(self, scores: Tensor) -> Tensor:
         """A, of centred scores ``[..., heads, N, M]``."""
