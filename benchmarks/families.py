@@ -110,7 +110,7 @@ def main(
             snn = to_spiking(model, RECIPES[recipe].changed(timesteps=TIMESTEPS), shown)
             seconds = round(time.time() - started)
             result = evaluate(snn, few)
-            points = {str(point.timesteps): point for point in result.points}
+            points = {str(point.timestep): point for point in result.points}
             rows[f"{name} {recipe}"] = {
                 "architecture": SUBJECTS[name][0],
                 "parameters": sum(p.numel() for p in model.parameters()),
@@ -119,9 +119,9 @@ def main(
                 "images": samples,
                 "seconds": seconds,
                 "ann_top1_all": round(accuracy, 2),
-                "ann_top1": round(100 * result.ann_top1, 2),
-                "top1": {t: round(100 * point.top1, 2) for t, point in points.items()},
-                "agreement": round(100 * points["4"].agreement, 2),
+                "ann_top1": round(result.ann_top1, 2),
+                "top1": {t: round(point.top1, 2) for t, point in points.items()},
+                "agreement": round(points["4"].agreement, 2),
                 "energy": float(f"{points['4'].energy:.3g}"),
             }
             RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
