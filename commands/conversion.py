@@ -180,6 +180,7 @@ def _convert(
     import torch
 
     from vit2snn.convert import to_spiking
+    from vit2snn.convert.branches import not_plain
     from vit2snn.data import batches
     from vit2snn.measure import evaluate
     from vit2snn.spiking.shards import processes
@@ -194,6 +195,8 @@ def _convert(
     pixels = torch.stack([sample.image for sample in samples])
     if recipe.structure.replaces and len(samples) * processes() < PLENTY:
         note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on some hundreds: --samples 512")
+    if recipe.structure.replaces and (reason := not_plain(ann)):
+        note(f"note: new attention is of the kind qk-relu here, and new perceptrons of the kind relu: {reason}")
     passes = Pass(pixels.to(device).split(images["batch_size"]), "calibrating")
     snn = to_spiking(ann.to(device), recipe, passes, images["seed"], fitting)
     known = not others  # there are no more images

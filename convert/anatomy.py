@@ -113,20 +113,20 @@ def _functions(calls: Graph, modules: dict[str, nn.Module]) -> tuple[list[Functi
     """All functions in order of execution, and the names of modules in which one is left."""
     repeated = {node.module for node in calls.nodes if node.use}
     each = Counter(node.module for node in calls.nodes)
-    found, left, norms = list[Function](), dict[str, None](), set[str]()
+    found, left, done = list[Function](), dict[str, None](), set[str]()
     for node in calls.nodes:
         module = modules[node.module]
         role = _role(node, module)
-        if role is None or node.use or node.module in norms:
+        if role is None or node.use or node.module in done:
             continue
         axis = _channel_axis(module, node.shapes[0]) if role == "norm" else -1 if node.dim is None else node.dim
         is_kept = role == "attention" and not _between_products(calls, node)
         if node.module in repeated or handler_for(module) or is_kept or axis is None:
             left[node.module] = None
             continue
-        if role == "norm":
-            norms.add(node.module)
-        whole = role == "norm" or type(module) in WHOLE or (each[node.module] == 1 and not list(module.children()))
+        if role == "norm" or type(module) in WHOLE:
+            done.add(node.module)
+        whole = node.module in done or (each[node.module] == 1 and not list(module.children()))
         function = "" if role == "norm" else node.function
         found.append(Function(role, node.module, function, node.number, whole, axis, tuple(node.shapes[0]), node.index))
     return found, list(left)

@@ -12,12 +12,12 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..data import seed_of
 from ..finetune import train
-from ..spiking import shards
+from ..spiking import DotProductAttention, shards
 from ..spiking.substitutes import RectifiedSoftmax, StaticNorm
 from .anatomy import Part
 from .fit_branches import BATCH, CHUNK, INHERITED, PREFIX, RATE, STARTED_ON, Effort, agree, settings
 from .inputs import OwnItems
-from .lines import prefix_of
+from .lines import line_of, prefix_of
 from .substitution import is_new_parameter
 
 
@@ -26,7 +26,7 @@ class _Reached(Exception):
 
 
 class Seen:
-    """What the first call of a module, given by name, reads in a run of a network on images, and what it gives.
+    """What the first call of a module, given by name, reads in a run of a network on images.
 
     Args:
         network: in evaluation mode.
@@ -114,7 +114,7 @@ def fit_parts(network: nn.Module, ann: nn.Module, parts: Sequence[Part], images:
             continue
         torch.manual_seed(seed_of("part", effort.seed, count))  # the same if a fit is resumed here
         for function in part.functions:
-            _start(network, ann, function.module, images[:STARTED_ON])
+            _start(network, ann, line_of(function), images[:STARTED_ON])
         block = network.get_submodule(part.name)
         agree(block)
         if effort.refit not in ("none", "ridge") and part.is_block:
@@ -124,15 +124,20 @@ def fit_parts(network: nn.Module, ann: nn.Module, parts: Sequence[Part], images:
 
 
 def _start(network: nn.Module, ann: nn.Module, name: str, images: Tensor) -> None:
-    """Start what takes the place of one function from what it reads, and what the ANN's gives."""
-    for path, module in network.get_submodule(name).named_modules(prefix=name):
-        if isinstance(module, (StaticNorm, RectifiedSoftmax)):
-            seen = Seen(network, path, images)
-            (args, _) = seen.of(torch.arange(len(images)))
-            if isinstance(module, StaticNorm):
-                module.start(args[0], _given(ann, path, images)[0])
-            else:
-                module.start(args[0], len(images))
+    """Start what takes the place of one function from what it reads and, of a norm, what the ANN's gives."""
+    line = network.get_submodule(name)
+    if isinstance(line, DotProductAttention):
+        name, line = f"{name}.softmax", line.softmax
+    if isinstance(line, StaticNorm):
+        line.start(_first(network, name, images), _given(ann, name, images)[0])
+    elif isinstance(line, RectifiedSoftmax):
+        line.start(_first(network, name, images), len(images))
+
+
+def _first(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The first argument of the first call of a module, in a run of a network on images."""
+    x: Tensor = Seen(network, name, images).given[0]
+    return x
 
 
 @torch.enable_grad()

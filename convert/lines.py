@@ -19,6 +19,11 @@ from .branches import INSTEAD, born_at
 from .recipe import Recipe
 from .structures import Structure
 
+KINDS: Mapping[Role, str] = {"attention": "qk-relu", "mlp": "relu"}
+"""What lines in place of functions make of a branch."""
+GATED = ("experts", "emsa", "emsp")
+"""Kinds with experts, which need a branch of their own."""
+
 
 class Rectify(nn.ReLU):
     """max(x, 0), in place of a call of an activation function with whatever other arguments."""
@@ -26,12 +31,6 @@ class Rectify(nn.ReLU):
     def forward(self, input: Tensor, *others: Any, **more: Any) -> Tensor:
         """Rectify the first one."""
         return super().forward(input)
-
-
-KINDS: Mapping[Role, str] = {"attention": "qk-relu", "mlp": "relu"}
-"""What lines in place of functions make of a branch."""
-GATED = ("experts", "emsa", "emsp")
-"""Kinds with experts, which need a branch of their own."""
 
 
 def in_place(found: Anatomy, plans: Sequence[BlockPlan], recipe: Recipe, reason: str) -> tuple[BlockPlan, ...]:
@@ -100,10 +99,23 @@ def straighten(network: nn.Module, parts: Sequence[Part], structure: Structure) 
             channels = function.shape[function.dim]
             made: nn.Module = born_at(like, partial(NORMS[structure.norm], channels, rows, function.dim))
         elif function.role == "mlp":
-            made = Rectify()
+            made = nn.ReLU() if function.whole else Rectify()
         else:
             made = _softmax(function, like, rows)
-        _place(network, function, made)
+        if function.whole:
+            network.set_submodule(function.module, made)
+        else:
+            network.get_submodule(function.module).add_module(_child(function), made)
+            replace(network.get_submodule(function.module), function.function, function.number, _child(function))
+
+
+def line_of(function: Function) -> str:
+    """The name of the module that takes the place of a function."""
+    return function.module if function.whole else f"{function.module}.{_child(function)}"
+
+
+def _child(function: Function) -> str:
+    return f"line_{function.function}_{function.number}"
 
 
 def _softmax(function: Function, like: Tensor, rows: int) -> nn.Module:
@@ -115,16 +127,6 @@ def _softmax(function: Function, like: Tensor, rows: int) -> nn.Module:
     whole = DotProductAttention()
     whole.softmax = softmax
     return whole
-
-
-def _place(network: nn.Module, function: Function, made: nn.Module) -> None:
-    if function.whole:
-        network.set_submodule(function.module, made)
-        return
-    owner = network.get_submodule(function.module)
-    child = f"line_{function.function}_{function.number}"
-    owner.add_module(child, made)
-    replace(owner, function.function, function.number, child)
 
 
 def prefix_of(model: nn.Module) -> int:

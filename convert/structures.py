@@ -22,6 +22,9 @@ FIELDS = ("attention", "mlp")
 class Structure:
     """What takes the place of what. With nothing given, the ANN's own parts stay.
 
+    In families other than the plain ViT, lines take the place of functions within the family's own code: all new attention is
+    ``qk-relu``, all new perceptrons are ``relu``, and ``ridge`` regression has nothing to do (see `vit2snn.convert.lines`).
+
     Args:
         attention: of each block (see `vit2snn.convert.blocks`): ``softmax`` or ``shift-softmax`` on decoded values, or a sum of
             terms in `vit2snn.spiking.substitutes`, such as ``qk-channel+conv``; with membrane neurons also with ``+tim``, a
