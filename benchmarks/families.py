@@ -1,6 +1,6 @@
 """Q-K attention in families other than the plain ViT: small models of three, trained here, and what is kept of their accuracy.
 
-    python benchmarks/families.py --data DIRECTORY                    # all three, in about an hour on one core
+    python benchmarks/families.py --data DIRECTORY                    # all three
     python benchmarks/families.py --data DIRECTORY --subject swin --keep FOLDER
 
 ``DIRECTORY`` has the four files of Fashion-MNIST (Debian's package ``dataset-fashion-mnist``). Each model is trained on the

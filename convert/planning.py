@@ -142,7 +142,13 @@ def substitution(model: nn.Module, recipe: Recipe, input_size: tuple[int, ...]) 
         check_mixing(plans)
         return Substitution(plans)
     plans = in_place(found, plans, recipe, reason)
-    return Substitution(plans, tuple(replaced_parts(found, plans, recipe.structure)), found.left)
+    parts = tuple(replaced_parts(found, plans, recipe.structure))
+    if recipe.structure.replaces and not parts:
+        raise UnsupportedModuleError(
+            f"the blocks that the recipe names have nothing in {type(model).__name__} that it would replace",
+            "see what there is with: vit2snn inspect MODEL",
+        )
+    return Substitution(plans, parts, found.left)
 
 
 def _planned(

@@ -194,6 +194,9 @@ def test_what_lines_cannot_do_is_refused_with_the_reason() -> None:
         plan(model, RECIPES["qkformer"].changed(readout="mean"), size)
     with pytest.raises(UnsupportedModuleError, match=why):
         to_spiking(model, RECIPES["qkformer"].changed(attention="auto"), images)
+    mixer, others = made("mixing of tokens")
+    with pytest.raises(UnsupportedModuleError, match="nothing in MlpMixer that it would replace"):
+        plan(mixer, RECIPES["qkformer"].changed(mlp="mlp"), tuple(others.shape[1:]))
     with pytest.raises(RecipeError, match=r"names block '7', and the model has the blocks 0-2"):
         plan(model, RECIPES["qkformer"].changed(attention={"7": "qk-relu"}), size)
 

@@ -47,12 +47,10 @@ class Graph:
 
     Args:
         nodes: each after those that made what it reads.
-        inputs: of each module, by name: the nodes that made what its first call reads.
-        outputs: the same of what it gives.
     """
 
-    def __init__(self, nodes: list[Node], inputs: dict[str, set[int]], outputs: dict[str, set[int]]) -> None:
-        self.nodes, self.inputs, self.outputs = nodes, inputs, outputs
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
         self.readers: list[list[int]] = [[] for _ in nodes]
         self._before: list[int] = []  # of each node, the set of all that it depends on, as bits
         for node in nodes:
@@ -89,19 +87,19 @@ class Graph:
         return sorted(found, key=lambda node: node.index)
 
 
-def graph(model: nn.Module, input_size: tuple[int, ...], batch: int = 1) -> Graph:
-    """The graph of ``model`` for images of ``input_size`` ``(C, H, W)``; see `vit2snn.tracing.record`.
+def graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
+    """The graph of ``model`` for an image of ``input_size`` ``(C, H, W)``; see `vit2snn.tracing.record`.
 
     The model is one that can be recorded. Weights are neither copied nor read.
     """
     shadow = untied(on_meta(model))
     grapher = _Grapher(shadow)
     dtype = next((p.dtype for p in shadow.parameters()), torch.float32)
-    images = torch.empty(batch, *input_size, dtype=dtype, device="meta")
+    images = torch.empty(1, *input_size, dtype=dtype, device="meta")
     grapher.mark(images)
     with grapher, torch.no_grad():
         shadow(images)
-    return Graph(grapher.nodes, grapher.inputs, grapher.outputs)
+    return Graph(grapher.nodes)
 
 
 class _Grapher(Signals):
@@ -112,8 +110,6 @@ class _Grapher(Signals):
         self.held: list[Tensor] = []  # so that no id is used twice
         self.uses: Counter[str] = Counter()
         self.calls: Counter[tuple[str, str]] = Counter()
-        self.inputs: dict[str, set[int]] = {}
-        self.outputs: dict[str, set[int]] = {}
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         super().enter(module, inputs)
@@ -121,11 +117,6 @@ class _Grapher(Signals):
         self.uses[owner] += 1
         for key in [key for key in self.calls if key[0] == owner]:
             del self.calls[key]
-        self.inputs.setdefault(owner, self._made(tensors_in([inputs])))
-
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.outputs.setdefault(self.owner(), self._made(tensors_in([output])))
-        super().leave(module, inputs, output)
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
         owner = self.owner()
@@ -136,7 +127,7 @@ class _Grapher(Signals):
         if not made or not read:
             return
         index = len(self.nodes)
-        sources = tuple(sorted(self._made(read)))
+        sources = tuple(sorted({self.makers[id(tensor)] for tensor in read if id(tensor) in self.makers}))
         shapes = tuple(operand.shape for operand in read)
         self.nodes.append(
             Node(index, call.name, owner, self.uses[owner] - 1, number, sources, shapes, made[0].shape, _dim(call))
@@ -145,9 +136,6 @@ class _Grapher(Signals):
         self.makers |= {id(tensor): index for tensor in made}
         if changes_first(call.name):
             self.makers[id(call.operands[0])] = index
-
-    def _made(self, tensors: Iterable[Tensor]) -> set[int]:
-        return {self.makers[id(tensor)] for tensor in tensors if id(tensor) in self.makers}
 
 
 def _dim(call: Call) -> int | None:
