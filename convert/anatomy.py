@@ -2,18 +2,18 @@
 
 All of it is found in the calls that one run makes, on shapes alone (see `vit2snn.tracing.graph`):
 
-* attention is a softmax between two products of signals, fused or not; what scales, biases, masks or mixes the scores in
-  between does not matter;
-* an activation function is a call of one;
+* attention is a softmax whose weights meet another signal in a product, fused or not; where its scores come from, and what
+  scales, biases, masks or mixes them in between, does not matter;
+* an activation function is a call of one, or a module without weights that multiplies functions of what it reads;
 * a norm is a module of a class that normalises over channels;
-* a block is a module whose own ``forward`` adds to a stream what it has computed of it, x + f(x); or, around an activation
-  function in none, such as in a stem, the outermost module that has no block in it.
+* a block is a module whose own ``forward`` adds to a stream what it has computed of it, x + f(x), or g(x) + f(x); or, around
+  an activation function in none, such as in a stem, the outermost module that has no block in it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,18 +21,21 @@ import timm.layers as tl
 from torch import nn
 
 from ..tracing import Graph, Node, graph
-from ..tracing.calls import FUSED, MATRIX
+from ..tracing.calls import ELEMENTWISE, FUSED, MATRIX
 from ..tracing.signals import VIEWS
 from .registry import handler_for
 
 Role = Literal["attention", "mlp", "norm"]
 ACTIVATIONS = {"gelu", "silu", "hardswish", "mish", "elu", "softplus"}
 """Functions of perceptrons and between convolutions that are no lines already, as a ReLU is."""
-WHOLE = {tl.QuickGELU, tl.HardSwish, tl.HardMish}
-"""Modules that are such a function, and make several calls for it."""
+SUMS = {"add", "iadd", "add_", "radd"}
+POWERS = {"pow", "square"}
+BY_VALUE = ELEMENTWISE | POWERS | SUMS | {
+    "sub", "rsub", "div", "truediv", "neg", "clamp", "relu", "relu6", "hardtanh", "sigmoid", "hardsigmoid", "tanh", "exp",
+}  # fmt: skip
+"""Calls that a module which is an activation function is made of, beside `ACTIVATIONS`."""
 CHANNELS_FIRST = (tl.LayerNorm2d, tl.RmsNorm2d, tl.SimpleNorm2d)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, tl.RmsNorm, tl.SimpleNorm, *CHANNELS_FIRST)
-SUMS = {"add", "iadd", "add_", "radd"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,8 @@ class Anatomy:
     Attributes:
         blocks: in order of execution, those that have some function.
         loose: the norms in no block.
-        left: what nothing takes the place of, by module: a softmax that belongs to no attention or lies in no block, what is
-            called several times in a run, and what a handler converts.
+        left: what nothing takes the place of, by module: a softmax that weighs nothing or lies in no block, what is called
+            several times in a run, and what a handler converts.
     """
 
     blocks: tuple[Part, ...]
@@ -98,10 +101,14 @@ def anatomy(model: nn.Module, input_size: tuple[int, ...]) -> Anatomy:
     attentions = [function.module for function in found if function.role == "attention"]
     around = {function: _block(function.module, adding, attentions) for function in found}
     blocks = set(around.values()) - {""}
-    others = {_segment(function.module, blocks) for function, block in around.items() if not block and function.role == "mlp"}
+    others = {
+        _segment(function.module, blocks, calls.called)
+        for function, block in around.items()
+        if not block and function.role == "mlp"
+    }
     inside: dict[str, list[Function]] = {}
     for function, block in around.items():
-        segment = next((name for name in others - {""} if f"{function.module}.".startswith(f"{name}.")), "")
+        segment = next((name for name in others - {""} if _is_within(function.module, name)), "")
         inside.setdefault(block or segment, []).append(function)
     loose = tuple(inside.pop("", []))
     left += [function.module for function in loose if function.role != "norm"]
@@ -113,23 +120,57 @@ def _functions(calls: Graph, modules: dict[str, nn.Module]) -> tuple[list[Functi
     """All functions in order of execution, and the names of modules in which one is left."""
     repeated = {node.module for node in calls.nodes if node.use}
     each = Counter(node.module for node in calls.nodes)
+    activations = _activations(calls, modules)
     found, left, done = list[Function](), dict[str, None](), set[str]()
     for node in calls.nodes:
-        module = modules[node.module]
-        role = _role(node, module)
-        if role is None or node.use or node.module in done:
+        name = activations.get(node.module, node.module)
+        module = modules[name]
+        role = "mlp" if node.module in activations else _role(node, module)
+        if role is None or node.use or name in done:
             continue
         axis = _channel_axis(module, node.shapes[0]) if role == "norm" else -1 if node.dim is None else node.dim
-        is_kept = role == "attention" and not _between_products(calls, node)
-        if node.module in repeated or handler_for(module) or is_kept or axis is None:
-            left[node.module] = None
+        is_kept = role == "attention" and not _weighs(calls, node)
+        if name in repeated or handler_for(module) or is_kept or axis is None:
+            left[name] = None
             continue
-        if role == "norm" or type(module) in WHOLE:
-            done.add(node.module)
-        whole = node.module in done or (each[node.module] == 1 and not list(module.children()))
+        if role == "norm" or node.module in activations:
+            done.add(name)
+        whole = name in done or (each[name] == 1 and not list(module.children()))
         function = "" if role == "norm" else node.function
-        found.append(Function(role, node.module, function, node.number, whole, axis, tuple(node.shapes[0]), node.index))
+        found.append(Function(role, name, function, node.number, whole, axis, tuple(node.shapes[0]), node.index))
     return found, list(left)
+
+
+def _activations(calls: Graph, modules: dict[str, nn.Module]) -> dict[str, str]:
+    """Of each module that is an activation function or part of one, the name of the whole."""
+    within: dict[str, list[Node]] = {}
+    for node in calls.nodes:
+        parts = node.module.split(".")
+        for depth in range(1, len(parts) + 1):
+            within.setdefault(".".join(parts[:depth]), []).append(node)
+    wholes = {
+        tuple(node.index for node in nodes): name  # of modules that make the same calls, the innermost
+        for name, nodes in within.items()
+        if name and _is_activation(modules[name], nodes)
+    }
+    found: dict[str, str] = {}
+    for name in sorted(wholes.values(), key=len):
+        found |= {other: name for other in within if other not in found and _is_within(other, name)}
+    return found
+
+
+def _is_activation(module: nn.Module, nodes: Sequence[Node]) -> bool:
+    """Whether a module, by the calls in it, is a function of each value that no line gives."""
+    own = {node.index for node in nodes}
+    names = {node.function.removesuffix("_") for node in nodes}
+    multiplies = any(node.function in ELEMENTWISE and len(node.shapes) > 1 for node in nodes)
+    return (
+        all(parameter.numel() == 1 for parameter in module.parameters())
+        and names <= BY_VALUE | ACTIVATIONS
+        and len({source for node in nodes for source in node.sources} - own) <= 1
+        and all(node.shape == nodes[0].shape for node in nodes)
+        and (multiplies or bool(names & (POWERS | ACTIVATIONS)))
+    )
 
 
 def _role(node: Node, module: nn.Module) -> Role | None:
@@ -138,7 +179,7 @@ def _role(node: Node, module: nn.Module) -> Role | None:
         return "norm"
     if node.function in FUSED | {"softmax"}:
         return "attention"
-    return "mlp" if type(module) in WHOLE or node.function.removesuffix("_") in ACTIVATIONS else None
+    return "mlp" if node.function.removesuffix("_") in ACTIVATIONS else None
 
 
 def _channel_axis(module: nn.Module, shape: Sequence[int]) -> int | None:
@@ -150,31 +191,43 @@ def _channel_axis(module: nn.Module, shape: Sequence[int]) -> int | None:
     return axis if sizes == (shape[axis],) else None
 
 
-def _between_products(calls: Graph, node: Node) -> bool:
-    """Whether a softmax lies between two products of signals, its scores being one, and its weights a factor of the other."""
+def _weighs(calls: Graph, node: Node) -> bool:
+    """Whether the weights that a softmax gives meet another signal in a product."""
     if node.function in FUSED:
         return True
+    products = MATRIX | ELEMENTWISE
 
     def passes(other: Node) -> bool:
-        return other.function not in MATRIX | FUSED | {"softmax"} and other.shape.numel() == node.shape.numel()
+        return len(other.shapes) < 2 or (other.function not in products and other.shape.numel() == node.shape.numel())
 
-    def is_product(other: Node) -> bool:
-        return other.function in MATRIX and len(other.shapes) > 1
-
-    before, behind = calls.sources(node.index, passes), calls.receivers(node.index, passes)
-    scores = [other for other in before if is_product(other) and other.shape.numel() == node.shape.numel()]
-    return bool(scores) and any(map(is_product, behind))
+    return any(other.function in products for other in calls.receivers(node.index, passes))
 
 
 def _adding(calls: Graph) -> set[str]:
-    """The modules, but for the whole, whose own ``forward`` adds x and what is made of it."""
+    """The modules, but for the whole, whose own ``forward`` adds x and what is made of it, or two things made of x."""
     found = set()
     for node in calls.nodes:
-        if node.function in SUMS and len(node.sources) == 2:
+        if node.module and node.function in SUMS and len(node.sources) == 2:
             first, second = node.sources
-            if _is_made_of(calls, second, first) or _is_made_of(calls, first, second):
+            if (
+                _is_made_of(calls, second, first)
+                or _is_made_of(calls, first, second)
+                or _reads(calls, node.module, first) & _reads(calls, node.module, second)
+            ):
                 found.add(node.module)
-    return found - {""}
+    return found
+
+
+def _reads(calls: Graph, module: str, start: int) -> set[int]:
+    """The nodes outside of a module that one in it is made of."""
+    nodes = calls.nodes
+    if not _is_within(nodes[start].module, module):
+        return {start}
+    return {node.index for node in calls.sources(start, lambda node: _is_within(node.module, module))}
+
+
+def _is_within(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
 
 
 def _is_made_of(calls: Graph, later: int, earlier: int) -> bool:
@@ -192,7 +245,7 @@ def _block(name: str, adding: set[str], attentions: Sequence[str]) -> str:
     """
 
     def inside(block: str) -> int:
-        return sum(f"{attention}.".startswith(f"{block}.") for attention in attentions)
+        return sum(_is_within(attention, block) for attention in attentions)
 
     parts = name.split(".")
     around = [".".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
@@ -200,8 +253,9 @@ def _block(name: str, adding: set[str], attentions: Sequence[str]) -> str:
     return next((block for block in reversed(blocks) if inside(block) <= max(inside(blocks[0]), 1)), "")
 
 
-def _segment(name: str, blocks: set[str]) -> str:
-    """The outermost module around another one that has no block in it; empty if it is the module itself."""
+def _segment(name: str, blocks: set[str], called: Collection[str]) -> str:
+    """The outermost module around another one, of those that are called, that has no block in it; empty if there is none."""
     parts = name.split(".")
-    around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
-    return next((outer for outer in around if not any(f"{block}.".startswith(f"{outer}.") for block in blocks)), "")
+    around = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    apart = (outer for outer in around if not any(_is_within(block, outer) for block in blocks))
+    return next((outer for outer in apart if outer in called), "")

@@ -3,98 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..data import seed_of
 from ..finetune import train
 from ..spiking import DotProductAttention, shards
 from ..spiking.substitutes import RectifiedSoftmax, StaticNorm
 from .anatomy import Part
-from .fit_branches import BATCH, CHUNK, INHERITED, PREFIX, RATE, STARTED_ON, Effort, agree, settings
+from .fit_branches import BATCH, INHERITED, PREFIX, RATE, STARTED_ON, Effort, agree, settings
 from .inputs import OwnItems
 from .lines import line_of, prefix_of
+from .seen import Seen, chained, images_of, tensors_of
 from .substitution import is_new_parameter
-
-
-class _Reached(Exception):
-    """A run has come as far as it has to."""
-
-
-class Seen:
-    """What the first call of a module, given by name, reads in a run of a network on images.
-
-    Args:
-        network: in evaluation mode.
-        name: of the module.
-        images: ``[B, C, H, W]``.
-    """
-
-    def __init__(self, network: nn.Module, name: str, images: Tensor) -> None:
-        one, two = (self._run(network, name, images[:1].expand(count, -1, -1, -1))[0] for count in (1, 2))
-        self.of_images = [isinstance(a, Tensor) and a.shape != b.shape for a, b in zip(one, two, strict=True)]
-        parts = [self._run(network, name, part) for part in images.split(CHUNK)]
-        self.structure: TreeSpec = parts[0][1]
-        self.given = [
-            torch.cat([part[0][place] for part in parts]) if varies else parts[0][0][place]
-            for place, varies in enumerate(self.of_images)
-        ]
-        self.count = len(images)
-
-    def of(self, index: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments for some of the images."""
-        some = [
-            _images(value, index, self.count) if varies else value
-            for value, varies in zip(self.given, self.of_images, strict=True)
-        ]
-        found: tuple[tuple[Any, ...], dict[str, Any]] = tree_unflatten(some, self.structure)
-        return found
-
-    @staticmethod
-    @torch.no_grad()
-    def _run(network: nn.Module, name: str, images: Tensor) -> tuple[list[Any], TreeSpec]:
-        caught: list[Any] = []
-
-        def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append((args, kwargs))
-            raise _Reached
-
-        handle = network.get_submodule(name).register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            with suppress(_Reached):
-                network(images)
-        finally:
-            handle.remove()
-        return tree_flatten(caught[0])
-
-
-def _images(x: Tensor, index: Tensor, count: int) -> Tensor:
-    """Of a tensor with all images along its first axis, perhaps several parts of each, those of some."""
-    some: Tensor = x.unflatten(0, (count, -1))[index.to(x.device)].flatten(0, 1)
-    return some
-
-
-@torch.no_grad()
-def _given(network: nn.Module, name: str, images: Tensor) -> list[Tensor]:
-    """The tensors that the first call of a module gives, in a run of a network on images."""
-    found: list[list[Tensor]] = []
-
-    def catch(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.append([leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)])
-        raise _Reached
-
-    handle = network.get_submodule(name).register_forward_hook(catch)
-    try:
-        for part in images.split(CHUNK):
-            with suppress(_Reached):
-                network(part)
-    finally:
-        handle.remove()
-    return [torch.cat(each) for each in zip(*found, strict=True)]
 
 
 @torch.no_grad()
@@ -109,35 +31,42 @@ def fit_parts(network: nn.Module, ann: nn.Module, parts: Sequence[Part], images:
         images: ``[B, C, H, W]``.
         effort: see `Effort`.
     """
+    trained = effort.refit not in ("none", "ridge")
+    shown = images if trained else images[:STARTED_ON]
+    in_chain = chained(ann, [part.name for part in parts], shown[:1])
+    # What the block before gives, and the ANN's, where this block reads just that:
+    streams: tuple[Tensor | None, Tensor | None] = (None, None)
     for count, part in enumerate(parts, 1):
         if count <= effort.done:
             continue
         torch.manual_seed(seed_of("part", effort.seed, count))  # the same if a fit is resumed here
+        block, own = network.get_submodule(part.name), ann.get_submodule(part.name)
+        read = Seen.by_network(shown if part.is_block else shown[:STARTED_ON])
+        seen, wanted = (read.within(whole, part.name, stream) for whole, stream in zip((network, ann), streams, strict=True))
         for function in part.functions:
-            _start(network, ann, line_of(function), images[:STARTED_ON])
-        block = network.get_submodule(part.name)
+            name = line_of(function).removeprefix(part.name).removeprefix(".")
+            _start(block, own, name, seen.first(STARTED_ON), wanted.first(STARTED_ON))
         agree(block)
-        if effort.refit not in ("none", "ridge") and part.is_block:
-            seen, wanted = Seen(network, part.name, images), _given(ann, part.name, images)
-            _train(block, seen, wanted, prefix_of(ann), part.name, effort)
+        goes_on = count < len(parts) and parts[count].name in in_chain
+        theirs = wanted.given_by(own) if goes_on or trained else []
+        if trained and part.is_block:
+            _train(block, seen, theirs, prefix_of(ann), part.name, effort)
+        streams = (seen.given_by(block)[0], theirs[0]) if goes_on else (None, None)
         effort.fitted(count)
 
 
-def _start(network: nn.Module, ann: nn.Module, name: str, images: Tensor) -> None:
-    """Start what takes the place of one function from what it reads and, of a norm, what the ANN's gives."""
-    line = network.get_submodule(name)
+def _start(block: nn.Module, own: nn.Module, name: str, seen: Seen, theirs: Seen) -> None:
+    """Start what takes the place of one function of a block from what it reads and, of a norm, what the ANN's gives.
+
+    ``name`` is that of the substitute in the block; ``seen`` is what the block reads, and ``theirs`` what the ANN's does.
+    """
+    line = block.get_submodule(name)
     if isinstance(line, DotProductAttention):
-        name, line = f"{name}.softmax", line.softmax
+        name, line = f"{name}.softmax".removeprefix("."), line.softmax
     if isinstance(line, StaticNorm):
-        line.start(_first(network, name, images), _given(ann, name, images)[0])
+        line.start(seen.within(block, name).given[0], theirs.within(own, name).given_by(own.get_submodule(name))[0])
     elif isinstance(line, RectifiedSoftmax):
-        line.start(_first(network, name, images), len(images))
-
-
-def _first(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """The first argument of the first call of a module, in a run of a network on images."""
-    x: Tensor = Seen(network, name, images).given[0]
-    return x
+        line.start(seen.within(block, name).given[0], seen.count)
 
 
 @torch.enable_grad()
@@ -145,7 +74,7 @@ def _train(block: nn.Module, seen: Seen, wanted: list[Tensor], prefix: int, name
     """Gradient descent on the squared error, relative to the variance of what the block adds."""
     count = seen.count
     batches = OwnItems(lambda index: (torch.tensor(index), 0), count, BATCH, effort.seed)
-    stream = next((x for x, varies in zip(seen.given, seen.of_images, strict=True) if varies), None)
+    stream = next((x for x, varies in zip(seen.given, seen.varies, strict=True) if varies), None)
     scales = []
     for y in wanted:
         added = y - stream if stream is not None and stream.shape == y.shape else y
@@ -154,9 +83,9 @@ def _train(block: nn.Module, seen: Seen, wanted: list[Tensor], prefix: int, name
     def objective(model: nn.Module, index: Tensor, labels: Tensor) -> dict[str, Tensor]:
         model.eval()
         args, kwargs = seen.of(index)
-        found = [leaf for leaf in tree_flatten(model(*args, **kwargs))[0] if isinstance(leaf, Tensor)]
+        found = tensors_of(model(*args, **kwargs))
         errors = [
-            ((x - _images(y, index, count)).square() * _weights(x, prefix)).mean() / scale
+            ((x - images_of(y, index, count)).square() * _weights(x, prefix)).mean() / scale
             for x, y, scale in zip(found, wanted, scales, strict=True)
         ]
         return {"lacking": torch.stack(errors).sum()}

@@ -43,6 +43,11 @@ OTHERS = {
     "grid and block": ("maxvit_pico_rw_256", {"img_size": 64}, 64),
     "outlook": ("volo_d1_224", {"img_size": 64}, 64),
     "pooled keys": ("pvt_v2_b0", {}, 64),
+    "keys over tokens": ("coat_tiny", {"img_size": 64, "serial_depths": (1, 1, 1, 1), "parallel_depth": 1}, 64),
+    "a score for each token": ("mobilevitv2_050", {}, 64),
+    "mixed states": ("efficientvim_m1", {}, 64),
+    "scaled residuals and squared ReLU": ("caformer_s18", {}, 64),
+    "shortcuts that are convolutions": ("botnet26t_256", {"img_size": 64}, 64),
 }
 
 
@@ -89,12 +94,12 @@ def test_a_softmax_in_the_place_of_each_softmax_changes_nothing(family: str, mon
     seen: list[tuple[int, ...]] = []
     model, images = made(family)
     monkeypatch.setattr(lines, "RectifiedSoftmax", Exact)
+    model, images = model.double(), images.double()  # random networks may enlarge what is rounded
     snn = to_spiking(model, Recipe(1, Structure("qk-relu", refit="none"), Coded(levels=0)), images)
     attentions = [block for block in snn.plan.blocks if block.attention == "qk-relu"]
-    assert lost(snn, images) < 1e-5
+    assert lost(snn, images) < 1e-10
     assert len(seen) >= len(attentions) > 0
-    if family == "outlook":
-        assert snn.plan.left == tuple(f"network.0.{block}.attn" for block in range(4))
+    assert not snn.plan.left
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +47,12 @@ class Graph:
 
     Args:
         nodes: each after those that made what it reads.
+        called: the modules that are called as such, by name; others only hold them.
     """
 
-    def __init__(self, nodes: list[Node]) -> None:
+    def __init__(self, nodes: list[Node], called: Collection[str]) -> None:
         self.nodes = nodes
+        self.called = called
         self.readers: list[list[int]] = [[] for _ in nodes]
         self._before: list[int] = []  # of each node, the set of all that it depends on, as bits
         for node in nodes:
@@ -99,7 +101,7 @@ def graph(model: nn.Module, input_size: tuple[int, ...]) -> Graph:
     grapher.mark(images)
     with grapher, torch.no_grad():
         shadow(images)
-    return Graph(grapher.nodes)
+    return Graph(grapher.nodes, grapher.uses.keys())
 
 
 class _Grapher(Signals):
