@@ -1,6 +1,6 @@
 """What is replaced in which families of timm: structure found, and what Q-K attention in its place loses, with random weights.
 
-    python benchmarks/structures.py                      # all, in about two hours on one core
+    python benchmarks/structures.py                      # all, in about three hours on one core
     python benchmarks/structures.py swin_transformer     # some, by the name of timm's module
     python benchmarks/structures.py --table              # what is on record
 
@@ -12,8 +12,9 @@ The models are those of `coverage.py`: the smallest of each family, with weights
 * of each recipe: ``blocks`` that get new branches, and the relative error of the logits on other images than it was fitted to,
   with analog neurons: with substitutes as they ``start``, and ``fitted`` block by block.
 
-A fit here has 12 updates a block instead of 200, on 16 images, which are noise that is smooth. Of the logits, the mean over all
-scored images is left out, since it is most of them: a network that tells no image from another has an error of 1.
+A fit here has 64 updates a block of 8 images each, instead of 200 of 16, on 64 images, which are noise that is smooth. Of the
+logits, the mean over all scored images is left out, since it is most of them: a network that tells no image from another has an
+error of 1.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from coverage import NEIGHBOURS, TRANSFORMERS, enliven, error, families, made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit2snn.convert import RECIPES, Coded, SpikingModel, Structure, fit_branches, fitting, to_spiking
+from vit2snn.convert import RECIPES, Coded, SpikingModel, Structure, fit_branches, fit_parts, fitting, to_spiking
 from vit2snn.convert.anatomy import Anatomy, anatomy
 from vit2snn.convert.blocks import BlockPlan, is_new
 from vit2snn.convert.lines import replaced_parts, straighten
@@ -42,8 +43,8 @@ from vit2snn.errors import Vit2SnnError
 
 RESULTS = Path(__file__).parent / "results" / "structures.json"
 STRUCTURES = ("qkformer", "hybrid")
-UPDATES = 12
-SHOWN, SCORED, BATCH = 16, 8, 8
+UPDATES = 64
+SHOWN, SCORED, BATCH = 64, 8, 8
 COARSE = 4
 """Pixels a side of the noise that is smooth."""
 
@@ -86,7 +87,7 @@ def measured(model: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
     """The figures of one model."""
     torch.manual_seed(0)
     shown, scored = noise(SHOWN, size), noise(SCORED, size)
-    enliven(model, shown)
+    enliven(model, shown[:SCORED])
     found = anatomy(model, size)
     functions = [function for block in found.blocks for function in block.functions] + list(found.loose)
     row: dict[str, Any] = {
@@ -156,6 +157,7 @@ def main(modules: tuple[str, ...], only_table: bool) -> None:
     torch.set_flush_denormal(True)
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     fit_branches.STEPS = fitting.STEPS = UPDATES
+    fit_branches.BATCH = fit_parts.BATCH = fitting.BATCH = BATCH
     for family, name in ({} if only_table else families(modules or (*TRANSFORMERS, *NEIGHBOURS))).items():
         torch.manual_seed(0)
         started = time.time()

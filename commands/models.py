@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ ANN_OPTIONS = [
     click.option("--checkpoint", type=click.Path(exists=True), help="Weights: .safetensors, or what torch.save wrote."),
     click.option("--ema/--no-ema", default=True, show_default=True, help="Of a checkpoint, averaged weights or the plain."),
     click.option("--num-classes", type=HEAD, help="Of the head of --checkpoint, if not the architecture's; 0: features."),
+    click.option("--classifier", type=click.Path(exists=True), help="Text embeddings of the classes, for a tower of CLIP."),
     click.option("--img-size", type=SIDE, help="Side of the images, if not the model's own."),
 ]
 
@@ -32,13 +34,16 @@ def load_ann(name: str, options: dict[str, Any]) -> nn.Module:
     """The ANN that a name and the options of `ann_options` mean.
 
     Raises:
-        ModelError: it gives a number, and data has classes; or it takes no images that files have.
+        ModelError: it gives a number, and data has classes; or it takes no images that files have; or texts do not fit.
+        CheckpointError: a file of weights or of text embeddings cannot be read.
     """
-    from vit2snn.convert import load_model
+    from vit2snn.convert import load_model, read_embeddings, zero_shot
     from vit2snn.errors import ModelError
 
     given = {key: options[key] for key in ("checkpoint", "ema", "num_classes", "img_size") if key in options}
     model: Any = load_model(name, **given)
+    if options.get("classifier"):
+        model = zero_shot(model, read_embeddings(Path(options["classifier"])))
     if model.num_classes == 1:
         raise ModelError(
             f"{name!r} gives one number (num_classes is 1), and the data of the command line has classes, not numbers",

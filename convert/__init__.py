@@ -14,3 +14,4 @@ from .source import load_model as load_model
 from .spikes import Coded as Coded, Membrane as Membrane
 from .structures import Structure as Structure
 from .teacher import Teacher as Teacher, analog_copy as analog_copy
+from .zero_shot import read_embeddings as read_embeddings, zero_shot as zero_shot

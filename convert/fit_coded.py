@@ -62,9 +62,7 @@ def fit_coded(network: nn.Module, recipe: Recipe, batches: Batches, seed: int, f
         fitting.report(Progress("weights, spikes", (step.update + 1) / updates))
 
     with without_half(network):
-        weights, buffers = (
-            {name: x.detach().clone() for name, x in each} for each in (network.named_parameters(), network.named_buffers())
-        )
+        weights = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
         teacher = analog_copy(network)
         identity = {
             "recipe": recipe.to_json(), "seed": seed, "precision": fitting.precision, "images": set_digest(batches.digests),
@@ -74,10 +72,8 @@ def fit_coded(network: nn.Module, recipe: Recipe, batches: Batches, seed: int, f
         before = _error(likeness, network, checked)
         train(
             network, shown, settings(RATE, updates, len(shown), seed, fitting.precision), objective=likeness,
-            workspace=_workspace(fitting, recipe, identity), report=report,
+            workspace=_workspace(fitting, recipe, identity), report=report, statistics=False,
         )  # fmt: skip
-        for name, buffer in network.named_buffers():  # statistics of batch normalisation would be of other timesteps
-            buffer.copy_(buffers[name])
         after = _error(likeness, network, checked)
         if not after < before:
             for name, parameter in network.named_parameters():

@@ -46,6 +46,7 @@ def fit_network(
     train(
         network, batches, settings(RATE, updates, len(batches), seed, precision), objective=Likeness(ann, blocks),
         lr_scale=lambda name: 1.0 if is_new_parameter(network, name) else INHERITED, workspace=workspace, report=report,
+        statistics=False,
     )  # fmt: skip
 
 

@@ -90,14 +90,11 @@ def _train(block: nn.Module, seen: Seen, wanted: list[Tensor], prefix: int, name
         ]
         return {"lacking": torch.stack(errors).sum()}
 
-    buffers = {key: buffer.clone() for key, buffer in block.named_buffers()}
     train(
         block, batches, settings(RATE, effort.steps, len(batches), effort.seed, effort.precision), objective=objective,
         lr_scale=lambda key: 1.0 if is_new_parameter(block, key) else INHERITED,
-        report=lambda step: effort.report(name, step),
+        report=lambda step: effort.report(name, step), statistics=False,
     )  # fmt: skip
-    for key, buffer in block.named_buffers():
-        buffer.copy_(buffers[key])
 
 
 def _weights(x: Tensor, prefix: int) -> Tensor:

@@ -65,6 +65,7 @@ def train(
     lr_scale: Scale = uniform,
     workspace: Workspace | None = None,
     report: Callable[[Step], None] = lambda step: None,
+    statistics: bool = True,
 ) -> Summary:
     """Train in place, gradients clipped to a norm of 1.
 
@@ -90,6 +91,7 @@ def train(
         lr_scale: factor on the learning rate of a parameter, by its name in ``model``.
         workspace: where checkpoints and metrics go; None for none.
         report: called after each update, in the main process.
+        statistics: take those of batch normalisation anew at the end; not where the objective has the model in evaluation mode.
 
     Raises:
         DataError: there are no batches, or fewer than one update needs.
@@ -100,7 +102,7 @@ def train(
     started = time.time()
     try:
         with straight_through(model):
-            trainer = Trainer(model, batches, settings, objective, lr_scale, workspace)
+            trainer = Trainer(model, batches, settings, objective, lr_scale, workspace, statistics)
             loss = trainer.run(report)
     finally:
         model.eval()
@@ -124,9 +126,9 @@ class Trainer:
 
     def __init__(
         self, model: nn.Module, batches: Batches, settings: Settings, objective: Objective, lr_scale: Scale,
-        workspace: Workspace | None,
+        workspace: Workspace | None, statistics: bool,
     ) -> None:  # fmt: skip
-        self.settings, self.batches, self.workspace = settings, batches, workspace
+        self.settings, self.batches, self.workspace, self.statistics = settings, batches, workspace, statistics
         self.objective, self.result = objective, model
         self.context = ExitStack()
         self.accelerator = make_accelerator(next(model.parameters()).device, settings.precision)
@@ -261,6 +263,8 @@ class Trainer:
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         model = self._assembled()
+        if not self.statistics:
+            return
         # Running averages still remember their start after few steps, and sparse spikes have variances far below it.
         batches = self._batches(-(-self.updates // self.steps), 0, mixed=False)
         self._seed(0)

@@ -18,10 +18,10 @@ SHUT = -50.0
 
 
 class RectifiedSoftmax(nn.Module):
-    """r ⊙ A / N,  A = Σ_m relu(g_m ⊙ (s - mean_keys s) + b_m),  r = e + Σ_i relu(c_i + d_i ⊙ mean_keys A), of scores s.
+    """r ⊙ A / N,  A = Σ_m relu(g_m ⊙ (s - mean_keys s) + b_m),  r = [e + Σ_i relu(c_i + d_i ⊙ mean_keys A / u)] / u, of scores s.
 
     This is ours. The exponential is a sum of ReLUs that agrees with it at `KNOTS`, and so is the reciprocal of its mean over
-    keys, at multiples `MEANS` of the mean that is usual; so a neuron computes all but the product. Without the reciprocal an
+    keys, at multiples `MEANS` of the mean u that is usual; so a neuron computes all but the product. Without the reciprocal an
     image with many likely keys would drown all others, and a single line of it lets some images grow without bound from block
     to block. What a mask shuts out counts for nothing.
 
@@ -32,6 +32,7 @@ class RectifiedSoftmax(nn.Module):
     """
 
     shut: Tensor
+    usual: Tensor
 
     def __init__(self, heads: int, prefix: int = 0, dim: int = -1) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class RectifiedSoftmax(nn.Module):
         self.slopes = nn.Parameter(torch.zeros(len(MEANS) - 1, *rows))
         self.levels = nn.Parameter(torch.zeros(len(MEANS) - 1, *rows))
         self.least = nn.Parameter(torch.ones(rows))
+        self.register_buffer("usual", torch.ones(rows))  # so that all that is learnt is near 1, as one learning rate asks for
         self.rectify = nn.ModuleList(nn.ReLU() for _ in KNOTS)
         self.saturate = nn.ModuleList(nn.ReLU() for _ in MEANS[1:])
         self.register_buffer("shut", torch.zeros(0, dtype=torch.bool))  # what a mask shuts out, if there is one
@@ -67,14 +69,14 @@ class RectifiedSoftmax(nn.Module):
         heads = len(self.least)
         means = means.reshape(-1, heads, *means.shape[-2:]).mean(0) if heads > 1 else means.flatten(0, -3).mean(0, keepdim=True)
         prefix = self.least.shape[1] - 1
-        usual = torch.cat([means[:, :prefix], means[:, prefix:].mean(1, keepdim=True)], 1)
-        knots = torch.tensor(MEANS).to(usual)
+        self.usual.copy_(torch.cat([means[:, :prefix], means[:, prefix:].mean(1, keepdim=True)], 1))
+        knots = torch.tensor(MEANS).to(means)
         falls = -(1 / knots).diff() / knots.diff()  # of 1 / x between two knots, positive and falling
         steps = falls - torch.cat([falls[1:], falls.new_zeros(1)])
         for step, knot, slope, level in zip(steps, knots[1:], self.slopes, self.levels, strict=True):
-            slope.copy_(-step / usual.square())
-            level.copy_(step * knot / usual)
-        self.least.copy_(1 / (knots[-1] * usual))
+            slope.fill_(-step)
+            level.fill_(step * knot)
+        self.least.fill_(1 / knots[-1])
 
     def forward(self, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Weights of the keys, of the shape of the scores; arguments are those of `torch.nn.functional.softmax`."""
@@ -125,8 +127,9 @@ class RectifiedSoftmax(nn.Module):
 
     def share(self, means: Tensor) -> Tensor:
         """r, of the means of A over keys ``[..., heads, N, 1]``."""
-        share = self._by_row(self.least, means)
-        for saturate, slope, level in zip(self.saturate, self.slopes, self.levels, strict=True):
+        share = self._by_row(self.least / self.usual, means)
+        slopes, levels = self.slopes / self.usual.square(), self.levels / self.usual
+        for saturate, slope, level in zip(self.saturate, slopes, levels, strict=True):
             share = share + saturate(means * self._by_row(slope, means) + self._by_row(level, means))
         return share
 
