@@ -105,7 +105,13 @@ def test_a_softmax_in_the_place_of_each_softmax_changes_nothing(family: str, mon
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
-    [*(f for f in FAMILIES if 0 < FOUND[f][0] < 10), "class tokens across", "tokens in tokens", "pooled keys"],
+    [
+        *(f for f in FAMILIES if 0 < FOUND[f][0] < 10),
+        "class tokens across",
+        "tokens in tokens",
+        "pooled keys",
+        "a score for each token",
+    ],
 )
 def test_lines_take_the_place_of_every_function_in_every_family(family: str) -> None:
     model, images = made(family)

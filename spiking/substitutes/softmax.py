@@ -18,7 +18,7 @@ SHUT = -50.0
 
 
 class RectifiedSoftmax(nn.Module):
-    """r ⊙ A / N,  A = Σ_m relu(g_m ⊙ (s - mean_keys s) + b_m),  r = [e + Σ_i relu(c_i + d_i ⊙ mean_keys A / u)] / u, of scores s.
+    """r ⊙ A / N,  A = Σ_m relu(g_m ⊙ (s - mean_keys s) + b_m),  r = [e + Σ_i relu(c_i + d_i ⊙ mean_keys A / u)] / u, of s.
 
     This is ours. The exponential is a sum of ReLUs that agrees with it at `KNOTS`, and so is the reciprocal of its mean over
     keys, at multiples `MEANS` of the mean u that is usual; so a neuron computes all but the product. Without the reciprocal an
@@ -78,7 +78,7 @@ class RectifiedSoftmax(nn.Module):
             level.fill_(step * knot)
         self.least.fill_(1 / knots[-1])
 
-    def forward(self, input: Tensor, dim: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def forward(self, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
         """Weights of the keys, of the shape of the scores; arguments are those of `torch.nn.functional.softmax`."""
         attention = self._attention(input)
         weights = self.share(self._mean(attention)) / self._count(attention) * attention
