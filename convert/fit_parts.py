@@ -47,7 +47,8 @@ def fit_parts(network: nn.Module, ann: nn.Module, parts: Sequence[Part], images:
             name = line_of(function).removeprefix(part.name).removeprefix(".")
             _start(block, own, name, seen.first(STARTED_ON), wanted.first(STARTED_ON))
         agree(block)
-        goes_on = count < len(parts) and parts[count].name in in_chain
+        following = parts[count] if count < len(parts) else None
+        goes_on = following is not None and part.is_block and following.is_block and following.name in in_chain
         theirs = wanted.given_by(own) if goes_on or trained else []
         if trained and part.is_block:
             _train(block, seen, theirs, prefix_of(ann), part.name, effort)

@@ -131,6 +131,7 @@ def test_lines_take_the_place_of_every_function_in_every_family(family: str) -> 
 def test_each_stage_of_a_fit_does_better(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("fit_branches", "fitting"):
         monkeypatch.setattr(f"vit2snn.convert.{module}.STEPS", 30)
+    monkeypatch.setattr("vit2snn.convert.fit_parts.STARTED_ON", 24)  # of 32 images
     model, images = made(family)
     images = images.repeat(4, 1, 1, 1) + torch.randn(32, *images.shape[1:])
     found = {refit: lost(to_spiking(model, LINES.changed(refit=refit), images), images) for refit in ("none", "blocks")}
