@@ -2,6 +2,7 @@
 
     python benchmarks/structures.py                      # all, in about three hours on one core
     python benchmarks/structures.py swin_transformer     # some, by the name of timm's module
+    python benchmarks/structures.py --no-fit             # what is found, in ten minutes; fits that are on record stay there
     python benchmarks/structures.py --table              # what is on record
 
 The models are those of `coverage.py`: the smallest of each family, with weights by which every part matters, on random images.
@@ -83,8 +84,8 @@ def noise(images: int, size: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def measured(model: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
-    """The figures of one model."""
+def measured(model: nn.Module, size: tuple[int, ...], fit: bool) -> dict[str, Any]:
+    """The figures of one model, with or without fits."""
     torch.manual_seed(0)
     shown, scored = noise(SHOWN, size), noise(SCORED, size)
     enliven(model, shown[:SCORED])
@@ -98,7 +99,7 @@ def measured(model: nn.Module, size: tuple[int, ...]) -> dict[str, Any]:
     }
     if row["attentions"]:
         row["kept"] = kept(model, found, scored)
-    for name in STRUCTURES:
+    for name in STRUCTURES if fit else ():
         recipe = RECIPES[name].changed(timesteps=1, spikes=Coded(levels=0))
         started = to_spiking(model, recipe.changed(refit="none"), shown.split(BATCH))
         fitted = to_spiking(model, recipe, shown.split(BATCH))
@@ -123,21 +124,19 @@ def fits(row: dict[str, Any], recipe: str) -> bool:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """All families, and how many are recognised and fitted."""
     lines = [
-        "| family | model | blocks | attentions, activations, norms | left | kept | `qkformer`: started, fitted | "
+        "| family | model | blocks | attentions, activations, norms | left | kept | `qkformer`: blocks; started, fitted | "
         "`hybrid`: blocks; started, fitted |",
         "| --- |" + " --- |" * 7,
     ]
     for family, row in sorted(rows.items()):
-        if "refused" in row:
-            lines.append(f"| {family} | {row['model']} | | | | | | {row['refused']} |")
-            continue
         kept = f"{row['kept']:.0e}" if "kept" in row else ""
-        full, some = (row[name] for name in STRUCTURES)
-        lines.append(
-            f"| {family} | {row['model']} | {row['blocks']} | {row['attentions']}, {row['mlps']}, {row['norms']} | "
-            f"{len(row['left'])} | {kept} | {full['started']}, {full['fitted']} | "
-            f"{some['blocks']}; {some['started']}, {some['fitted']} |"
-        )
+        fits_of = [
+            f"{row[name]['blocks']}; {row[name]['started']}, {row[name]['fitted']}" if name in row else row.get("refused", "")
+            for name in STRUCTURES
+        ]
+        found = [str(row.get(role, "")) for role in ("attentions", "mlps", "norms")]
+        cells = [row["model"], str(row.get("blocks", "")), ", ".join(found), str(len(row.get("left", ()))), kept, *fits_of]
+        lines.append(f"| {family} | {' | '.join(cells)} |")
     counts = {
         "families": len(rows),
         "with attention": sum(bool(row.get("attentions")) for row in rows.values()),
@@ -151,8 +150,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 @click.command()
 @click.argument("modules", nargs=-1, type=click.Choice([*TRANSFORMERS, *NEIGHBOURS]))
+@click.option("--fit/--no-fit", default=True, show_default=True)
 @click.option("--table", "only_table", is_flag=True)
-def main(modules: tuple[str, ...], only_table: bool) -> None:
+def main(modules: tuple[str, ...], fit: bool, only_table: bool) -> None:
     warnings.filterwarnings("ignore")
     torch.set_flush_denormal(True)
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -161,13 +161,15 @@ def main(modules: tuple[str, ...], only_table: bool) -> None:
     for family, name in ({} if only_table else families(modules or (*TRANSFORMERS, *NEIGHBOURS))).items():
         torch.manual_seed(0)
         started = time.time()
-        row: dict[str, Any] = {"model": name}
+        before = rows.get(family, {})
+        row: dict[str, Any] = {"model": name} | {key: before[key] for key in STRUCTURES if key in before and not fit}
         try:
             model, size, arguments = made(family, name)
-            row |= {"arguments": arguments} | measured(model, size)
+            row |= {"arguments": arguments} | measured(model, size, fit)
         except (Vit2SnnError, RuntimeError, ValueError) as refusal:
             row["refused"] = str(refusal).splitlines()[0]
-        row["seconds"] = round(time.time() - started)
+        if fit:
+            row["seconds"] = round(time.time() - started)
         gc.collect()
         rows[family] = row
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")

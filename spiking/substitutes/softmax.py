@@ -14,7 +14,7 @@ BEYOND = 1.3
 MEANS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
 """Where the reciprocal is cut into lines, in multiples of what is usual; beyond the last it is constant."""
 SHUT = -50.0
-"""Scores that are below it on all images are those of a mask."""
+"""Scores that are so far from the largest of their row on all images are those of a mask."""
 
 
 class RectifiedSoftmax(nn.Module):
@@ -59,9 +59,10 @@ class RectifiedSoftmax(nn.Module):
     @torch.no_grad()
     def start(self, scores: Tensor, images: int) -> None:
         """The mask, and lines of the reciprocal around the usual mean of a row, from the scores of so many images."""
-        shut = (self._keys_last(scores) < SHUT).unflatten(0, (images, -1)).all(0)
+        scores = self._keys_last(scores)
+        shut = (scores < scores.amax(-1, keepdim=True) + SHUT).unflatten(0, (images, -1)).all(0)
         self.shut = shut if shut.any() else shut.new_zeros(0)
-        self.start_rows(self._mean(self._attention(scores)))
+        self.start_rows(self._mean(self._attend(scores)))
 
     @torch.no_grad()
     def start_rows(self, means: Tensor) -> None:
@@ -80,13 +81,12 @@ class RectifiedSoftmax(nn.Module):
 
     def forward(self, input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
         """Weights of the keys, of the shape of the scores; arguments are those of `torch.nn.functional.softmax`."""
-        attention = self._attention(input)
+        attention = self._attend(self._keys_last(input))
         weights = self.share(self._mean(attention)) / self._count(attention) * attention
         return self._keys_last(weights.reshape(self._keys_last(input).shape))
 
-    def _attention(self, scores: Tensor) -> Tensor:
+    def _attend(self, scores: Tensor) -> Tensor:
         """A, with the windows of an image along an axis of their own, ``[B, K, ...]``, where they have masks."""
-        scores = self._keys_last(scores)
         if not self._is_masked:
             return self.lines(scores - self._mean(scores))
         scores = scores.unflatten(0, (-1, len(self.shut))).masked_fill(self.shut, 0.0)
