@@ -35,7 +35,7 @@ def zero_shot(model: Any, embeddings: Tensor) -> nn.Module:
     Raises:
         ModelError: the embeddings are not of the size of the model's, or have no direction; or its head is not linear.
     """
-    projection = model.get_classifier() if hasattr(model, "get_classifier") else None
+    projection: Any = model.get_classifier() if hasattr(model, "get_classifier") else None
     is_linear = isinstance(projection, nn.Linear)
     if not is_linear and not (isinstance(projection, nn.Identity) and hasattr(model, "reset_classifier")):
         raise ModelError(
