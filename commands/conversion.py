@@ -189,9 +189,9 @@ def _convert(
     started = time.time()
     check_data(name, images)
     ann = load_ann(name, images)
-    check_conversion(ann, recipe, images["batch_size"], device)
+    beside = check_conversion(ann, recipe, images["batch_size"], device)
     check_scored(name, ann)
-    samples, others, read = _samples(ann, images)
+    samples, others, read = _samples(ann, images, beside)
     pixels = torch.stack([sample.image for sample in samples])
     if recipe.structure.replaces and len(samples) * processes() < PLENTY:
         note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on some hundreds: --samples 512")
@@ -224,21 +224,22 @@ def _convert(
     return summary, result
 
 
-def _samples(ann: nn.Module, images: dict[str, Any]) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
+def _samples(ann: nn.Module, images: dict[str, Any], beside: int) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
     """This process's images to calibrate on, as many as the other processes have, and to compare with the ANN on.
 
-    Beside them, what was read, for the record.
+    Beside them, what was read, for the record. A fit holds so many bytes of an image ``beside`` it.
     """
     import torch
     from timm.data import resolve_model_data_config
 
+    from vit2snn.convert.fit_branches import HELD
     from vit2snn.data import prepared
     from vit2snn.spiking.shards import processes, smallest
 
     wanted = images["samples"] + COMPARED
     source, count = own_images(image_source(ann, images), wanted, images["seed"])
     calibrating = min(count or wanted, images["samples"])
-    check_memory(source, calibrating, resolve_model_data_config(ann)["input_size"])
+    check_memory(source, calibrating, resolve_model_data_config(ann)["input_size"], beside, HELD)
     found = list(bar(prepared(ann, source, count=count, seed=images["seed"], workers=images["workers"]), "reading images"))
     samples = found[: own_count(images["samples"])]
     samples = samples[: int(smallest(torch.tensor(len(samples))))]

@@ -20,25 +20,27 @@ if TYPE_CHECKING:
 LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def check_memory(source: ImageSource, count: int, size: Sequence[int], beside: int = 0) -> None:
+def check_memory(
+    source: ImageSource, count: int, size: Sequence[int], beside: int = 0, most: int | None = None
+) -> None:  # fmt: skip
     """Refuse more images than the machine can hold, before they are read. How many a stream has is not known.
 
     Args:
         source: of the images.
         count: how many are asked for.
         size: ``[C, H, W]`` of an image.
-        beside: bytes that are held of each image beside it.
+        beside: bytes that are held of each image beside it; or of so many of them at ``most``.
 
     Raises:
         OutOfMemoryError: it cannot.
     """
     images = 0 if source.labels is None else min(count, len(source.labels))
-    needed = images * (2 * math.prod(size) * 4 + beside)  # one by one, and in one tensor
+    needed = images * 2 * math.prod(size) * 4 + min(images, most or images) * beside  # one by one, and in one tensor
     fewer = images * memory() // max(needed, 1) // 2
     check_fits(f"{images} images of {_by(size)}", needed, f"take fewer: --samples {fewer}")
 
 
-def check_conversion(model: nn.Module, recipe: Recipe, batch: int, device: Any) -> None:
+def check_conversion(model: nn.Module, recipe: Recipe, batch: int, device: Any) -> int:
     """Refuse what cannot be converted, or only with more memory than there is; see `vit2snn.tracing.footprint`.
 
     Calibration runs the spiking network on a batch of images, and computes gradients on a few of them.
@@ -48,6 +50,9 @@ def check_conversion(model: nn.Module, recipe: Recipe, batch: int, device: Any) 
         recipe: what it is to be converted with.
         batch: images that are computed together.
         device: that does it.
+
+    Returns:
+        Bytes that a fit of substitutes holds of each image beside it; 0 where there is none.
 
     Raises:
         UnsupportedModuleError: a module has no rule.
@@ -59,6 +64,7 @@ def check_conversion(model: nn.Module, recipe: Recipe, batch: int, device: Any) 
     from vit2snn.calibration.sensitivity import AT_ONCE
     from vit2snn.convert import provisional, structure
     from vit2snn.convert.branches import transformer_blocks
+    from vit2snn.convert.fitting import held_beside
     from vit2snn.tracing import footprint
 
     if recipe.structure.undecided:
@@ -71,6 +77,7 @@ def check_conversion(model: nn.Module, recipe: Recipe, batch: int, device: Any) 
         return max(run, footprint(snn, (min(images, AT_ONCE), *size), 1, trains=True) or 0)
 
     _check_batch(needed, batch, size, device, "take smaller images: --img-size")
+    return held_beside(model, [block.name for block in snn.plan.blocks], size) if recipe.structure.replaces else 0
 
 
 def check_run(

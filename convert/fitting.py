@@ -17,6 +17,8 @@ from ..finetune import Precision, Step, Workspace
 from ..finetune.checkpoint import BRANCHES, SPIKES, load_checkpoint, restoring, save_checkpoint
 from ..measure.batches import set_digest
 from ..spiking import shards
+from ..tracing.calls import tensors_in
+from ..tracing.signals import on_meta
 from .fields import to_fields
 from .fit_branches import BATCH, HELD, STEPS, Effort, fit_branches, places
 from .fit_network import fit_network
@@ -150,6 +152,23 @@ def held(batches: Batches) -> tuple[Tensor, bool]:
             taken.append(images)
     images = torch.cat(taken)
     return images, len(images) == len(batches.digests)
+
+
+@torch.no_grad()
+def held_beside(ann: nn.Module, blocks: Sequence[str], input_size: tuple[int, ...]) -> int:
+    """Bytes that a fit of the blocks, given by name, holds of an image beside it: what a block reads and gives, and the ANN's.
+
+    They are counted on shapes alone, for the largest block, and held of at most `HELD` images.
+    """
+    shadow, sizes = on_meta(ann), [0]
+
+    def count(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        sizes.append(sum(x.nbytes for x in tensors_in([args, kwargs, output])))
+
+    for name in blocks:
+        shadow.get_submodule(name).register_forward_hook(count, with_kwargs=True)
+    shadow(torch.empty(1, *input_size, dtype=next(shadow.parameters()).dtype, device="meta"))
+    return 2 * max(sizes)
 
 
 class _Work:

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import make_vit
 from torch import Tensor, nn
 
 from vit2snn import evaluate
 from vit2snn.cli import cli
+from vit2snn.commands.memory import check_memory
 from vit2snn.convert import Recipe, SpikingModel, to_spiking
+from vit2snn.convert.fitting import held_beside
+from vit2snn.data import array_source
 from vit2snn.errors import OutOfMemoryError
 from vit2snn.measure.batches import Parts
 from vit2snn.spiking import LIF, eager, present_run, stream
@@ -142,3 +146,29 @@ def test_reduced_precision_leaves_neurons_in_float32_and_costs_little(
     with torch.no_grad(), torch.autocast("cpu", dtype):
         snn(images[:2], 1)
     assert seen == {torch.float32}
+
+
+def test_what_a_fit_holds_of_each_image_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    block = 2 * 17 * 32 * 4  # what it reads and gives
+    assert held_beside(make_vit(), ["blocks.0", "blocks.1"], (3, 16, 16)) == 2 * block
+    source, size = array_source(*demo_images("train"), "L"), (1, 28, 28)
+    images = 100 * 2 * 28 * 28 * 4
+    monkeypatch.setattr("vit2snn.commands.memory.memory", lambda device=None: images + 60 * block)
+    check_memory(source, 100, size, block, most=60)
+    with pytest.raises(OutOfMemoryError, match="100 images"):
+        check_memory(source, 100, size, block)
+    monkeypatch.undo()
+    asked: list[Any] = []
+    monkeypatch.setattr("vit2snn.commands.conversion.check_memory", lambda *args: asked.append(args[3:]))
+    for recipe in ("faithful", "hybrid"):
+        given = [
+            "--recipe",
+            recipe,
+            "--samples",
+            "16",
+            "--timesteps",
+            "1",
+            *(["--refit", "none"] if recipe == "hybrid" else []),
+        ]
+        assert CliRunner().invoke(cli, ["convert", "demo", "-o", str(tmp_path / recipe), *given]).exit_code == 0
+    assert asked[0][0] == 0 < asked[1][0]
