@@ -195,12 +195,14 @@ def _weighs(calls: Graph, node: Node) -> bool:
     """Whether the weights that a softmax gives meet another signal in a product."""
     if node.function in FUSED:
         return True
-    products = MATRIX | ELEMENTWISE
+
+    def is_product(other: Node) -> bool:
+        return other.function in MATRIX | ELEMENTWISE and len(other.shapes) > 1
 
     def passes(other: Node) -> bool:
-        return len(other.shapes) < 2 or (other.function not in products and other.shape.numel() == node.shape.numel())
+        return not is_product(other) and (other.function in VIEWS or other.shape.numel() == node.shape.numel())
 
-    return any(other.function in products for other in calls.receivers(node.index, passes))
+    return any(map(is_product, calls.receivers(node.index, passes)))
 
 
 def _adding(calls: Graph) -> set[str]:

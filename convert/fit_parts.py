@@ -49,8 +49,9 @@ def fit_parts(network: nn.Module, ann: nn.Module, parts: Sequence[Part], images:
         agree(block)
         following = parts[count] if count < len(parts) else None
         goes_on = following is not None and part.is_block and following.is_block and following.name in in_chain
-        theirs = wanted.given_by(own) if goes_on or trained else []
-        if trained and part.is_block:
+        trains = trained and part.is_block
+        theirs = wanted.given_by(own) if goes_on or trains else []
+        if trains:
             _train(block, seen, theirs, prefix_of(ann), part.name, effort)
         streams = (seen.given_by(block)[0], theirs[0]) if goes_on else (None, None)
         effort.fitted(count)

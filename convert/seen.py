@@ -122,7 +122,7 @@ def chained(network: nn.Module, names: Sequence[str], image: Tensor) -> set[str]
 
     def after(name: str, output: Any) -> None:
         found = tensors_of(output)
-        given.setdefault(name, (found, found[0]._version))
+        given.setdefault(name, (found, found[0]._version if found else 0))
 
     handles = []
     for name in names:
