@@ -1,8 +1,8 @@
 """What is replaced in which families of timm: structure found, and what Q-K attention in its place loses, with random weights.
 
-    python benchmarks/structures.py                      # all, in about three hours on one core
+    python benchmarks/structures.py                      # all: half a minute to some minutes a family on one core
     python benchmarks/structures.py swin_transformer     # some, by the name of timm's module
-    python benchmarks/structures.py --no-fit             # what is found, in ten minutes; fits that are on record stay there
+    python benchmarks/structures.py --no-fit             # what is found; fits that are on record stay there
     python benchmarks/structures.py --table              # what is on record
 
 The models are those of `coverage.py`: the smallest of each family, with weights by which every part matters, on random images.

@@ -43,9 +43,10 @@ def fit_parts(network: nn.Module, ann: nn.Module, parts: Sequence[Part], images:
         block, own = network.get_submodule(part.name), ann.get_submodule(part.name)
         read = Seen.by_network(shown if part.is_block else shown[:STARTED_ON])
         seen, wanted = (read.within(whole, part.name, stream) for whole, stream in zip((network, ann), streams, strict=True))
+        few = seen.first(STARTED_ON), wanted.first(STARTED_ON)
         for function in part.functions:
             name = line_of(function).removeprefix(part.name).removeprefix(".")
-            _start(block, own, name, seen.first(STARTED_ON), wanted.first(STARTED_ON))
+            _start(block, own, name, *few)
         agree(block)
         following = parts[count] if count < len(parts) else None
         goes_on = following is not None and part.is_block and following.is_block and following.name in in_chain
