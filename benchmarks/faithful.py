@@ -9,8 +9,9 @@
 Each result is added to ``benchmarks/results/faithful_MODEL.json`` as it comes; ``--table`` prints what is there.
 
 ``faithful`` lets the neurons that see the image send two spikes in a timestep, counted as two; ``one spike`` does not.
-``priced`` is ``faithful`` with a price that makes it send about as many spikes as ``dcgs``, or fewer. ``image analog`` leaves
-the patch embedding to multiply, as most published networks do, and is charged for it.
+``priced`` is ``faithful`` with a price that makes it send about as many spikes as ``dcgs``, or fewer. ``32 levels`` and
+``bursts`` (two spikes in a step where the second is worth its price) are what a single timestep can have. ``image analog``
+leaves the patch embedding to multiply, as most published networks do, and is charged for it.
 
 The rules of others are put in our own terms: same sites, same simulation, thresholds of each tensor from the same calibration
 images, no prior, no bias. ``rate`` is ternary rate coding with the 99.9 % quantile as threshold. ``dcgs`` is the differential
@@ -44,6 +45,8 @@ IMAGE_ANALOG = FAITHFUL.changed(ignore=("patch_embed.proj",))
 RULES = {
     "faithful": FAITHFUL.changed(timesteps=8),
     "priced": FAITHFUL.changed(timesteps=8, price=1e-8),
+    "32 levels": FAITHFUL.changed(timesteps=1, levels=32, ratio=2 ** (1 / 8)),
+    "bursts": FAITHFUL.changed(timesteps=1, spikes_per_step=2, price=3e-9),
     "one spike": FAITHFUL.changed(input_spikes=1),
     "one spike, image analog": IMAGE_ANALOG,
     "8 powers of two, image analog": IMAGE_ANALOG.changed(levels=8, ratio=2.0, headroom=1.0),
