@@ -19,8 +19,8 @@ PRICE_FALL = 5.0
 """A spike is worth this much less at each further timestep: somewhat less than the squared error of the logits falls by."""
 
 STEEPEST = 0.5
-"""A threshold is at least this share of the one at the timestep before. Values that are larger than any on the calibration images
-would otherwise never be made up for: the thresholds of all later timesteps together would be too small to reach them."""
+"""A threshold is at least this share of the one at the timestep before. Values larger than any on the calibration images would
+otherwise never be made up for: the thresholds of all later timesteps together would be too small to reach them."""
 
 FALLS = (0.2, 0.22, 0.25, 0.27, 0.29, 0.31, 1 / 3, 0.36, 0.4, 0.45, 0.5)
 """Shares by which thresholds of a layer-synchronous neuron may fall from timestep to timestep. A third makes balanced ternary

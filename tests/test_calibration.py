@@ -162,6 +162,14 @@ def test_levels_are_as_fine_as_the_range_of_the_values_allows() -> None:
     assert ratios["wide"] > 1.4
 
 
+def test_values_twice_as_large_as_any_before_are_reached() -> None:
+    network, neuron = single(Alphabet(16, 2**0.25))
+    calibrate(network, [torch.rand(1000, 6) * 2 - 1], 8, RECIPES["faithful"].coded.threshold_rule)
+    beyond = torch.full((1, 6), 2.0)
+    with torch.no_grad():
+        assert (simulate(neuron, beyond, 8)[-1] - beyond).abs().max() < 0.01
+
+
 def test_neurons_on_which_no_logit_depends_keep_silent(vit: nn.Module, images: Tensor) -> None:
     snn = to_spiking(vit, Recipe(timesteps=2), images)
     last = {name: neuron for name, neuron in snn.neurons().items() if name.startswith("blocks.1.")}
