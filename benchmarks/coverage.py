@@ -181,7 +181,7 @@ def passes(row: dict[str, Any]) -> bool:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """All families, and how many pass."""
     lines = [
-        "| family | model | GMACs | operations (gates) | exact | images, levels | error in %, T = 1, 2, 4, 8 | missed | passes |",
+        "| family | model | GMACs | operations (gates) | exact | images, levels | error at T = 1, 2, 4, 8 | missed | passes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for family, row in sorted(rows.items()):
