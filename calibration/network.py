@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Event, analog, neurons, probing, simulate
+from ..tracing.depth import stages
 from ..tracing.wavefront import wave
 from .activity import Activity, observe
 from .closed_loop import ClosedLoop, in_place_of_neurons
+from .durations import durations
 from .innovations import show
 from .rule import ThresholdRule
 from .sensitivity import sensitivities
@@ -48,7 +50,7 @@ def calibrate(
 
     Args:
         network: in evaluation mode.
-        batches: images ``[B, C, H, W]``; iterated up to four times. All processes of a group have equally many.
+        batches: images ``[B, C, H, W]``; iterated several times. All processes of a group have equally many.
         timesteps: how many steps are calibrated for.
         rule: where thresholds come from.
         prior: the ``mean`` activation at each position, the ``minimum`` of each channel, or ``none``.
@@ -62,9 +64,11 @@ def calibrate(
     found = {name: n for name, n in neurons(network) if isinstance(n, CodedNeuron) and n.alphabet is not None}
     sensitivity: dict[str, Tensor] = {}
     if sense and rule.closed_loop:
-        images, draws = (PRICED_ON, PRICED_BY) if rule.price else (SENSED_ON, SENSED_BY)
+        weighs = rule.price or any(rule.is_scheduled(neuron) for neuron in found.values())
+        images, draws = (PRICED_ON, PRICED_BY) if weighs else (SENSED_ON, SENSED_BY)
         sensitivity = sensitivities(network, batches, found, images, draws)
     activity = observe(network, batches, found, sensitivity)
+    taken = dict.fromkeys(found, timesteps)
     for name, neuron in found.items():
         seen = activity[name]
         neuron.prior = {"none": torch.zeros_like(seen.scale), "mean": seen.mean, "minimum": seen.minimum}[prior]
@@ -73,7 +77,10 @@ def calibrate(
         _set_static_thresholds(network, batches, timesteps, rule, activity, found)
     synchronous, lags = (any(getattr(neuron, kind) for neuron in found.values()) for kind in ("synchronous", "lag"))
     if rule.closed_loop or bias:
-        loops = {name: ClosedLoop(neuron, activity[name], rule, bias, timesteps) for name, neuron in found.items()}
+        if sensitivity and any(rule.is_scheduled(neuron) for neuron in found.values()):
+            size = tuple(next(iter(batches)).shape[1:])
+            taken = durations(network, batches, found, activity, stages(network, size), timesteps)
+        loops = {name: ClosedLoop(neuron, activity[name], rule, bias, taken[name]) for name, neuron in found.items()}
         with in_place_of_neurons(network, loops), torch.no_grad():
             for batch in batches:
                 for loop in loops.values():

@@ -173,12 +173,21 @@ class MseObserver(HistogramObserver):
         Returns:
             Thresholds and shares, both ``[channels]`` float64.
         """
+        costs, tried = self._scheduled(falls)
+        best = costs.flatten(1).argmin(1)
+        return tried[best // len(falls)], float64(tuple(falls), costs.device)[best % len(falls)]
+
+    def least_error(self, falls: Sequence[float]) -> Tensor:
+        """The squared error that the best such schedule leaves, summed up over what was seen, ``[channels]``."""
+        return self._scheduled(falls)[0].flatten(1).amin(1)
+
+    def _scheduled(self, falls: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """The squared errors ``[channels, thresholds, falls]`` of all schedules, and the first thresholds."""
         counts, tempting, span = self._tempting()
         device, ratio = counts.device, (self.code.alphabet.ratio,)
         errors = [mean_errors(replace(self.code, fall=fall), ratio, device)[span, 0] for fall in falls]
-        costs = torch.stack([counts.float() @ error.T for error in errors], 2)  # [channels, thresholds, falls]
-        best = costs.masked_fill(~tempting[:, None], torch.inf).flatten(1).argmin(1)
-        return thresholds(device)[span][best // len(falls)], float64(tuple(falls), device)[best % len(falls)]
+        costs = torch.stack([counts.float() @ error.T for error in errors], 2)
+        return costs.masked_fill(~tempting[:, None], torch.inf), thresholds(device)[span]
 
 
 class EntropyObserver(HistogramObserver):

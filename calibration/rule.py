@@ -77,7 +77,7 @@ class ThresholdRule:
 
     def is_scheduled(self, neuron: CodedNeuron) -> bool:
         """Whether all timesteps of a neuron have their levels at once: it spends them all on one value."""
-        return neuron.synchronous and self.observer == "mse" and not self.price
+        return neuron.synchronous > 0 and self.observer == "mse" and not self.price
 
     def of_moving(self, neuron: CodedNeuron, moving: Moving, seen: Activity) -> list[Ladder]:
         """The levels of all timesteps of a neuron whose targets move: the best after the last one."""

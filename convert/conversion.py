@@ -212,7 +212,7 @@ def _converted(module: nn.Module, path: str, planned: Plan, recipe: Recipe) -> n
     synaptic = [call for call in driven.calls if call.macs] if driven else []
     if driven is None or (synaptic and not any(call.driven for call in synaptic)):  # all that it reads are spikes already
         return module
-    neuron: NeuronFactory = partial(recipe.coded.neuron, sees_image=path == planned.first)
+    neuron: NeuronFactory = partial(recipe.coded.neuron, recipe.timesteps, sees_image=path == planned.first)
     if isinstance(recipe.spikes, Membrane) and planned.in_substitutes(path):
         neuron = recipe.spikes.balanced
     handler = handler_for(module)

@@ -153,10 +153,10 @@ class Coded:
         """What calibration needs for thresholds."""
         return ThresholdRule(self.observer, self.percentile, self.headroom, self.thresholds == "closed-loop", self.price)
 
-    def neuron(self, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
-        """A new neuron for an input whose channels lie along the negative ``axes``."""
+    def neuron(self, timesteps: int, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
+        """A new neuron, of a run of ``timesteps``, for an input whose channels lie along the negative ``axes``."""
         per_channel, burst = self.granularity == "channel", max(self.spikes_per_step, self.input_spikes if sees_image else 1)
-        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, self.synchronous, self.lag)
+        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, timesteps * self.synchronous, self.lag)
 
 
 KEPT = Coded(prior="none", bias=False)

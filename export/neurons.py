@@ -52,7 +52,7 @@ class GraphCoded(GraphNeuron):
         super().__init__()
         assert neuron.alphabet is not None
         self.alphabet, self.coding, self.count = neuron.alphabet, neuron.coding, neuron.spikes_per_step
-        self.rectified, self.synchronous = neuron.rectified, neuron.synchronous
+        self.rectified, self.synchronous, self.surplus = neuron.rectified, bool(neuron.synchronous), neuron.surplus
         levels = [neuron.alphabet.rounding(neuron.ladder(t)) for t in range(len(neuron.threshold))]
         for name in LADDER:
             self.register_buffer(name, torch.stack([getattr(level, name) for level in levels]))
@@ -76,7 +76,7 @@ class GraphCoded(GraphNeuron):
             return decoded, decoded
         assert isinstance(t, int)
         decoded = self.prior.expand(x.shape)
-        for step in range(t + 1):
+        for step in range(max(t + 1 + self.surplus, 1)):
             decoded = self._respond(step, x, decoded)
         return decoded, None
 

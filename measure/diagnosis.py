@@ -116,7 +116,8 @@ class _Seen:
         neuron = self.neuron
         assert neuron.alphabet is not None
         digits = neuron.synchronous or neuron.lag  # of one value, which all timesteps are spent on
-        reach = neuron.threshold[: event.t + 1].sum(0) if digits else neuron.ladder(event.t).threshold
+        taken = len(neuron.steps_by(event.t)) if neuron.synchronous else event.t + 1
+        reach = neuron.threshold[:taken].sum(0) if digits else neuron.ladder(event.t).threshold
         u = event.target - neuron.prior
         if neuron.alphabet.centred:
             return neuron.speaking(u).abs() > reach / 2

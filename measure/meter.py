@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..spiking import Event, Hadamard, Neuron
 from ..tracing.calls import FUSED, MATRIX, tensors_in
-from ..tracing.decoded import Decoded, Update, fires
+from ..tracing.decoded import Decoded, Update, fires, side_by_side
 from ..tracing.signals import VIEWS, Call
 from ..tracing.watch import again
 from . import charges
@@ -100,8 +100,9 @@ class Meter(Ledger):
         """A coded neuron has sent something."""
         stream = self.streams.setdefault(name, Stream(name, copies=self._tables[name].copies))
         stream.elements = event.target.numel() // self._shown
-        thresholds = self._coded[name].threshold
-        for step, update in enumerate(changes, start=event.t + 1 - len(changes)):
+        neuron = self._coded[name]
+        thresholds = neuron.threshold
+        for step, update in enumerate(changes, start=0 if neuron.synchronous else event.t):
             stream.add(self._time()[0], update.count)
             if self.observing:
                 stream.saw(torch.stack(update.spikes) / thresholds[min(step, len(thresholds) - 1)])
@@ -200,7 +201,7 @@ class Meter(Ledger):
         """Two decoded values meet: the spikes of each add what the other one holds."""
         pair = [call.operands[position] for position in positions]
         first, second = (operand.decoded for operand in pair)  # type: ignore[attr-defined]
-        for one, other in zip(first.updates, second.updates, strict=True):
+        for one, other in side_by_side(first, second):
             sent = first.sent(one), second.sent(other)
             held = first.seen(one.terms(one.after)), second.seen(other.terms(other.before))
             self._add(tally, self._meetings(call, positions, sent[0], held[1]))

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..spiking import CodedNeuron, SpikingNetwork, evaluating, present_run
 from ..tracing.calls import ELEMENTWISE
-from ..tracing.decoded import Decoded, Update
+from ..tracing.decoded import Decoded, Update, side_by_side
 from . import events
 from .kinds import spikes_in
 from .meter import Meter
@@ -156,7 +156,7 @@ class _Replayer(Meter):
         priors = first.seen(first.updates[0].prior), second.seen(second.updates[0].prior)
         constant: Tensor = _with(call, *priors)
         linear, quadratic = self._sums(key, constant, first)
-        for one, other in zip(first.updates, second.updates, strict=True):
+        for one, other in side_by_side(first, second):
             q, (e_q, c_q), (e_k, c_k) = first.seen(one.after), _changes(first, one), _changes(second, other)
             linear, quadratic = one.keep * linear, one.keep * other.keep * quadratic
             d_q, d_k = q - priors[0], other.keep * (second.seen(other.before) - priors[1])

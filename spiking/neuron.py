@@ -59,7 +59,8 @@ class CodedNeuron(Neuron):
     * ``prior`` ``[...]`` or a scalar: r.
 
     A layer-synchronous neuron spends all its timesteps on one input before its receivers read it. So its output at timestep t
-    is what t steps make of the input at t, which comes from neurons that had t steps themselves.
+    is what t + 1 steps make of the input at t, which comes from neurons that had their steps themselves. It may take some more
+    steps than others, or fewer: in a run of as many timesteps as it is calibrated for it takes as many as it has thresholds.
 
     A neuron that lags begins so many timesteps after those before it: its first step sees what they have after their second, if
     it lags by 1, and its last ones what they have in the end (see `vit2snn.tracing.wavefront`, which aligns other signals).
@@ -72,7 +73,7 @@ class CodedNeuron(Neuron):
         axes: the axes of one image's input, negative, along which thresholds and biases may vary ("channels").
         per_channel: a threshold for each channel instead of one for the tensor.
         spikes_per_step: the longest burst in one timestep.
-        synchronous: whether it is layer-synchronous.
+        synchronous: the timesteps of a run that it is calibrated for, if it is layer-synchronous; 0 if it is not.
         lag: timesteps that it begins after those before it.
     """
 
@@ -89,7 +90,7 @@ class CodedNeuron(Neuron):
         axes: tuple[int, ...] = (-1,),
         per_channel: bool = False,
         spikes_per_step: int = 1,
-        synchronous: bool = False,
+        synchronous: int = 0,
         lag: int = 0,
     ) -> None:
         super().__init__()
@@ -110,6 +111,16 @@ class CodedNeuron(Neuron):
         self.alphabet = None
         for name in TABLES:
             setattr(self, name, getattr(self, name).new_empty(0))
+
+    @property
+    def surplus(self) -> int:
+        """Timesteps that a layer-synchronous neuron takes beyond those of a run; negative if it takes fewer."""
+        rows = len(self.threshold)
+        return rows - self.synchronous if rows > 1 else 0  # one row serves all timesteps
+
+    def steps_by(self, t: int) -> range:
+        """A layer-synchronous neuron's own timesteps, whose outcome its receivers read at timestep ``t`` of a run."""
+        return range(max(t + 1 + self.surplus, 1))
 
     def ladder(self, t: int) -> Ladder:
         """The levels of timestep ``t``.
@@ -166,10 +177,10 @@ class CodedNeuron(Neuron):
         return self.__dict__ | {"_prepared": None}  # copies make their own
 
     def range_after(self, timesteps: int) -> tuple[Tensor, Tensor]:
-        """The least and the largest value that so many timesteps can decode, which broadcast against one image's input."""
+        """The least and the largest value that a run of so many can decode, which broadcast against one image's input."""
         assert self.alphabet is not None
         least = largest = torch.zeros_like(self.prior)
-        for t in range(timesteps):
+        for t in self.steps_by(timesteps - 1) if self.synchronous else range(timesteps):
             (a, b), bias = self.coding.coefficients(t), self.bias_at(t)
             reach = self.spikes_per_step * self.ladder(t).threshold
             constant = reach.new_zeros(()) if bias is None else bias
@@ -230,7 +241,7 @@ class CodedNeuron(Neuron):
     def step(self, t: int, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """One timestep: ``x`` is the target x[t], state and output are m[t-1] and m[t]. All ``[B, ...]``.
 
-        A layer-synchronous neuron spends the timesteps 0 to ``t`` on ``x``, and has no state. ``out`` may take the output.
+        A layer-synchronous neuron spends all that it has by ``t`` on ``x``, and has no state. ``out`` may take the output.
         """
         if self.is_analog:
             probe = _probes.get().get(self)
@@ -238,16 +249,16 @@ class CodedNeuron(Neuron):
                 probe(Event(t, x, [], x, x))
             return x, x
         if self.synchronous:
-            return self._code(range(t + 1), x, None, out), None
-        decoded = self._code(range(t, t + 1), x, state, out)
+            return self._code(t, self.steps_by(t), x, None, out), None
+        decoded = self._code(t, range(t, t + 1), x, state, out)
         return decoded, decoded
 
-    def _code(self, timesteps: range, x: Tensor, before: Tensor | None, out: Tensor | None) -> Tensor:
-        """The decoded value after ``timesteps``."""
+    def _code(self, t: int, steps: range, x: Tensor, before: Tensor | None, out: Tensor | None) -> Tensor:
+        """The decoded value at timestep ``t``, after ``steps``."""
         sent: list[Tensor] = []
         decoded, probe = before, _probes.get().get(self)
-        for t in timesteps:
-            step = self.coded_step(t)
+        for number in steps:
+            step = self.coded_step(number)
             if probe:
                 decoded, spikes = step.told(x, decoded, out)
                 sent += spikes
@@ -255,7 +266,7 @@ class CodedNeuron(Neuron):
                 decoded = step(x, decoded, out)
         assert decoded is not None
         if probe:
-            probe(Event(timesteps[-1], x, sent, decoded, self.prior.expand(x.shape) if before is None else before))
+            probe(Event(t, x, sent, decoded, self.prior.expand(x.shape) if before is None else before))
         return decoded
 
     def extra_repr(self) -> str:

@@ -444,4 +444,6 @@ def test_a_layer_synchronous_network_tells_its_latency(tmp_path: Path) -> None:
     depth = 2 + 4 * 6
     assert f"3 per layer, {3 * depth} in all" in result.stdout
     result = run("evaluate", out, "--samples", 16, "--json")
-    assert [point["latency"] for point in json.loads(result.stdout)["snn"]] == [depth, 2 * depth, 3 * depth]
+    first, *later = [point["latency"] for point in json.loads(result.stdout)["snn"]]
+    assert later == [2 * depth, 3 * depth]
+    assert depth <= first < 2 * depth  # layers that take more than a run has, and none takes less than one

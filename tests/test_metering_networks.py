@@ -6,6 +6,7 @@ import copy
 import math
 from collections import defaultdict
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -59,6 +60,12 @@ class Step:
                 other.bias = self.bias.expand(self.sent.shape[1], *self.bias.shape[-3:]).flatten(0, 1)
         return other
 
+    def resting(self) -> Step:
+        """The step after it, in which it does nothing."""
+        other = copy.copy(self)
+        other.sent, other.before, other.bias = torch.zeros_like(self.sent), self.after, None
+        return other
+
     def turned(self) -> Step:
         """The same of the transposed matrices."""
         other = copy.copy(self)
@@ -84,7 +91,7 @@ def followed(snn: SpikingModel, images: Tensor) -> dict[str, list[list[Step]]]:
         m = neuron.prior.expand(event.target.shape)
         if not neuron.synchronous and event.t:
             m = caught[name][-1][-1].m
-        count = event.t + 1 if neuron.synchronous else 1
+        count = event.t + 1 + len(neuron.threshold) - T if neuron.synchronous else 1
         each, steps = len(event.spikes) // count, []
         for index in range(count):
             t = index if neuron.synchronous else event.t
@@ -151,7 +158,8 @@ def counted(snn: SpikingModel, images: Tensor) -> Counts:
         pair = [snn.neurons()[f"{name}.{side}"] for side in (first, second)]
         counts = []
         for mine, its in zip(*(caught[f"{name}.{side}"] for side in (first, second)), strict=True):
-            steps = [(a.by_head(), b.turned() if turned else b.by_head()) for a, b in zip(mine, its, strict=True)]
+            both = [(a or mine[-1].resting(), b or its[-1].resting()) for a, b in zip_longest(mine, its)]
+            steps = [(a.by_head(), b.turned() if turned else b.by_head()) for a, b in both]
             images = [[product((pair[0], a), (pair[1], b), i) for a, b in steps] for i in range(B)]
             counts.append([[sum(ac for ac, _ in each), sum(mac for _, mac in each)] for each in images])
         return counts
@@ -220,6 +228,16 @@ def check(snn: SpikingModel, images: Tensor) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_operation_of_a_converted_network(name: str) -> None:
     check(converted(**RECIPES[name]), torch.randn(B, 3, 8, 8))
+
+
+@pytest.mark.parametrize("longer", ["query", "weights", "value"])
+def test_every_operation_of_a_layer_synchronous_network_in_which_some_layers_take_longer(longer: str) -> None:
+    snn = converted(schedule="layer-synchronous", levels=1)
+    neuron = snn.neurons()[f"blocks.0.attn.spiking_attention.{longer}"]
+    for name in ("threshold", "ratio", "silence"):
+        table = getattr(neuron, name)
+        setattr(neuron, name, torch.cat([table, table[-1:] * (0.5 if name == "threshold" else 1)]))
+    check(snn, torch.randn(B, 3, 8, 8))
 
 
 @pytest.mark.parametrize("recipe", [{"bias": False}, {}, {"levels": 4, "ratio": 2.0}])

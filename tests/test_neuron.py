@@ -141,7 +141,7 @@ def test_tables_take_their_shape_from_a_state_dict() -> None:
 def test_a_layer_synchronous_neuron_spends_its_timesteps_on_each_input(chunk: int | None) -> None:
     """What it puts out at t is what t steps of an ordinary neuron make of the input at t."""
     made, other = neuron(Alphabet(1), Coding.DIFFERENTIAL), neuron(Alphabet(1), Coding.DIFFERENTIAL)
-    made.synchronous = True
+    made.synchronous = 3
     for one in (made, other):
         one.threshold, one.bias = torch.tensor([[1.0], [0.5], [0.25]]), torch.tensor([[0.0], [0.1]])
     frames = torch.randn(3, 4, 5)
@@ -152,3 +152,20 @@ def test_a_layer_synchronous_neuron_spends_its_timesteps_on_each_input(chunk: in
     assert torch.equal(got, out)
     assert [len(event.spikes) for event in events] == [1, 2, 3]
     assert torch.allclose(sum(events[2].spikes) + 0.1, out[2])
+
+
+@pytest.mark.parametrize(("run_of", "taken"), [(2, [2, 3, 4]), (3, [1, 2, 3]), (4, [1, 1, 2])])
+def test_a_layer_synchronous_neuron_takes_as_many_timesteps_as_it_has_thresholds(run_of: int, taken: list[int]) -> None:
+    made, other = neuron(Alphabet(1), Coding.DIFFERENTIAL), neuron(Alphabet(1), Coding.DIFFERENTIAL)
+    made.synchronous = run_of
+    for one in (made, other):
+        one.threshold, one.bias = torch.tensor([[1.0], [0.5], [0.25]]), torch.tensor([[0.0], [0.1]])
+    frames, events = torch.randn(3, 4, 5), list[Event]()
+    with probing(nn.ModuleDict({"n": made}), {"n": events.append}):
+        got = simulate(lambda x: made(x.flatten(1)), frames.reshape(3, 4, 1, 1, 5), 3)
+    assert torch.equal(got, torch.stack([run(other, frame, steps)[-1] for frame, steps in zip(frames, taken, strict=True)]))
+    assert [len(event.spikes) for event in events] == taken
+    assert [event.t for event in events] == [0, 1, 2]
+    for t, steps in enumerate(taken):
+        made_range, other_range = made.range_after(t + 1), other.range_after(steps)
+        assert all(map(torch.equal, made_range, other_range))

@@ -143,7 +143,7 @@ def test_it_beats_stepwise_neurons() -> None:
             ann = snn.ann(images)
             lost[name] = float((snn(images)[-1] - ann).norm() / ann.norm())
     assert lost["ternary"] < 0.7 * lost["ternary-stepwise"]
-    assert lost["ternary"] < 2 * lost["ternary-synchronous"]
+    assert lost["ternary"] < 3 * lost["ternary-synchronous"]
 
 
 @pytest.mark.parametrize("name", NAMES)

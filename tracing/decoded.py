@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ class Update:
     apart: bool
     count: Tensor
 
+    def rest(self) -> Update:
+        """The change after it in which nothing is sent."""
+        nothing, count = torch.zeros_like(self.number), torch.zeros_like(self.count)
+        return replace(self, spikes=[nothing], number=nothing, before=self.after, bias=None, keep=1.0, gain=1.0, count=count)
+
     def terms(self, value: Tensor) -> Tensor:
         """In how many sums the receiver holds each decoded value, leaving out what is 0."""
         return fires(value - self.prior) + fires(self.prior) if self.apart else fires(value)
@@ -91,6 +97,12 @@ class Decoded:
     def sent(self, update: Update) -> Tensor:
         """How many spikes each value was sent in ``update``."""
         return self.seen(update.number)
+
+
+def side_by_side(first: Decoded, second: Decoded) -> Iterator[tuple[Update, Update]]:
+    """The updates of two values that meet; that of fewer timesteps rests when it has ended."""
+    for one, other in zip_longest(first.updates, second.updates):
+        yield one or first.updates[-1].rest(), other or second.updates[-1].rest()
 
 
 def number_of(spikes: Sequence[Tensor]) -> Tensor:
@@ -143,7 +155,7 @@ def updates(neuron: CodedNeuron, tables: Tables, event: Event, by_image: Callabl
 
     ``tables`` are the neuron's, and ``by_image`` sums up over all of an image.
     """
-    steps = range(event.t + 1) if neuron.synchronous else range(event.t, event.t + 1)
+    steps = neuron.steps_by(event.t) if neuron.synchronous else range(event.t, event.t + 1)
     each = len(event.spikes) // len(steps)
     before, prior = event.before, neuron.prior.expand(event.target.shape)
     apart = neuron.coding is Coding.RATE and tables.has_prior

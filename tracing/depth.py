@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,44 @@ def depth(network: nn.Module, input_size: tuple[int, ...]) -> int:
         network: a `SpikingModel`'s network; neither weights nor data are needed.
         input_size: of one image, ``(C, H, W)``.
     """
+    return _followed(network, input_size)[1]
+
+
+def _followed(network: nn.Module, input_size: tuple[int, ...]) -> tuple[_Follower, int]:
+    """What was seen, and the stage of the logits."""
     shadow = on_meta(network)
     follower = _Follower(shadow)
     images = torch.empty(1, *input_size, dtype=next(p.dtype for p in shadow.parameters()), device="meta")
     follower.mark(images)
     with follower, analog(), torch.no_grad():
         logits = shadow(images)
-    return _stage(logits)
+    return follower, _stage(logits)
+
+
+def stages(network: nn.Module, input_size: tuple[int, ...]) -> list[list[str]]:
+    """The names of the coded neurons at each place of the longest way from image to logits, as `depth` counts it.
+
+    What is not on a way to the logits, but no further from the image, is among them.
+    """
+    follower, last = _followed(network, input_size)
+    found: list[list[str]] = [[] for _ in range(last)]
+    for name, stage in follower.stages.items():
+        if stage <= last:
+            found[stage - 1].append(name)
+    return found
 
 
 def latencies(network: nn.Module, input_size: tuple[int, ...]) -> Callable[[int], int]:
-    """Timesteps from image to logits, of a run of T in which layers wait: T D for D neurons in a row, or T + D - 1."""
-    in_a_row = depth(network, input_size)
-    lags = any(isinstance(module, CodedNeuron) and module.lag for module in network.modules())
-    return lambda timesteps: timesteps + in_a_row - 1 if lags else timesteps * in_a_row
+    """Timesteps from image to logits, of a run of T in which layers wait.
+
+    For D neurons in a row that is T + D - 1 where each begins one timestep after the one before, and elsewhere the sum of
+    their timesteps, which is T D where all take T.
+    """
+    coded = {name: module for name, module in network.named_modules() if isinstance(module, CodedNeuron)}
+    rows = [[coded[name] for name in stage] for stage in stages(network, input_size)]
+    if any(neuron.lag for neuron in coded.values()):
+        return lambda timesteps: timesteps + len(rows) - 1
+    return lambda timesteps: sum(max(len(neuron.steps_by(timesteps - 1)) for neuron in stage) for stage in rows)
 
 
 def _stage(*tensors: Tensor) -> int:
@@ -43,14 +68,15 @@ def _stage(*tensors: Tensor) -> int:
 class _Follower(Signals):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        for module in network.modules():
+        self.stages: dict[str, int] = {}
+        for name, module in network.named_modules():
             if isinstance(module, CodedNeuron):
-                module.register_forward_hook(self._sends)
+                module.register_forward_hook(partial(self._sends, name))
 
-    def _sends(self, neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _sends(self, name: str, neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
         self.mark(output)
-        output.stage = _stage(*inputs) + 1  # type: ignore[attr-defined]
+        self.stages[name] = output.stage = _stage(*inputs) + 1  # type: ignore[attr-defined]
         return output
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:

@@ -147,8 +147,8 @@ def test_a_killed_command_leaves_what_was_there_and_the_next_one_clears_up(
     arguments, chance = WRITING[command], random.Random(command)
     seconds = finished(place, arguments)
     before = contents(place)
-    for number in range(pytestconfig.getoption("--fuzz-examples") or 3):
-        sent = list(SIGNALS)[number % 3]
+    for number in range(pytestconfig.getoption("--fuzz-examples") or 2):
+        sent = list(SIGNALS)[(list(WRITING).index(command) + number) % len(SIGNALS)]
         process = started(place, arguments)
         time.sleep(chance.uniform(0.1, 1) * seconds)
         with suppress(ProcessLookupError):  # it has ended
