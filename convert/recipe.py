@@ -129,7 +129,7 @@ class Recipe:
     @property
     def lag(self) -> int:
         """How many timesteps each layer begins after the one before it."""
-        return self.coded.lag
+        return self.coded.lag(self.timesteps)
 
     @property
     def keeps_function(self) -> bool:
@@ -140,7 +140,7 @@ class Recipe:
     def takes_budget(self) -> bool:
         """Whether its spikes can have a price."""
         spikes = self.spikes
-        return isinstance(spikes, Coded) and spikes.thresholds == "closed-loop" and spikes.levels > 0 and not spikes.lag
+        return isinstance(spikes, Coded) and spikes.thresholds == "closed-loop" and spikes.levels > 0 and not spikes.staggered
 
     def ignores(self, name: str) -> bool:
         """Whether a module of that name is left as it is."""

@@ -17,6 +17,9 @@ from .structures import LONGEST
 MOST_LEVELS, OCTAVES = 256, 100  # of an alphabet, so that float32 holds its smallest level beside the largest
 BURST = 65536  # spikes
 WIDEST = 2.0**20  # head-room
+SETTLING = 8
+"""Timesteps of a wavefront's runs for each timestep that a layer begins after the one before it. The first spikes of longer
+runs are smaller, and say less of where a value goes: with a lag of 1 the targets of 16 timesteps move more than those of 8."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Coded:
         coding: ``differential`` (spikes carry changes), ``rate`` (the decoded value is the mean of the spikes), or ``decaying``
             (changes, in units that fall as 1/t).
         schedule: ``stepwise`` (all layers compute each timestep, and a receiver reads values that are still being refined),
-            ``wavefront`` (each layer begins one timestep after the one before, so that what it reads has nearly settled), or
+            ``wavefront`` (each layer begins a timestep after the one before, or more in runs of more than 8, so that what it
+            reads has nearly settled), or
             ``layer-synchronous`` (each layer goes through all its timesteps before the next one begins).
         levels: size of the spike alphabet {θ ρ^-k, k < levels}; 1 is binary or ternary, 0 means exact (analog) neurons.
         ratio: ρ of the alphabet; with observer ``mse`` the finest that a neuron may have: it gets 2, or a finer 2^(1/m),
@@ -113,14 +117,14 @@ class Coded:
 
     def _check_schedule(self) -> None:
         """Refuse what the thresholds of a wavefront cannot be found for, and what needs them."""
-        if self.centred and (self.levels != 1 or self.signed or not self.lag):
+        if self.centred and (self.levels != 1 or self.signed or not self.staggered):
             raise FieldError(
                 self.PATH, "centred",
                 f"is true, with levels {self.levels}, signed {self.signed} and schedule {self.schedule!r}",
                 "it needs levels 1, signed false and schedule 'wavefront'",
             )  # fmt: skip
         needed = {"coding": "differential", "thresholds": "closed-loop", "observer": "mse", "price": 0.0}
-        for name, only in needed.items() if self.lag else ():
+        for name, only in needed.items() if self.staggered else ():
             given = getattr(self, name)
             if given != only:
                 raise FieldError(
@@ -139,9 +143,13 @@ class Coded:
         return self.schedule == "layer-synchronous"
 
     @property
-    def lag(self) -> int:
-        """How many timesteps each layer begins after the one before it."""
-        return int(self.schedule == "wavefront")
+    def staggered(self) -> bool:
+        """Whether each layer begins after the one before it."""
+        return self.schedule == "wavefront"
+
+    def lag(self, timesteps: int) -> int:
+        """How many timesteps each layer begins after the one before it, in runs of so many."""
+        return -(-timesteps // SETTLING) if self.staggered else 0
 
     @property
     def rectifies(self) -> bool:
@@ -156,7 +164,8 @@ class Coded:
     def neuron(self, timesteps: int, axes: tuple[int, ...] = (-1,), sees_image: bool = False) -> CodedNeuron:
         """A new neuron, of a run of ``timesteps``, for an input whose channels lie along the negative ``axes``."""
         per_channel, burst = self.granularity == "channel", max(self.spikes_per_step, self.input_spikes if sees_image else 1)
-        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, timesteps * self.synchronous, self.lag)
+        run, lag = timesteps * self.synchronous, self.lag(timesteps)
+        return CodedNeuron(self.alphabet, Coding(self.coding), axes, per_channel, burst, run, lag)
 
 
 KEPT = Coded(prior="none", bias=False)

@@ -21,6 +21,7 @@ from vit2snn.spiking import Alphabet, CodedNeuron, Event, analog, eager, probing
 from vit2snn.spiking.time import Neuron, Run, ahead
 from vit2snn.storage import load, save
 from vit2snn.tracing import depth
+from vit2snn.tracing.depth import latencies
 from vit2snn.tracing.wavefront import Alignment, seen_ahead, wave
 
 T = 3
@@ -144,6 +145,19 @@ def test_it_beats_stepwise_neurons() -> None:
             lost[name] = float((snn(images)[-1] - ann).norm() / ann.norm())
     assert lost["ternary"] < 0.7 * lost["ternary-stepwise"]
     assert lost["ternary"] < 3 * lost["ternary-synchronous"]
+
+
+def test_long_runs_wait_longer_and_are_better() -> None:
+    lost, images = {}, torch.randn(16, 3, 16, 16)
+    for timesteps, lag in ((8, 1), (16, 2)):
+        snn = converted("binary", timesteps, depth=4)
+        assert {neuron.lag for neuron in snn.neurons().values()} == {snn.recipe.lag} == {lag}
+        in_a_row = depth(snn.network, (3, 16, 16))
+        assert latencies(snn.network, (3, 16, 16))(timesteps) == timesteps + lag * (in_a_row - 1)
+        with torch.no_grad():
+            ann = snn.ann(images)
+            lost[timesteps] = float((snn(images)[-1] - ann).norm() / ann.norm())
+    assert lost[16] < 0.5 * lost[8]
 
 
 @pytest.mark.parametrize("name", NAMES)

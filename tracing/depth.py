@@ -50,13 +50,14 @@ def stages(network: nn.Module, input_size: tuple[int, ...]) -> list[list[str]]:
 def latencies(network: nn.Module, input_size: tuple[int, ...]) -> Callable[[int], int]:
     """Timesteps from image to logits, of a run of T in which layers wait.
 
-    For D neurons in a row that is T + D - 1 where each begins one timestep after the one before, and elsewhere the sum of
-    their timesteps, which is T D where all take T.
+    For D neurons in a row that is T + D - 1 where each begins one timestep after the one before (T + 2 (D - 1) where it is
+    two), and elsewhere the sum of their timesteps, which is T D where all take T.
     """
     coded = {name: module for name, module in network.named_modules() if isinstance(module, CodedNeuron)}
     rows = [[coded[name] for name in stage] for stage in stages(network, input_size)]
-    if any(neuron.lag for neuron in coded.values()):
-        return lambda timesteps: timesteps + len(rows) - 1
+    lag = max((neuron.lag for neuron in coded.values()), default=0)
+    if lag:
+        return lambda timesteps: timesteps + lag * (len(rows) - 1)
     return lambda timesteps: sum(max(len(neuron.steps_by(timesteps - 1)) for neuron in stage) for stage in rows)
 
 

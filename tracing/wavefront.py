@@ -3,7 +3,8 @@
 In a stepwise network all neurons fire in every timestep, and what a late one sends in the first timesteps answers values that
 have moved by the next. In a layer-synchronous one each waits until those before it have sent all their spikes: of T timesteps,
 a network of D neurons in a row needs T D. A wavefront is between them: a neuron begins one timestep after those before it, so
-that a network needs T + D - 1, and what a neuron sees has nearly settled when it begins. After its T timesteps it is silent.
+that a network needs T + D - 1, and what a neuron sees has nearly settled when it begins. After its T timesteps it is silent. In
+runs of more than 8 timesteps a neuron begins two after those before it, or more: spikes are smaller there, and settle later.
 
 A run of T timesteps is computed at once, on ``[T * B, ...]``: the timesteps of each signal are counted from when the neuron
 that sends it begins. A neuron that lags by one sees at its timestep t what its input has at t + 1. Where two signals meet that
