@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ ROWS |= {
 """Recipe, T, and passes of ``--refit spikes``."""
 
 
+@torch.inference_mode()
 def last_readout(snn: SpikingModel, x: Tensor) -> Tensor:
     """The logits after the last timestep, ``[B, classes]``, without those of shorter runs."""
     if snn.recipe.lag:
@@ -57,19 +57,18 @@ def last_readout(snn: SpikingModel, x: Tensor) -> Tensor:
     return snn(x)[-1]
 
 
-@torch.inference_mode()
-def scored(run: Callable[[Tensor], Tensor], ann: Callable[[Tensor], Tensor], loader: Iterator[Any]) -> dict[str, float]:
+def scored(snn: SpikingModel, loader: Iterator[Any]) -> dict[str, float]:
     """Top-1, agreement with the ANN, both in %, and the relative error of the logits."""
     sums = torch.zeros(5, dtype=torch.float64)
     for x, y in loader:
-        readout, logits = run(x), ann(x)
-        found, wanted = readout.argmax(-1), logits.argmax(-1)
+        readout, ann = last_readout(snn, x), snn.ann(x)
+        found, wanted = readout.argmax(-1), ann.argmax(-1)
         sums += torch.stack(
             [
                 (found == y).sum(),
                 (found == wanted).sum(),
-                (readout - logits).square().sum(),
-                logits.square().sum(),
+                (readout - ann).square().sum(),
+                ann.square().sum(),
                 y.numel() + 0 * y.sum(),
             ]
         ).double()
@@ -118,7 +117,7 @@ def main(
         snn = to_spiking(ann, RECIPES[recipe].changed(timesteps=timesteps, refit_passes=passes), list(images.split(32)))
         seconds = round(time.time() - started)
         unseen = prepared(ann, scoring, count=total, exclude=snn.calibrated_on)
-        found = scored(partial(last_readout, snn), snn.ann, batches(unseen, batch_size))
+        found = scored(snn, batches(unseen, batch_size))
         few = prepared(ann, scoring, count=metered, exclude=snn.calibrated_on)
         (point,) = evaluate(snn, batches(few, batch_size), [timesteps]).points
         spent = {"latency": point.latency, "spikes_per_neuron": point.spikes_per_neuron, "energy": point.energy}
