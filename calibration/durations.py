@@ -3,14 +3,13 @@
 Layers that wait for each other need not all take T timesteps: the same latency is D T for D layers in a row, however it is
 divided. What the logits lack is about the sum of what each neuron's rounding adds to it (`sensitivities`), which falls by a
 factor with each timestep; so the next timestep goes where it takes away most (a greedy choice, which is the best one where
-errors fall convexly). On vision transformers the image and the outputs of softmax get more than T, queries and keys fewer.
+errors fall convexly). On DeiT the image and the outputs of softmax get more than T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,9 @@ from .channels import to_channels
 from .code import Code
 from .observers import MseObserver
 from .rule import FALLS, threshold_axes
+
+TRIED = FALLS[1::3]
+"""Shares by which thresholds may fall: fewer than are searched later, as only the error that is left matters."""
 
 FEWER, MORE, FEWEST = 1, 2, 2
 """Timesteps that a layer may take beside T, below and above, and the fewest that one takes which could have more."""
@@ -44,7 +46,7 @@ class Noise:
         self.observers = [MseObserver(replace(code, timesteps=timesteps)) for timesteps in choices]
         for other in self.observers[1:]:
             other.histogram = self.observers[0].histogram
-        self.power = self.count = torch.zeros((), dtype=torch.float64)
+        self.power, self.images = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
 
     def __call__(self, event: Event) -> None:
         """Take in one batch of the ANN's activations."""
@@ -55,15 +57,15 @@ class Noise:
         squares = columns.square().mean(1)
         worth = to_channels(seen.sensitivity.unsqueeze(0), axes).sum(1)
         self.power = self.power + (squares * worth).sum(dtype=torch.float64) * len(event.target)
-        self.count += len(event.target)
+        self.images += len(event.target)
         scale = squares.sqrt().clamp_min(torch.finfo(columns.dtype).tiny)
         self.observers[0].update((columns / scale.unsqueeze(1)).reshape(1, -1))
 
     def errors(self) -> Tensor:
         """For each choice, over all processes, ``[choices]``."""
         samples = total(self.observers[0].histogram.counts).sum().clamp(min=1)
-        power = total(self.power) / total(self.count).clamp(min=1)
-        return power * torch.cat([observer.least_error(FALLS) for observer in self.observers]) / samples
+        power = total(self.power) / total(self.images).clamp(min=1)
+        return power * torch.cat([observer.least_error(TRIED) for observer in self.observers]) / samples
 
 
 def durations(
@@ -88,7 +90,7 @@ def durations(
     if choices.start == timesteps:  # nobody can do with fewer
         return dict.fromkeys(found, timesteps)
     noises = {name: Noise(found[name], seen, choices) for name, seen in activity.items() if seen.sensitivity is not None}
-    with probing(network, {name: partial(_shown, noise) for name, noise in noises.items()}), analog(), torch.no_grad():
+    with probing(network, noises), analog(), torch.no_grad():
         for batch in batches:
             simulate(network, batch, 1)
     table = torch.stack([noise.errors() for noise in noises.values()]).tolist()  # at once: a device is waited for
@@ -97,10 +99,6 @@ def durations(
     taken = shared_out(rows, choices, timesteps * len(rows))
     by_stage = {name: steps for stage, steps in zip(stages, taken, strict=True) for name in stage}
     return {name: by_stage.get(name, timesteps) for name in found}
-
-
-def _shown(noise: Noise, event: Event) -> None:
-    noise(event)
 
 
 def shared_out(errors: Sequence[Sequence[float]], choices: range, budget: int) -> list[int]:

@@ -115,7 +115,7 @@ def test_the_verdict_names_who_wins_and_where(scored: tuple[Tensor, Tensor]) -> 
     result = evaluate(converted(), [scored])
     last = result.points[-1]
     beaten, costly = (Rival(4, last.top1, last.agreement, 0.1, (uj, uj)) for uj in (1e3, 1e-9))
-    better = Rival(8, 101.0, 101.0, 0.0, (1.0, 1.0))
+    better = Rival(8, 101.0, 100.0, 0.0, (1.0, 1.0))
     verdicts = contest([beaten, costly, better], result.points, result.costs, result.images).verdicts
     assert "by computing alone, the SNN beats the ANN of 4 bits" in verdicts[0]
     assert "at T = " in verdicts[1]

@@ -182,7 +182,7 @@ def test_heads_convert_and_come_back_from_disk(name: str, arguments: dict[str, A
     ann = make_vit(name, **arguments)
     snn = to_spiking(ann, make_recipe(timesteps=4, levels=8), images)
     result = evaluate(snn, [(images, LABELS % 2)])
-    assert result.points[-1].relative_error is not None and result.points[-1].relative_error < 0.02
+    assert result.points[-1].relative_error is not None and result.points[-1].relative_error < 0.03
     torch.testing.assert_close(snn.ann(images), ann(images))
     save(snn, tmp_path / "out")
     assert torch.equal(load(tmp_path / "out")(images), snn(images))
