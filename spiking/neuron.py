@@ -119,8 +119,8 @@ class CodedNeuron(Neuron):
         return rows - self.synchronous if rows > 1 else 0  # one row serves all timesteps
 
     def steps_by(self, t: int) -> range:
-        """A layer-synchronous neuron's own timesteps, whose outcome its receivers read at timestep ``t`` of a run."""
-        return range(max(t + 1 + self.surplus, 1))
+        """Its own timesteps that go to what it sees at timestep ``t`` of a run: that one, or all if it is synchronous."""
+        return range(max(t + 1 + self.surplus, 1)) if self.synchronous else range(t, t + 1)
 
     def ladder(self, t: int) -> Ladder:
         """The levels of timestep ``t``.
@@ -248,16 +248,14 @@ class CodedNeuron(Neuron):
             if probe:
                 probe(Event(t, x, [], x, x))
             return x, x
-        if self.synchronous:
-            return self._code(t, self.steps_by(t), x, None, out), None
-        decoded = self._code(t, range(t, t + 1), x, state, out)
-        return decoded, decoded
+        decoded = self._code(t, x, None if self.synchronous else state, out)
+        return decoded, None if self.synchronous else decoded
 
-    def _code(self, t: int, steps: range, x: Tensor, before: Tensor | None, out: Tensor | None) -> Tensor:
-        """The decoded value at timestep ``t``, after ``steps``."""
+    def _code(self, t: int, x: Tensor, before: Tensor | None, out: Tensor | None) -> Tensor:
+        """The decoded value at timestep ``t``."""
         sent: list[Tensor] = []
         decoded, probe = before, _probes.get().get(self)
-        for number in steps:
+        for number in self.steps_by(t):
             step = self.coded_step(number)
             if probe:
                 decoded, spikes = step.told(x, decoded, out)

@@ -155,7 +155,7 @@ def updates(neuron: CodedNeuron, tables: Tables, event: Event, by_image: Callabl
 
     ``tables`` are the neuron's, and ``by_image`` sums up over all of an image.
     """
-    steps = neuron.steps_by(event.t) if neuron.synchronous else range(event.t, event.t + 1)
+    steps = neuron.steps_by(event.t)
     each = len(event.spikes) // len(steps)
     before, prior = event.before, neuron.prior.expand(event.target.shape)
     apart = neuron.coding is Coding.RATE and tables.has_prior
