@@ -6,6 +6,7 @@ everything has become a matrix product or a convolution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,7 @@ class _Watcher(TorchDispatchMode):
         operands, made = tensors_in(args), tensors_in([result])
         signals = [operand for operand in operands if id(operand) in self.signals]
         self.held += made
-        if signals:
+        if signals and not (name == "native_layer_norm" and math.prod(args[1]) == 1):  # of one value it is the bias, always
             self.signals |= {id(tensor) for tensor in made}
             if name in MOVES and all(id(operand) in self.decoded for operand in signals):
                 self.decoded |= {id(tensor) for tensor in made}

@@ -70,3 +70,28 @@ def test_a_wavefront_of_a_family_leaves_less_error(family: str) -> None:
         snn = to_spiking(model, RECIPES[recipe].changed(timesteps=4), images)
         errors.append(relative(snn(images)[-1], expected))
     assert errors[0] < errors[1] / 2 and errors[0] < 0.2
+
+
+class MixingConstants(nn.Module):
+    """Products over the images, as in timm's CSATv2, of what is the same for all: behind a norm of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.head = nn.LayerNorm(1), nn.Linear(1, 3), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(1).flatten(1)  # [B, 16]
+        q, k, v = self.qkv(self.norm(x.unsqueeze(-1))).unbind(-1)
+        return self.head(x + (q @ k.transpose(-1, -2)).softmax(-1) @ v)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_what_a_norm_makes_of_one_channel_depends_on_no_image() -> None:
+    model, images = MixingConstants().eval(), torch.randn(16, 3, 4, 4)
+    nn.init.normal_(model.norm.bias)
+    for recipe, tolerance in (("exact", 1e-5), ("faithful", 0.05)):
+        snn = to_spiking(model, recipe, images)
+        assert [module.name for module in snn.plan.modules] == ["head"]
+        assert relative(snn(images)[-1], model(images)) < tolerance
+        torch.testing.assert_close(snn(images[:2])[:, :1], snn(images[:1]))
+    assert [operation.module for operation in dispatched(snn, images[0])] == ["head"]

@@ -74,6 +74,14 @@ class Call:
         return "scale" if name in ELEMENTWISE | DIVISIONS | {"batch_norm"} else None
 
     @property
+    def is_constant(self) -> bool:
+        """Whether it makes the same of everything: a layer norm over a single value makes its bias."""
+        if self.name != "layer_norm":
+            return False
+        shape = self.args[1] if len(self.args) > 1 else self.kwargs["normalized_shape"]
+        return math.prod(shape) == 1
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of a synaptic operation, for all images in it."""
         first, second = (self.operands[index] for index in self.factors[:2])
@@ -165,12 +173,13 @@ class Signals(Calls):
         name, operands = function_name(func), tensors_in([args, kwargs])
         call = Call(name, args, kwargs, operands, self.compute(partial(func, *args, **kwargs), name, operands))
         result = call.result
-        depends = any(map(self.is_signal, operands))
+        signals = () if call.is_constant else tuple(index for index in call.factors if self.is_signal(operands[index]))
+        depends = any(map(self.is_signal, operands)) and not call.is_constant
         if depends and call.name in ("setitem", "copy_"):
             self.mark(operands[0])
         else:
             self.mark(result, depends)
-        self.see(call, tuple(index for index in call.factors if self.is_signal(operands[index])))
+        self.see(call, signals)
         return result
 
     def compute(self, call: partial[Any], name: str, operands: list[Tensor]) -> Any:
