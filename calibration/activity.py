@@ -19,6 +19,8 @@ from .channels import rest, to_channels
 class Activity:
     """Running statistics of one neuron's input: mean at each position, minimum of each channel, largest magnitude.
 
+    ``mean`` has the shape of one image's input, and is there once `join` has been called.
+
     Args:
         name: of the neuron.
         axes: its channels.
@@ -45,14 +47,11 @@ class Activity:
         self.images += len(x)
 
     def join(self) -> None:
-        """Take in what the other processes of the group saw."""
-        self.total, self.images = total(self.total), total(self.images)
+        """When all images have been seen, take in what the other processes of the group saw."""
+        self.images = total(self.images)
         self.minimum, self.scale = smallest(self.minimum), largest(self.scale)
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """Mean at each position, the shape of one image's input; it is asked for when all images have been seen."""
-        return (self.total / self.images).to(self.scale.dtype)
+        self.mean = (total(self.total) / self.images).to(self.scale.dtype)
+        del self.total  # of all neurons, twice as large as the values of an image
 
     @cached_property
     def bearing(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..spiking import CodedNeuron, Ladder, Neuron, Run
 from ..spiking.coding import CodedStep
 from ..spiking.neuron import begins_later, seen_later
+from ..spiking.process import release_surplus
 from ..spiking.shards import total
 from .activity import Activity
 from .channels import from_channels
@@ -53,6 +54,7 @@ class ClosedLoop(Neuron):
         """As the neuron does, unseen by torch function modes."""
         with torch._C.DisableTorchFunction():
             output = super().forward(x)
+            release_surplus()
             return begins_later(output, x, self.neuron.lag) if self.neuron.lag else output
 
     def advance(self, frames: Tensor, state: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:

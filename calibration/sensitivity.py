@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..spiking import CodedNeuron, Event, analog, probing, simulate
 from ..spiking.shards import total
 
-AT_ONCE = 8  # images: the activations of all layers are in memory
+AT_ONCE = 4  # images: the activations of all layers are in memory
 
 
 def sensitivities(
@@ -33,26 +33,27 @@ def sensitivities(
         By name, the shape of one image's input; exactly 0 where no logit depends on it for any of the images. A neuron inside a
         custom autograd function, where no gradient is known, has none.
     """
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str, event: Event) -> None:
-        seen[name] = event.target
-
     squares: dict[str, Tensor] = {}
+
+    def add(name: str, gradient: Tensor) -> None:
+        squares[name] += gradient.square().sum(0)
+
+    def follow(name: str, event: Event) -> None:
+        if event.target.requires_grad:
+            if name not in squares:
+                squares[name] = torch.zeros_like(event.target[0], requires_grad=False)
+            event.target.register_hook(partial(add, name))  # so that no gradient is kept beside others
+
     size = torch.zeros((), dtype=torch.float64)
     combinations: list[Tensor] = []
-    with probing(network, {name: partial(keep, name) for name in neurons}), analog(), torch.enable_grad():
+    with probing(network, {name: partial(follow, name) for name in neurons}), analog(), torch.enable_grad():
         for few in _few(batches, images):
-            logits = simulate(network, few.clone().requires_grad_(), 1)[0]
+            shown = few.clone().requires_grad_()
+            logits = simulate(network, shown, 1)[0]
             size = size + logits.detach().square().sum(dtype=torch.float64)
             combinations = combinations or _normal(draws, logits)
             for draw, combination in enumerate(combinations):
-                combined = (logits @ combination).sum()
-                inputs = {name: seen[name] for name in neurons if seen[name].requires_grad}
-                gradients = torch.autograd.grad(combined, [*inputs.values()], retain_graph=draw + 1 < draws, allow_unused=True)
-                for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
-                    square = torch.zeros_like(x[0]) if gradient is None else gradient.square().sum(0)
-                    squares[name] = squares[name] + square if name in squares else square
+                torch.autograd.grad((logits @ combination).sum(), shown, retain_graph=draw + 1 < draws, allow_unused=True)
     size = total(size)
     return {name: total(square) / (draws * float(size)) for name, square in squares.items()}
 

@@ -193,6 +193,7 @@ def _convert(
     check_scored(name, ann)
     samples, others, read = _samples(ann, images, beside)
     pixels = torch.stack([sample.image for sample in samples])
+    samples = [sample._replace(image=image) for sample, image in zip(samples, pixels, strict=True)]  # held once
     if recipe.structure.replaces and len(samples) * processes() < PLENTY:
         note(f"note: substitutes fitted on {len(samples) * processes()} images keep less than on some hundreds: --samples 512")
     if recipe.structure.replaces and (reason := not_plain(ann)):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from . import gpu
 from .alphabet import Alphabet, Ladder
 from .coding import CodedStep, Coding, together
 from .endings import ending_of
+from .process import release_surplus
 from .time import Neuron, Run, ahead
 
 TABLES = ("threshold", "ratio", "silence", "bias", "prior")
@@ -322,9 +324,14 @@ def is_within_analog() -> bool:
 @contextmanager
 def probing(network: nn.Module, probes: Mapping[str, Probe]) -> Iterator[None]:
     """Within this context, and this thread, the coded neurons named in ``probes`` report every timestep to their probe."""
-    found = {module: probes[name] for name, module in network.named_modules() if name in probes}
+    found = {module: partial(_report, probes[name]) for name, module in network.named_modules() if name in probes}
     token = _probes.set({**_probes.get(), **found})
     try:
         yield
     finally:
         _probes.reset(token)
+
+
+def _report(probe: Probe, event: Event) -> None:
+    probe(event)
+    release_surplus()

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from vit2snn.spiking import native, prepare_process
+from vit2snn.spiking import native, prepare_process, process
 
 LATE = """
 import threading
@@ -50,3 +50,21 @@ def test_what_is_set_afterwards_stays() -> None:
     torch.set_flush_denormal(False)
     prepare_process()
     assert (torch.full((2**20,), 1e-40) * 1).all()
+
+
+@pytest.mark.skipif(process._kept() is None, reason="no glibc that tells how much of its heap is free")
+def test_freed_memory_goes_back_where_there_is_much_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resident() -> int:
+        return int(process.RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    process.release_surplus()
+    tensors = [torch.ones(2**18) for _ in range(128)]
+    kept = tensors[::2]
+    before = resident()
+    del tensors  # which leaves holes of a megabyte
+    process.release_surplus()
+    assert resident() > before - 2**25  # 64 MB are not much
+    monkeypatch.setattr(process, "SURPLUS", 2**25)
+    process.release_surplus()
+    assert resident() < before - 2**25
+    assert all(bool((tensor == 1).all()) for tensor in kept)

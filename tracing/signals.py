@@ -78,7 +78,7 @@ class Call:
         """Whether it makes the same of everything: a layer norm over a single value makes its bias."""
         if self.name != "layer_norm":
             return False
-        shape = self.args[1] if len(self.args) > 1 else self.kwargs["normalized_shape"]
+        shape: Iterable[int] = self.args[1] if len(self.args) > 1 else self.kwargs["normalized_shape"]
         return math.prod(shape) == 1
 
     @property
