@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -28,10 +30,14 @@ CHUNK = 32  # images that are computed at once
 RIDGE = 1e-1
 """Of the change of a branch's last map, whose inputs are as many as there are images: the ANN's map is the better guess."""
 STEPS, BATCH, RATE = 200, 16, 1e-2
+SLOWER = 0.25
+"""Of the rate, where a fit at the full one leaves more than there was."""
 INHERITED = 0.06
 """What starts from the ANN's weights learns at this fraction of the rate."""
 PREFIX = 0.25
 """The weight of each token before the patches, such as the class token, over that of all patches."""
+
+logger = logging.getLogger("vit2snn")
 
 
 @dataclass(frozen=True)
@@ -205,11 +211,46 @@ def _train(place: Place, given: Tensor, lacking: Tensor, effort: Effort) -> None
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"lacking": ((model(x) - y).square() * weight).mean() / variance}
 
-    train(
-        pair, batches, settings(RATE, effort.steps, len(batches), effort.seed, effort.precision), objective=objective,
-        lr_scale=lambda name: 1.0 if is_new_parameter(pair, name) else INHERITED,
-        report=lambda step: effort.report(place.name, step),
-    )  # fmt: skip
+    def left(index: Tensor) -> Tensor:
+        return objective(pair, given[index], lacking[index])["lacking"]
+
+    def fit(rate: float) -> None:
+        train(
+            pair, batches, settings(rate, effort.steps, len(batches), effort.seed, effort.precision), objective=objective,
+            lr_scale=lambda name: 1.0 if is_new_parameter(pair, name) else INHERITED,
+            report=lambda step: effort.report(place.name, step),
+        )  # fmt: skip
+
+    unless_worse(pair, place.name, left, len(given), fit)
+
+
+def unless_worse(
+    module: nn.Module, name: str, left: Callable[[Tensor], Tensor], count: int, fit: Callable[[float], None]
+) -> None:
+    """Fit a module; at a lower rate if the usual one leaves more than there was, and not at all if that does too.
+
+    Args:
+        module: in evaluation mode.
+        name: to be told by.
+        left: the mean error on images of the given indices.
+        count: of the images, of which the first tell whether a fit is better.
+        fit: at a rate.
+    """
+
+    @torch.no_grad()
+    def measured() -> Tensor:
+        module.eval()
+        shown = torch.arange(min(STARTED_ON, count)).split(CHUNK)
+        return shards.total(torch.stack([left(index) * len(index) for index in shown]).sum())
+
+    before, start = measured(), copy.deepcopy(module.state_dict())
+    for rate in (RATE, SLOWER * RATE):
+        fit(rate)
+        if measured() < before:
+            return
+        module.load_state_dict(start)
+    if shards.is_main():
+        logger.warning("%s is left as it started: training takes it further from what its ANN computes", name)
 
 
 def settings(rate: float, updates: int, steps: int, seed: int, precision: Precision) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..finetune import train
 from ..spiking import DotProductAttention, shards
 from ..spiking.substitutes import RectifiedSoftmax, StaticNorm
 from .anatomy import Part
-from .fit_branches import BATCH, INHERITED, PREFIX, RATE, STARTED_ON, Effort, agree, settings
+from .fit_branches import BATCH, INHERITED, PREFIX, STARTED_ON, Effort, agree, settings, unless_worse
 from .inputs import OwnItems
 from .lines import line_of, prefix_of
 from .seen import Seen, chained, images_of, tensors_of
@@ -83,21 +84,26 @@ def _train(block: nn.Module, seen: Seen, wanted: list[Tensor], prefix: int, name
         added = y - stream if stream is not None and stream.shape == y.shape else y
         scales.append(shards.total(added.var()) / shards.processes())
 
-    def objective(model: nn.Module, index: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        model.eval()
+    def lacking(model: nn.Module, index: Tensor) -> Tensor:
         args, kwargs = seen.of(index)
         found = tensors_of(model(*args, **kwargs))
         errors = [
             ((x - images_of(y, index, count)).square() * _weights(x, prefix)).mean() / scale
             for x, y, scale in zip(found, wanted, scales, strict=True)
         ]
-        return {"lacking": torch.stack(errors).sum()}
+        return torch.stack(errors).sum()
 
-    train(
-        block, batches, settings(RATE, effort.steps, len(batches), effort.seed, effort.precision), objective=objective,
-        lr_scale=lambda key: 1.0 if is_new_parameter(block, key) else INHERITED,
-        report=lambda step: effort.report(name, step), statistics=False,
-    )  # fmt: skip
+    def objective(model: nn.Module, index: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"lacking": lacking(model.eval(), index)}
+
+    def fit(rate: float) -> None:
+        train(
+            block, batches, settings(rate, effort.steps, len(batches), effort.seed, effort.precision), objective=objective,
+            lr_scale=lambda key: 1.0 if is_new_parameter(block, key) else INHERITED,
+            report=lambda step: effort.report(name, step), statistics=False,
+        )  # fmt: skip
+
+    unless_worse(block, name, partial(lacking, block), count, fit)
 
 
 def _weights(x: Tensor, prefix: int) -> Tensor:
