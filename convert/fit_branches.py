@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..calibration import NormalEquations
 from ..data import seed_of
+from ..errors import ModelError
 from ..finetune import Precision, Settings, Step, train
 from ..spiking import over_time, shards
 from ..spiking.substitutes import StaticNorm, SubstituteAttention, SubstituteMlp
@@ -235,6 +236,9 @@ def unless_worse(
         left: the mean error on images of the given indices.
         count: of the images, of which the first tell whether a fit is better.
         fit: at a rate.
+
+    Raises:
+        ModelError: what is measured is not finite before there is a fit.
     """
 
     @torch.no_grad()
@@ -245,9 +249,14 @@ def unless_worse(
 
     before, start = measured(), copy.deepcopy(module.state_dict())
     for rate in (RATE, SLOWER * RATE):
-        fit(rate)
-        if measured() < before:
-            return
+        try:
+            fit(rate)
+        except ModelError:  # gradients that are not finite
+            if not before.isfinite():
+                raise
+        else:
+            if measured() < before:
+                return
         module.load_state_dict(start)
     if shards.is_main():
         logger.warning("%s is left as it started: training takes it further from what its ANN computes", name)

@@ -15,6 +15,7 @@ from torch.nn.functional import kl_div
 
 from vit2snn import load, to_spiking
 from vit2snn.convert import Coded, Fitting, Membrane, Progress, Recipe, SpikingModel, Structure, load_model
+from vit2snn.convert.fit_branches import RATE, unless_worse
 from vit2snn.convert.structures import Refit
 from vit2snn.convert.views import random_views
 from vit2snn.errors import ArtifactError, RecipeError, UnsupportedModuleError
@@ -302,3 +303,32 @@ def test_half_of_the_views_are_blends_of_two() -> None:
     assert 0.4 < float(((shades - own).abs() < rounding).float().mean()) < 0.6
     before = own.roll(1)
     assert (shades >= torch.minimum(own, before) - rounding).all() and (shades <= torch.maximum(own, before) + rounding).all()
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(0.5, 0.5), (4.0, 1.0), (100.0, 0.0)])
+def test_a_fit_that_leaves_more_is_done_at_a_lower_rate_or_not_at_all(
+    gain: float, kept: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = nn.Linear(1, 1, bias=False).requires_grad_(False)
+    module.weight.zero_()
+
+    def left(index: Tensor) -> Tensor:
+        return (module(torch.ones(len(index), 1)) - 1).square().mean()
+
+    def fit(rate: float) -> None:
+        module.weight.add_(gain * rate / RATE)
+
+    unless_worse(module, "blocks.3", left, 100, fit)
+    assert module.weight.item() == pytest.approx(kept)
+    assert ("blocks.3 is left as it started" in caplog.text) == (not kept)
+
+
+def test_at_a_rate_that_is_far_too_high_branches_stay_as_they_started(
+    vit: nn.Module, many: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = convert(vit, many, refit="none")
+    monkeypatch.setattr("vit2snn.convert.fit_branches.RATE", 1e6)
+    fitted = convert(vit, many, refit="blocks")
+    assert all(f"{name} is left as it started" in caplog.text for name in BRANCHES)
+    with torch.no_grad():
+        assert torch.equal(fitted(many), started(many))
