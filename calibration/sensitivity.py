@@ -41,7 +41,7 @@ def sensitivities(
     def follow(name: str, event: Event) -> None:
         if event.target.requires_grad:
             if name not in squares:
-                squares[name] = torch.zeros_like(event.target[0], requires_grad=False)
+                squares[name] = torch.zeros_like(event.target[0])
             event.target.register_hook(partial(add, name))  # so that no gradient is kept beside others
 
     size = torch.zeros((), dtype=torch.float64)
