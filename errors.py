@@ -20,6 +20,10 @@ class ModelError(Vit2SnnError):
     """The model is unknown, or it computes values that are not finite."""
 
 
+class DivergedError(ModelError):
+    """A training has come to a loss or gradients that are not finite."""
+
+
 class CheckpointError(Vit2SnnError):
     """A weight file is missing, unreadable, or does not fit the model."""
 

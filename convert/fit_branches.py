@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..calibration import NormalEquations
 from ..data import seed_of
-from ..errors import ModelError
+from ..errors import DivergedError
 from ..finetune import Precision, Settings, Step, train
 from ..spiking import over_time, shards
 from ..spiking.substitutes import StaticNorm, SubstituteAttention, SubstituteMlp
@@ -238,7 +238,7 @@ def unless_worse(
         fit: at a rate.
 
     Raises:
-        ModelError: what is measured is not finite before there is a fit.
+        DivergedError: a fit comes to values that are not finite, and there were such before.
     """
 
     @torch.no_grad()
@@ -251,7 +251,7 @@ def unless_worse(
     for rate in (RATE, SLOWER * RATE):
         try:
             fit(rate)
-        except ModelError:  # gradients that are not finite
+        except DivergedError:
             if not before.isfinite():
                 raise
         else:

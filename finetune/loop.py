@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from ..data import TrainingLoader, seed_of
-from ..errors import DataError, ModelError
+from ..errors import DataError, DivergedError, ModelError
 from ..spiking import straight_through
 from .checkpoint import Workspace, load_checkpoint, restoring, save_checkpoint
 from .diagnosis import first_non_finite
@@ -95,8 +95,8 @@ def train(
 
     Raises:
         DataError: there are no batches, or fewer than one update needs.
-        ModelError: a loss or a gradient is not finite (the message names the module), no parameter can be trained, or the
-            optimizer, schedule, precision or way of sharding cannot be had.
+        DivergedError: a loss or a gradient is not finite; the message names the module.
+        ModelError: no parameter can be trained, or the optimizer, schedule, precision or way of sharding cannot be had.
         ArtifactError: the checkpoint cannot be written or read, or is one of other settings.
     """
     started = time.time()
@@ -253,7 +253,7 @@ class Trainer:
                 yield loss
 
         where = first_non_finite(model, losses, torch.cat([x.flatten() for x, _ in update]))
-        raise ModelError(
+        raise DivergedError(
             f"the {what} is {value} at step {step} of epoch {epoch + 1}: {where}",
             "lower the learning rate (--lr); the last checkpoint, if there is one, is from before this step",
         )

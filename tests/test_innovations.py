@@ -24,6 +24,7 @@ FIRST_AND_LAST = torch.tensor([1.0, 0, 0, 0, 1]).reshape(1, 5, 1)
 def sensed(x: Tensor, sensitivity: Tensor | None) -> Activity:
     seen = Activity("neuron", (-3, -1), None if sensitivity is None else sensitivity.expand(IMAGE))
     seen(Event(0, x, [], x, x))
+    seen.join()
     return seen
 
 
