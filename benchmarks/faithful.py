@@ -53,6 +53,17 @@ RULES = {
     "4 powers of two, image analog": IMAGE_ANALOG.changed(
         levels=4, ratio=2.0, headroom=1.0, granularity="channel", rotation=True, attention_spikes=4
     ),
+    "4 powers of two, bursts, image analog": IMAGE_ANALOG.changed(
+        timesteps=1,
+        levels=4,
+        ratio=2.0,
+        headroom=1.0,
+        granularity="channel",
+        rotation=True,
+        attention_spikes=4,
+        spikes_per_step=2,
+        price=3e-9,
+    ),
     "frugal": RECIPES["frugal"],
     "ternary, stepwise": RECIPES["ternary-stepwise"],
     "ternary, layer-synchronous": RECIPES["ternary-synchronous"],
