@@ -3,8 +3,8 @@
     python benchmarks/memory.py --data IMAGES --model vit_base_patch16_224 --recipe faithful --samples 32 --samples 512
 
 The command itself is run, on a model with random weights, in a process of its own; the peak is all that the process had
-resident, interpreter and libraries too. A fit may be cut to fewer ``--updates`` of each branch, which need the same memory
-and less time; T of coded neurons needs the same too. Each row is added to ``benchmarks/results/memory.json`` as it comes.
+resident, interpreter and libraries too. A fit may be cut to fewer ``--updates`` of each branch, which take
+less time. Each row is added to ``benchmarks/results/memory.json`` as it comes.
 """
 
 from __future__ import annotations

@@ -173,13 +173,13 @@ class Signals(Calls):
         name, operands = function_name(func), tensors_in([args, kwargs])
         call = Call(name, args, kwargs, operands, self.compute(partial(func, *args, **kwargs), name, operands))
         result = call.result
-        signals = () if call.is_constant else tuple(index for index in call.factors if self.is_signal(operands[index]))
-        depends = any(map(self.is_signal, operands)) and not call.is_constant
+        depends = not call.is_constant and any(map(self.is_signal, operands))
         if depends and call.name in ("setitem", "copy_"):
             self.mark(operands[0])
         else:
             self.mark(result, depends)
-        self.see(call, signals)
+        factors = () if call.is_constant else call.factors
+        self.see(call, tuple(index for index in factors if self.is_signal(operands[index])))
         return result
 
     def compute(self, call: partial[Any], name: str, operands: list[Tensor]) -> Any:
