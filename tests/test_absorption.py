@@ -63,6 +63,7 @@ def test_what_the_recipe_ignores_absorbs_nothing(net: nn.Module, images: Tensor)
     assert snn.plan.absorbed == {"last": "head"}
 
 
+@pytest.mark.slow
 def test_an_unsigned_neuron_absorbs_the_relu_before_it(net: nn.Module, images: Tensor) -> None:
     snn, signed = (to_spiking(net, recipe, images) for recipe in (RECTIFYING, make_recipe(timesteps=1, input_spikes=1)))
     assert snn.plan.absorbed == {"bn1": "conv1", "bn2": "conv2", "last": "head", "relu1": "conv2"}  # bn2.act has two readers

@@ -146,6 +146,7 @@ def test_features_are_compared_and_numbers_are_not(scored: tuple[Tensor, Tensor]
         quantised(snn, 1)
 
 
+@pytest.mark.slow
 def test_the_command_sets_them_beside_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

@@ -72,6 +72,7 @@ def test_models_of_the_zoo_are_audited_and_reported(folder: Path, tmp_path: Path
     assert "spikformer_4_256_cifar10" in (out / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_t_is_recommended_within_budgets(converted: Path) -> None:
     scored = ("evaluate", converted, "--samples", 30)
     found = json.loads(run(*scored, "--max-drop", 100, "--json").stdout)

@@ -155,6 +155,7 @@ def test_no_more_batches_are_read_than_have_the_images(vit: nn.Module, many: Ten
     assert found == next(candidates(vit, substitutes(), [many[:24]], count=24))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 def test_coded_neurons_get_the_substitutes_that_keep_to_a_budget(vit: nn.Module, many: Tensor) -> None:
     snn = to_spiking(vit, substitutes(max_error=100.0), many)
@@ -182,6 +183,7 @@ def test_a_conversion_keeps_the_plan_that_was_chosen(vit: nn.Module, many: Tenso
     assert all(torch.equal(value, again[name]) for name, value in snn.network.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 def test_candidates_are_kept_as_they_are_measured_and_depend_on_no_others(
     vit: nn.Module, many: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -198,6 +198,7 @@ def test_a_price_saves_the_spikes_that_matter_least(vit: nn.Module, images: Tens
     assert points[2][3].relative_error < 0.3 * points[2][0].relative_error  # a price falls with time
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_layer_synchronous_ternary_steps_carry_more_than_a_bit_each(vit: nn.Module, images: Tensor) -> None:
     ann = vit(images)

@@ -61,12 +61,14 @@ def test_nothing_is_made_elsewhere_than_where_the_ann_is(recipe: Recipe) -> None
     assert {name: x.device.type for name, x in tensors(snn.network).items() if not x.is_meta} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", DRIVEN.values(), ids=DRIVEN)
 def test_no_operation_has_operands_on_two_devices(recipe: Recipe, vit: nn.Module, images: Tensor) -> None:
     with Accelerator():
         to_spiking(vit, recipe, images)(images)
 
 
+@pytest.mark.slow
 def test_branches_are_measured_on_one_device(vit: nn.Module, images: Tensor) -> None:
     with Accelerator():
         assert len(list(candidates(vit, make_recipe(attention="auto", mlp="auto", **B), [images], count=6))) == 16  # type: ignore[arg-type]
@@ -104,6 +106,7 @@ IN_SINGLE: dict[Recipe, float] = {}
 """That error in single precision."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("recipe", DRIVEN.values(), ids=DRIVEN)
 def test_half_precision_converts_and_neurons_keep_float32(recipe: Recipe, dtype: torch.dtype, images: Tensor) -> None:
@@ -121,6 +124,7 @@ def test_half_precision_converts_and_neurons_keep_float32(recipe: Recipe, dtype:
     assert error(snn, unseen.to(dtype)) < 1.3 * IN_SINGLE[recipe]
 
 
+@pytest.mark.slow
 def test_fitting_leaves_the_ann_as_it_is(images: Tensor) -> None:
     vit = make_vit().train()
     before = copy.deepcopy(vit.state_dict())

@@ -33,6 +33,7 @@ def test_the_least_confidence_at_which_enough_images_keep_their_class() -> None:
             table.thresholds(impossible)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_each_image_takes_the_steps_that_it_needs(snn: SpikingModel, images: Tensor) -> None:
     limits = snn.exit_limits(0.6)

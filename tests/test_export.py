@@ -97,6 +97,7 @@ def test_graphs_of_zoo_models_take_frames(name: str, neuron: str) -> None:
     assert sum(state.name.endswith(".2") for state in graph.states) == interactions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["faithful", "qkformer-membrane"])
 def test_onnx_of_one_timestep_gives_the_networks_readout_for_any_batch(recipe: str, tmp_path: Path) -> None:
     snn, x = converted(recipe), torch.randn(3, 3, 16, 16)
@@ -116,6 +117,7 @@ def test_onnx_of_one_timestep_gives_the_networks_readout_for_any_batch(recipe: s
             states = dict(zip(states, map(torch.from_numpy, after), strict=True))
 
 
+@pytest.mark.slow
 def test_onnx_of_a_run_gives_the_networks_readout_for_any_batch(tmp_path: Path) -> None:
     snn, x = converted("ternary-synchronous"), torch.randn(3, 3, 16, 16)
     assert export(snn, tmp_path / "out", timesteps=2)["outputs"][0]["shape"] == ["T", "batch", 7]
@@ -124,6 +126,7 @@ def test_onnx_of_a_run_gives_the_networks_readout_for_any_batch(tmp_path: Path) 
         assert torch.allclose(torch.from_numpy(found), readout(snn, x[:count])[:2], **CLOSE)
 
 
+@pytest.mark.slow
 def test_onnx_needs_nothing_of_ours_and_tells_what_it_is(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     export(converted("qkformer-membrane"), tmp_path / "out", timesteps=1)
@@ -134,6 +137,7 @@ def test_onnx_needs_nothing_of_ours_and_tells_what_it_is(tmp_path: Path) -> None
     assert json.loads({entry.key: entry.value for entry in model.metadata_props}["vit2snn"])["timesteps"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch.export.load, in older releases
 def test_programs_of_pytorch_are_loaded_without_our_operators(tmp_path: Path) -> None:
     snn, x = converted("faithful"), torch.randn(3, 3, 16, 16)
@@ -183,6 +187,7 @@ def test_functions_by_shifts_have_a_form_in_onnx(function: nn.Module, tmp_path: 
     assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-7 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_the_command_exports_and_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save(converted("qkformer-membrane"), "snn", source="demo")
@@ -206,6 +211,7 @@ def test_the_command_exports_and_keeps_what_is_there(tmp_path: Path, monkeypatch
     assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snn = converted("faithful")
     with pytest.raises(ValueError, match=r"no format 'h5'; choose one of onnx, pt2, nir"):

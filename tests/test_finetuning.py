@@ -606,6 +606,7 @@ def test_wrong_usage_is_told(
     assert not (tmp_path / "out.training").exists()
 
 
+@pytest.mark.slow
 def test_another_teacher_is_taken(converted: Path, tmp_path: Path) -> None:
     from vit2snn.zoo.demo import FOLDER
 

@@ -148,6 +148,7 @@ def test_what_does_not_help_is_taken_back(vit: nn.Module, images: Tensor, monkey
         assert torch.equal(value, plain.network.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_it_depends_on_its_arguments_alone(vit: nn.Module, images: Tensor) -> None:
     weights = vit.state_dict()
     before = {name: value.clone() for name, value in weights.items()}
@@ -178,6 +179,7 @@ def test_gradients_reach_weights_in_mixed_precision(vit: nn.Module, images: Tens
     assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
 
 
+@pytest.mark.slow
 def test_statistics_of_batch_normalisation_stay() -> None:
     torch.manual_seed(0)
     model = timm.create_model("levit_128s", img_size=64, num_classes=5).eval()
@@ -246,6 +248,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "--refit network or spikes" in wrong.output
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_is_resumed_to_the_same_weights(
     tmp_path: Path, vit: nn.Module, images: Tensor, monkeypatch: Any
 ) -> None:  # fmt: skip

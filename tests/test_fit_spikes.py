@@ -180,6 +180,7 @@ def lacking(refit: Any) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_each_fit_through_spikes_leaves_less_of_each_branch_than_balancing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vit2snn.convert.fit_branches.STEPS", 60)
     balanced, regressed, trained = map(lacking, ("none", "ridge", "blocks"))

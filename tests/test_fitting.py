@@ -68,6 +68,7 @@ def weights(snn: SpikingModel) -> list[Tensor]:
     return list(snn.network.state_dict().values())
 
 
+@pytest.mark.slow
 def test_each_stage_does_better_than_the_one_before(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     given = demo_sample[0]
     demo, plan = load_model("demo"), {"0-1": "qk-channel+conv", "2-3": "ssa+conv"}
@@ -86,6 +87,7 @@ def test_nothing_of_the_ann_that_was_replaced_is_left_and_the_ann_is_the_teacher
     assert [block.attention for block in snn.plan.blocks] == ["qk-channel+conv", "experts+ssa"]
 
 
+@pytest.mark.slow
 def test_spikes_approach_the_substitute(vit: nn.Module, many: Tensor) -> None:
     recipe = Recipe(structure=Structure(**PLAN, refit="ridge"), spikes=Coded(), timesteps=6)
     snn = to_spiking(vit, recipe, many)
@@ -103,6 +105,7 @@ def test_blocks_that_are_kept_stay_as_they_are_until_the_whole_is_fitted(vit: An
     torch.testing.assert_close(kept.mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, MEMBRANE], ids=["coded", "membrane"])
 def test_the_same_seed_gives_the_same_and_another_one_another(
     fields: dict[str, Any], vit: nn.Module, many: Tensor, monkeypatch: pytest.MonkeyPatch
@@ -130,6 +133,7 @@ def interrupted_and_resumed(
     return convert(model, images, fitting=Fitting(folder=folder, resume=True, report=later.append), **fields), later
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["blocks.1.attn", "network"])
 def test_an_interrupted_fit_ends_as_one_that_was_not(
     stage: str, vit: nn.Module, many: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,7 @@ def convert(out: Path, *options: Any) -> Result:
     return CliRunner().invoke(cli, [*map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_fit_leaves_its_metrics_and_no_checkpoint(tmp_path: Path) -> None:
     done = convert(tmp_path / "out", "--json")
     assert done.exit_code == 0, done.output
@@ -43,6 +44,7 @@ def test_a_fit_leaves_its_metrics_and_no_checkpoint(tmp_path: Path) -> None:
     assert inspected.exit_code == 0 and "qk-channel" in inspected.output
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_is_resumed_on_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, real = tmp_path / "out", fitting.fit_network
 
@@ -61,6 +63,7 @@ def test_an_interrupted_fit_is_resumed_on_request_alone(tmp_path: Path, monkeypa
     assert not (tmp_path / "out.training").exists()
 
 
+@pytest.mark.slow
 def test_a_fit_interrupted_with_its_spikes_to_come_does_not_fit_its_structure_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,6 +224,7 @@ def test_histograms(
     assert launched == ["innovations"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["faithful", "ternary-synchronous", "qkformer", "spike-driven"])
 def test_conversions_and_runs(recipe: str) -> None:
     """On the CPU, by way of the kernels for GPUs: the same to the last bit."""

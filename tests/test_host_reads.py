@@ -97,6 +97,7 @@ def test_it_is_seen_what_the_host_waits_for() -> None:
         assert not accelerator.waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", CONVERTED.values(), ids=CONVERTED)
 def test_calibration_waits_no_longer_for_more_batches_or_timesteps(recipe: Recipe) -> None:
     few = convert(recipe, 2, 3)
@@ -104,6 +105,7 @@ def test_calibration_waits_no_longer_for_more_batches_or_timesteps(recipe: Recip
     assert convert(recipe, 3, 5) == few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", SCORED.values(), ids=SCORED)
 def test_evaluation_waits_no_longer_for_more_batches_or_timesteps(recipe: Recipe) -> None:
     snn = converted(recipe, 3)
@@ -112,6 +114,7 @@ def test_evaluation_waits_no_longer_for_more_batches_or_timesteps(recipe: Recipe
     assert score(snn, 3, 3) == few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 1], ids=["features", "numbers"])
 def test_evaluation_of_what_is_no_class_waits_no_longer_either(classes: int) -> None:
     snn = to_spiking(make_vit(num_classes=classes), Recipe(timesteps=3), torch.randn(12, 3, 16, 16))
@@ -126,6 +129,7 @@ def test_calibrating_exits_waits_once() -> None:
         assert waited(partial(exit_table, snn, images)) == Counter(cpu=1)
 
 
+@pytest.mark.slow
 def test_an_audit_waits_no_longer_for_more_batches_or_timesteps() -> None:
     snn = converted(RECIPES["faithful"])
     images = [x for x, _ in batches(3)]

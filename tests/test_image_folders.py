@@ -303,6 +303,7 @@ def test_errors_of_workers_stay_what_they_are(damaged: Path) -> None:
     assert "--skip-bad" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_unlabelled_images_are_those_of_all_visible_folders(damaged: Path) -> None:
     write(damaged, ".git/0.png", "a/deep/er/0.jpg")
     source = unlabelled_images(damaged, skipped=lambda error: None)
@@ -310,6 +311,7 @@ def test_unlabelled_images_are_those_of_all_visible_folders(damaged: Path) -> No
     assert len(training_images(make_vit(num_classes=2), source, 1)) == 15
 
 
+@pytest.mark.slow
 def test_commands_tell_what_they_read(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for split in ("train", "test"):

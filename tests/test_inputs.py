@@ -85,6 +85,7 @@ def batches(images: Tensor) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", batches(torch.zeros(5, 1)))
 def test_forms_of_calibration_images(form: str, vit: nn.Module, images: Tensor) -> None:
     expected = to_spiking(vit, Recipe(timesteps=2), list(images.split(5)))
@@ -113,6 +114,7 @@ def test_what_are_no_calibration_images_is_told(wrong: Any, message: str, vit: n
         to_spiking(vit, "faithful", wrong(images))
 
 
+@pytest.mark.slow
 def test_images_that_say_too_little_are_refused(vit: nn.Module, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     """From them a network would learn to give the same answer to all images, without error on these."""
     same = images[:1].expand(16, -1, -1, -1)

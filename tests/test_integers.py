@@ -166,6 +166,7 @@ def test_ignored_modules_keep_their_weights() -> None:
     assert not torch.equal(snn.network.blocks[1].attn.qkv.weight, ann.blocks[1].attn.qkv.weight)
 
 
+@pytest.mark.slow
 def test_few_bits_keep_most_and_more_bits_more(demo_sample: tuple[Tensor, Tensor, Tensor]) -> None:
     calibration, images, _ = demo_sample
     ann = load_model("demo")
@@ -223,6 +224,7 @@ def test_a_training_ends_in_integers() -> None:
     assert all(not torch.equal(after[name].parameter, before[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch.export.load, in older releases
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_graphs_hold_integers(format: str, tmp_path: Path) -> None:
@@ -246,6 +248,7 @@ def test_graphs_hold_integers(format: str, tmp_path: Path) -> None:
     check_integers(snn, 8)  # what was exported is a copy
 
 
+@pytest.mark.slow
 def test_the_command_rounds_and_says_so(tmp_path: Path) -> None:
     def said(*arguments: object) -> str:
         result = CliRunner().invoke(cli, [str(argument) for argument in arguments])

@@ -83,6 +83,7 @@ def state(network: SpikingNetwork) -> list[Tensor]:
     return [value.clone() for value in network.network.state_dict().values()]
 
 
+@pytest.mark.slow
 @KINDS
 def test_a_network_in_training_is_scored_as_one_in_evaluation_mode_and_left_as_it_was(
     kind: str, networks: dict[str, Any]
@@ -182,6 +183,7 @@ def test_empty_batches_and_a_last_image_by_itself_are_scored(kind: str, networks
         evaluate(network, [empty, empty])
 
 
+@pytest.mark.slow
 def test_networks_are_scored_in_several_threads_as_alone(networks: dict[str, Any]) -> None:
     def expecting(network: SpikingNetwork, batches: Batches) -> Callable[[], None]:
         wanted = evaluate(network, batches).to_json()

@@ -97,6 +97,7 @@ def test_one_image_that_does_not_fit_is_told_and_other_errors_pass() -> None:
         Parts().run(failing_above(0, [], "shapes differ"), torch.zeros(3, 1, 2, 2), torch.zeros(3))
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_ran_out_of_memory_counts_what_one_counts_that_did_not(
     demo: tuple[SpikingModel, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_command_that_runs_out_of_memory_says_what_helps(monkeypatch: pytest.M
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_reduced_precision_leaves_neurons_in_float32_and_costs_little(
     demo: tuple[SpikingModel, Tensor, Tensor], dtype: torch.dtype
@@ -148,6 +150,7 @@ def test_reduced_precision_leaves_neurons_in_float32_and_costs_little(
     assert seen == {torch.float32}
 
 
+@pytest.mark.slow
 def test_what_a_fit_holds_of_each_image_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     block = 2 * 17 * 32 * 4  # what it reads and gives
     assert held_beside(make_vit(), ["blocks.0", "blocks.1"], (3, 16, 16)) == 2 * block

@@ -142,6 +142,7 @@ def test_the_run_ends_with_the_last_timestep_that_is_reported(frames: Tensor, la
     assert whole == cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["stepwise", "layer-synchronous"])
 @pytest.mark.parametrize("levels", [1, 4])
 def test_of_coded_neurons_the_spikes_count(levels: int, schedule: str) -> None:
@@ -171,6 +172,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_metrics(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
     for timesteps in ("1,2", "1"):  # its own file is replaced

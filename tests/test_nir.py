@@ -234,6 +234,7 @@ def test_simulators_send_the_same_spikes(name: str, simulator: Callable[[Any], S
     assert compare(NETWORKS[name](), simulator, tmp_path, torch.rand(4, 3, 16, 16) * 2) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simulator", [documented, norse, snntorch])
 def test_embedded_model(simulator: Callable[[Any], Step], demo_sample: tuple[Tensor, Tensor, Tensor], tmp_path: Path) -> None:
     logging.getLogger().setLevel(logging.ERROR)

@@ -98,6 +98,7 @@ def test_mse_is_within_five_per_cent_of_the_best_threshold(neuron: CodedNeuron, 
         assert error(channel, value) <= 1.05 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timesteps", [2, 4])
 def test_the_schedule_is_within_ten_per_cent_of_the_best_one(timesteps: int) -> None:
     x = torch.stack([torch.randn(20000).abs(), torch.rand(20000), torch.softmax(3 * torch.randn(200, 100), 1).flatten()])

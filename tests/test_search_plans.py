@@ -130,6 +130,7 @@ def test_the_command_writes_plans_a_picture_and_recipes(planned: tuple[Path, dic
         assert (recipe.structure.attention, recipe.structure.mlp, recipe.timesteps) == (plan["attention"], "mlp", 2)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_is_resumed_with_the_same_plans(
     planned: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

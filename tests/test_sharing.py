@@ -133,6 +133,7 @@ def test_only_files_of_ours_are_sent_and_fetched(hub: Hub, saved: Path, tmp_path
     assert {file.name for file in snapshots(tmp_path)} == own
 
 
+@pytest.mark.slow
 def test_a_branch_is_another_model(hub: Hub, saved: Path, scored: Path) -> None:
     push(saved, "tester/snn")
     push(scored, "tester/snn", revision="demo/1")

@@ -33,6 +33,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_conversion_tells_its_branches_and_keeps_the_ann(converted: Path) -> None:
     rows = {row["name"]: row for row in json.loads((converted / "conversion.json").read_text())}
     assert rows["blocks.0.attn.qkv"]["result"] == "SpikingLinear"

@@ -53,6 +53,7 @@ def test_a_model_without_a_head_gives_features(preset: str, refit: Any, many: Te
     assert torch.equal(load(tmp_path / "out")(many), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(
     "arguments",

@@ -65,6 +65,7 @@ def test_images_are_read_in_order(root: Path) -> None:
     assert source.notes == (f"images are of the split 'train-1.tar|4' of wds/x: 1 tar files in {root}",)
 
 
+@pytest.mark.slow
 def test_two_processes_see_each_image_once(root: Path) -> None:
     """Readers that share among processes themselves would be shared twice."""
     shares = [json.loads(printed) for printed, _ in launch(__file__, root)]

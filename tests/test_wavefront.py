@@ -71,6 +71,7 @@ def on_chip(snn: SpikingModel, image: Tensor) -> tuple[SpikingModel, int]:
     return chip, max(begins.values()) + T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_what_neurons_give_that_begin_one_after_another(name: str) -> None:
     snn, images = converted(name).double(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -84,6 +85,7 @@ def test_it_is_what_neurons_give_that_begin_one_after_another(name: str) -> None
     assert timesteps == T + depth(snn.network, snn.input_size) - 1
 
 
+@pytest.mark.slow
 def test_what_is_counted_is_what_those_send_and_reach() -> None:
     snn, images = converted().double(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
     chip, timesteps = on_chip(snn, images)
@@ -135,6 +137,7 @@ def test_kernels_compute_what_torch_does(name: str) -> None:
     assert torch.allclose(fast, slow, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_beats_stepwise_neurons() -> None:
     lost = {}
     images = torch.randn(16, 3, 16, 16)
@@ -147,6 +150,7 @@ def test_it_beats_stepwise_neurons() -> None:
     assert lost["ternary"] < 3 * lost["ternary-synchronous"]
 
 
+@pytest.mark.slow
 def test_long_runs_wait_longer_and_are_better() -> None:
     lost, images = {}, torch.randn(16, 3, 16, 16)
     for timesteps, lag in ((8, 1), (16, 2)):

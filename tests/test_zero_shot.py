@@ -46,6 +46,7 @@ def test_logits_rank_classes_as_cosines_do(name: str) -> None:
     assert model.num_classes == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["faithful", "qkformer"])
 @pytest.mark.parametrize("name", TOWERS)
 @torch.no_grad()
@@ -58,6 +59,7 @@ def test_it_is_converted_saved_and_loaded(name: str, recipe: str, tmp_path: Path
     assert torch.equal(load(tmp_path / "snn")(images), snn(images)) and snn(images).shape == (2, 32, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npy", "safetensors", "pt"])
 def test_the_command_line_scores_classes(suffix: str, tmp_path: Path) -> None:
     model = tower("vit_base_patch16_clip_224")

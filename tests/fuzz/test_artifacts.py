@@ -166,6 +166,7 @@ def _examples(config: pytest.Config) -> int:
     return int(config.getoption("--fuzz-examples", default=None) or EXAMPLES)
 
 
+@pytest.mark.slow
 def test_damaged_artifacts_work_or_are_told(whole: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     @settings(
         max_examples=_examples(request.config), deadline=None, database=None, derandomize=True,

@@ -135,6 +135,7 @@ def resident(which: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(which)), 0)
 
 
+@pytest.mark.slow
 def test_command_lines_end_with_a_sentence(place: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -108,6 +108,7 @@ def expected(case: Case) -> tuple[dict[int, int] | None, int, bool]:
     return labels if there else None, len(classes), plain and there and not case.more_classes
 
 
+@pytest.mark.slow
 def test_folders_are_read_right_or_refused(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     @settings(
         max_examples=int(request.config.getoption("--fuzz-examples", default=None) or EXAMPLES), deadline=None, database=None,
