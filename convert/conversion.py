@@ -103,6 +103,8 @@ def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, seed: int, f
     fit = Fit(network, chosen, Teacher(model).ann, recipe, batches, seed, fitting) if recipe.structure.replaces else None
     if fit:
         fit.structure()
+        if not recipe.spike_driven:
+            fit = None  # with its ANN and its images
     if recipe.max_energy is not None:
         recipe = affordable(lambda trial: _spiking(model, copy.deepcopy(network), trial, [first], None), recipe, first)
     seen = batches.some(THRESHOLDS_ON // shards.processes()) if recipe.structure.replaces else batches

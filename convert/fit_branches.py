@@ -185,35 +185,39 @@ def fit_place(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort:
         with catching(own.get_submodule("proj")) as caught:
             own(own_norm(theirs[:STARTED_ON]))
         branch.start(norm(few), own_maps(own), caught[0])
-    lacking = after - ours
     if effort.refit == "ridge":
         equations = NormalEquations()
-        for x, y in zip(ours.split(CHUNK), lacking.split(CHUNK), strict=True):
+        for x, y in zip(ours.split(CHUNK), after.split(CHUNK), strict=True):
             mixed = branch.mixed(norm(x))
             weight = place.weights(x).expand(len(x), -1, -1).flatten()
-            equations.update(mixed.flatten(0, 1), (y - branch.last(mixed)).flatten(0, 1), weight)
+            equations.update(mixed.flatten(0, 1), (y - x - branch.last(mixed)).flatten(0, 1), weight)
         change, shift = equations.solve(RIDGE)
         branch.last.weight.add_(change.to(ours))
         branch.last.bias.add_(shift.to(ours))
     agree(nn.ModuleList([norm, branch]))
     if effort.refit not in ("none", "ridge"):
-        _train(place, ours, lacking, effort)
+        _train(place, ours, after, effort)
 
 
 @torch.enable_grad()
-def _train(place: Place, given: Tensor, lacking: Tensor, effort: Effort) -> None:
-    """Gradient descent on the squared error, relative to the variance of what is lacking."""
+def _train(place: Place, given: Tensor, wanted: Tensor, effort: Effort) -> None:
+    """Gradient descent on the squared error, relative to the variance of what the stream lacks."""
     norm, branch, _ = place.ours
     pair = nn.Sequential(norm, branch)
-    batches = OwnItems(lambda index: (given[index], lacking[index]), len(given), BATCH, effort.seed)
+
+    def pairs(index: Tensor) -> tuple[Tensor, Tensor]:
+        x = given[index]
+        return x, wanted[index] - x
+
+    batches = OwnItems(pairs, len(given), BATCH, effort.seed)
     weight = place.weights(given)
-    variance = shards.total(lacking.var()) / shards.processes()
+    variance = shards.total((wanted - given).var()) / shards.processes()
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"lacking": ((model(x) - y).square() * weight).mean() / variance}
 
     def left(index: Tensor) -> Tensor:
-        return objective(pair, given[index], lacking[index])["lacking"]
+        return objective(pair, *pairs(index))["lacking"]
 
     def fit(rate: float) -> None:
         train(

@@ -53,6 +53,8 @@ def fit_parts(network: nn.Module, ann: nn.Module, parts: Sequence[Part], images:
         goes_on = following is not None and part.is_block and following.is_block and following.name in in_chain
         trains = trained and part.is_block
         theirs = wanted.given_by(own) if goes_on or trains else []
+        del wanted  # a stream of all images, which a training needs no more
+        streams = (None, None)
         if trains:
             _train(block, seen, theirs, prefix_of(ann), part.name, effort)
         streams = (seen.given_by(block)[0], theirs[0]) if goes_on else (None, None)

@@ -259,7 +259,8 @@ class Trainer:
         )
 
     def _finish(self) -> None:
-        """The final weights and their statistics, in the model that was given."""
+        """The final weights and their statistics, in the model that was given, without the gradients of the last update."""
+        self.optimizer.zero_grad()
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         model = self._assembled()
