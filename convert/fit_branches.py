@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -138,10 +139,10 @@ class Streams:
         """All branches, front to back; the network's stream passes each as it is when the next one is asked for."""
         for place in places(self.network, self.ann):
             norm, branch, scale = place.own
-            self.after = self.theirs + _through(nn.Sequential(norm, branch, scale), self.theirs.unsqueeze(0))[0]
+            self.after = _through(_Residual(norm, branch, scale), self.theirs.unsqueeze(0))[0]
             yield place
-            self.ours = self.ours + _through(nn.Sequential(*place.ours), self.ours)
             self.theirs = self.after
+            self.ours = _through(_Residual(*place.ours), self.ours)
 
 
 @torch.no_grad()
@@ -179,7 +180,7 @@ def fit_place(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort:
     own_norm, own, _ = place.own
     assert isinstance(branch, (SubstituteAttention, SubstituteMlp))
     if isinstance(norm, StaticNorm):
-        norm.start(ours, _through(own_norm, theirs))
+        norm.start(ours, _through(own_norm, theirs.unsqueeze(0))[0])
     if isinstance(branch, SubstituteAttention):
         few = ours[:STARTED_ON]
         with catching(own.get_submodule("proj")) as caught:
@@ -205,7 +206,7 @@ def _train(place: Place, given: Tensor, wanted: Tensor, effort: Effort) -> None:
     norm, branch, _ = place.ours
     pair = nn.Sequential(norm, branch)
 
-    def pairs(index: Tensor) -> tuple[Tensor, Tensor]:
+    def pairs(index: Any) -> tuple[Tensor, Tensor]:
         x = given[index]
         return x, wanted[index] - x
 
@@ -273,9 +274,20 @@ def settings(rate: float, updates: int, steps: int, seed: int, precision: Precis
     )
 
 
+class _Residual(nn.Sequential):
+    """x + f(x)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = super().forward(x)
+        return x + added
+
+
 def _through(module: nn.Module, x: Tensor) -> Tensor:
-    """All timesteps of ``x`` ``[T, B, N, C]``, some images at a time."""
-    return torch.cat([over_time(module, part) for part in x.split(max(CHUNK // len(x), 1), 1)], 1)
+    """All timesteps of ``x`` ``[T, B, N, C]``, some images at a time, to the same shape."""
+    found, size = torch.empty(x.shape, dtype=x.dtype, device=x.device), max(CHUNK // len(x), 1)
+    for part, place in zip(x.split(size, 1), found.split(size, 1), strict=True):
+        place.copy_(over_time(module, part))
+    return found
 
 
 def agree(module: nn.Module) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 LEAST, MOST = 0.25, 4.0
 """Between these a token's gate lies; that of a token of usual size is about 1."""
+PART = 32  # images that are looked at together: what is made of all of them on the way would be several times the streams
 
 
 class StaticNorm(nn.Module):
@@ -34,13 +37,23 @@ class StaticNorm(nn.Module):
 
     def _map(self, x: Tensor, wanted: Tensor) -> None:
         for index in range(len(self.weight)):
-            given, target = self._row(x, index), self._row(wanted, index)
-            mean, middle = given.mean(0), target.mean(0)
-            variance = (given - mean).square().mean(0)
-            steady = 1e-4 * variance.mean() + torch.finfo(x.dtype).tiny  # a class token is the same for all images at first
-            gain = ((given - mean) * (target - middle)).mean(0) / (variance + steady)
-            self.weight[index] = gain
-            self.bias[index] = middle - gain * mean
+            self.weight[index], self.bias[index] = self._line(index, x, wanted)
+
+    def _line(self, index: int, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and offset of one row."""
+
+        def mean(value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+            total, count = x.new_zeros(x.shape[-1]), 0
+            for part, target in zip(x.split(PART), wanted.split(PART), strict=True):
+                values = value(self._row(self._scaled(part), index), self._row(target, index))
+                total, count = total + values.sum(0), count + len(values)
+            return total / count
+
+        centre, middle = mean(lambda given, target: given), mean(lambda given, target: target)
+        variance = mean(lambda given, target: (given - centre).square())
+        steady = 1e-4 * variance.mean() + torch.finfo(x.dtype).tiny  # a class token is the same for all images at first
+        gain = mean(lambda given, target: (given - centre) * (target - middle)) / (variance + steady)
+        return gain, middle - gain * centre
 
     def no_weight_decay(self) -> set[str]:
         """As timm's models have it: a norm has no weights."""
@@ -52,7 +65,11 @@ class StaticNorm(nn.Module):
 
     def _of_tokens(self, x: Tensor) -> Tensor:
         """Of channels that lie along the last axis."""
-        return x * self._by_token(self.weight, x) + self._by_token(self.bias, x)
+        return self._scaled(x) * self._by_token(self.weight, x) + self._by_token(self.bias, x)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """What the map reads."""
+        return x
 
     def _channels_last(self, x: Tensor) -> Tensor:
         """With the axis of channels and the last one exchanged."""
@@ -94,7 +111,7 @@ class GatedNorm(StaticNorm):
         """The line next to the usual magnitude over a token's own, and behind it the map of `StaticNorm`."""
         x, wanted = (self._channels_last(each) for each in (x, wanted))
         self.centre.copy_(x.flatten(0, -2).mean(0))
-        size = self._size(x)
+        size = torch.cat([self._size(part) for part in x.split(PART)])
         for index in range(len(self.weight)):
             mine = self._row(size, index) + torch.finfo(x.dtype).eps
             usual = mine.mean()
@@ -102,10 +119,10 @@ class GatedNorm(StaticNorm):
             steady = 1e-3 * usual.square()
             self.slope[index] = (ratio * excess).mean() / (excess.square().mean() + steady)
             self.level[index] = ratio.mean() - self.slope[index] * usual
-        self._map(self._gate(x) * x, wanted)
+        self._map(x, wanted)
 
-    def _of_tokens(self, x: Tensor) -> Tensor:
-        return super()._of_tokens(self._gate(x) * x)
+    def _scaled(self, x: Tensor) -> Tensor:
+        return self._gate(x) * x
 
     def _size(self, x: Tensor) -> Tensor:
         apart = x - self.centre
