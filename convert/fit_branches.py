@@ -274,11 +274,15 @@ def settings(rate: float, updates: int, steps: int, seed: int, precision: Precis
     )
 
 
-class _Residual(nn.Sequential):
-    """x + f(x)"""
+class _Residual(nn.Module):
+    """x + f(x), f one part after another."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.added = nn.Sequential(*parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = super().forward(x)
+        added: Tensor = self.added(x)
         return x + added
 
 
