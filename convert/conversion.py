@@ -104,7 +104,7 @@ def _to_spiking(model: nn.Module, recipe: Recipe, batches: Batches, seed: int, f
     if fit:
         fit.structure()
         if not recipe.spike_driven:
-            fit = None  # with its ANN and its images
+            fit = None  # nothing follows that needs it, and it holds an ANN and all images
     if recipe.max_energy is not None:
         recipe = affordable(lambda trial: _spiking(model, copy.deepcopy(network), trial, [first], None), recipe, first)
     seen = batches.some(THRESHOLDS_ON // shards.processes()) if recipe.structure.replaces else batches
