@@ -43,16 +43,18 @@ class StaticNorm(nn.Module):
         """Gain and offset of one row."""
 
         def mean(value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-            total, count = x.new_zeros(x.shape[-1]), 0
+            total, count = x.new_zeros(()), 0
             for part, target in zip(x.split(PART), wanted.split(PART), strict=True):
                 values = value(self._row(self._scaled(part), index), self._row(target, index))
                 total, count = total + values.sum(0), count + len(values)
             return total / count
 
-        centre, middle = mean(lambda given, target: given), mean(lambda given, target: target)
-        variance = mean(lambda given, target: (given - centre).square())
+        centre, middle = mean(lambda given, target: torch.stack((given, target), 1))
+        variance, shared = mean(
+            lambda given, target: torch.stack(((given - centre).square(), (given - centre) * (target - middle)), 1)
+        )
         steady = 1e-4 * variance.mean() + torch.finfo(x.dtype).tiny  # a class token is the same for all images at first
-        gain = mean(lambda given, target: (given - centre) * (target - middle)) / (variance + steady)
+        gain = shared / (variance + steady)
         return gain, middle - gain * centre
 
     def no_weight_decay(self) -> set[str]:
