@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from .structures import Refit
 from .substitution import is_new_parameter, last_norm
 
 HELD = 1024
-"""Images whose streams are held in memory: about three times N C floats for each."""
+"""Images whose streams are held in memory: twice N C floats for each."""
 STARTED_ON = 64
 """Images from whose statistics a branch starts."""
 CHUNK = 32  # images that are computed at once
@@ -116,33 +116,30 @@ class Streams:
     """The streams of a network and of its ANN, on the same images, side by side from branch to branch.
 
     Args:
-        network: made of the ANN, in evaluation mode.
         ann: in evaluation mode.
         images: ``[B, C, H, W]``.
-        timesteps: T of the network.
+        timesteps: T of the network that is made of it.
 
     Attributes:
-        ours: in front of a branch of the network, ``[T, B, N, C]``.
-        theirs: in front of the ANN's, ``[B, N, C]``.
-        after: behind the ANN's.
+        ours: the network's, ``[T, B, N, C]``.
+        theirs: the ANN's, ``[B, N, C]``.
     """
 
-    def __init__(self, network: VisionTransformer, ann: VisionTransformer, images: Tensor, timesteps: int = 1) -> None:
-        self.network, self.ann = network, ann
+    def __init__(self, ann: VisionTransformer, images: Tensor, timesteps: int = 1) -> None:
         with catching(ann.blocks[0]) as caught:
             for part in images.split(CHUNK):
                 ann.forward_intermediates(part, indices=[0], stop_early=True, intermediates_only=True)
-        self.theirs = self.after = torch.cat(caught)
-        self.ours = self.theirs.expand(timesteps, *self.theirs.shape)
+        self.theirs = torch.cat(caught)
+        self.ours = self.theirs.repeat(timesteps, 1, 1, 1)
 
-    def places(self) -> Iterator[Place]:
-        """All branches, front to back; the network's stream passes each as it is when the next one is asked for."""
-        for place in places(self.network, self.ann):
-            norm, branch, scale = place.own
-            self.after = _through(_Residual(norm, branch, scale), self.theirs.unsqueeze(0))[0]
-            yield place
-            self.theirs = self.after
-            self.ours = _through(_Residual(*place.ours), self.ours)
+    def pass_theirs(self, place: Place) -> None:
+        """Take the ANN's stream through its branch, in place."""
+        norm, branch, scale = place.own
+        _pass(_Residual(norm, branch, scale), self.theirs.unsqueeze(0))
+
+    def pass_ours(self, place: Place) -> None:
+        """Take the network's stream through its branch as it is now, in place."""
+        _pass(_Residual(*place.ours), self.ours)
 
 
 @torch.no_grad()
@@ -155,14 +152,18 @@ def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Ten
         images: ``[B, C, H, W]``; of `HELD` or fewer.
         effort: see `Effort`.
     """
-    streams, count = Streams(network, ann, images), 0
-    for place in streams.places():
-        if place.is_new:
-            count += 1
-            if count > effort.done:
-                torch.manual_seed(seed_of("branch", effort.seed, count))  # the same if a fit is resumed here
-                fit_place(place, streams.ours[0], streams.theirs, streams.after, effort)
-                effort.fitted(count)
+    streams, count = Streams(ann, images), 0
+    for place in places(network, ann):
+        count += place.is_new
+        fits = place.is_new and count > effort.done
+        if fits:
+            torch.manual_seed(seed_of("branch", effort.seed, count))  # the same if a fit is resumed here
+            start_place(place, streams.ours[0], streams.theirs)
+        streams.pass_theirs(place)
+        if fits:
+            fit_place(place, streams.ours[0], streams.theirs, effort)
+            effort.fitted(count)
+        streams.pass_ours(place)
     last = network.get_submodule(last_norm(network))
     if isinstance(last, StaticNorm):
         pooled = last_norm(network) == "fc_norm"
@@ -171,21 +172,29 @@ def fit_branches(network: VisionTransformer, ann: VisionTransformer, images: Ten
         agree(last)
 
 
-def fit_place(place: Place, ours: Tensor, theirs: Tensor, after: Tensor, effort: Effort) -> None:
-    """Fit one substitute in place: it reads the stream ``ours`` and shall give ``after - ours``; all ``[B, N, C]``.
-
-    The ANN's stream in front of its own branch is ``theirs``.
-    """
+def start_place(place: Place, ours: Tensor, theirs: Tensor) -> None:
+    """Start one substitute in place, from the streams of its network and of the ANN in front of it, both ``[B, N, C]``."""
     norm, branch, _ = place.ours
     own_norm, own, _ = place.own
     assert isinstance(branch, (SubstituteAttention, SubstituteMlp))
     if isinstance(norm, StaticNorm):
-        norm.start(ours, _through(own_norm, theirs.unsqueeze(0))[0])
+        wanted = theirs.clone()
+        _pass(own_norm, wanted.unsqueeze(0))
+        norm.start(ours, wanted)
     if isinstance(branch, SubstituteAttention):
         few = ours[:STARTED_ON]
         with catching(own.get_submodule("proj")) as caught:
             own(own_norm(theirs[:STARTED_ON]))
         branch.start(norm(few), own_maps(own), caught[0])
+
+
+def fit_place(place: Place, ours: Tensor, after: Tensor, effort: Effort) -> None:
+    """Fit one substitute, which has been started, in place: it reads ``ours`` and shall give ``after - ours``.
+
+    These are streams ``[B, N, C]``: of its network in front of the branch, and of the ANN behind its own.
+    """
+    norm, branch, _ = place.ours
+    assert isinstance(branch, (SubstituteAttention, SubstituteMlp))
     if effort.refit == "ridge":
         equations = NormalEquations()
         for x, y in zip(ours.split(CHUNK), after.split(CHUNK), strict=True):
@@ -212,7 +221,7 @@ def _train(place: Place, given: Tensor, wanted: Tensor, effort: Effort) -> None:
 
     batches = OwnItems(pairs, len(given), BATCH, effort.seed)
     weight = place.weights(given)
-    variance = shards.total((wanted - given).var()) / shards.processes()
+    variance = shards.total(_variance(given, wanted)) / shards.processes()
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"lacking": ((model(x) - y).square() * weight).mean() / variance}
@@ -286,12 +295,19 @@ class _Residual(nn.Module):
         return x + added
 
 
-def _through(module: nn.Module, x: Tensor) -> Tensor:
-    """All timesteps of ``x`` ``[T, B, N, C]``, some images at a time, to the same shape."""
-    found, size = torch.empty(x.shape, dtype=x.dtype, device=x.device), max(CHUNK // len(x), 1)
-    for part, place in zip(x.split(size, 1), found.split(size, 1), strict=True):
-        place.copy_(over_time(module, part))
-    return found
+def _pass(module: nn.Module, x: Tensor) -> None:
+    """All timesteps of ``x`` ``[T, B, N, C]``, some images at a time, through a module that keeps their shape, in place."""
+    for part in x.split(max(CHUNK // len(x), 1), 1):
+        part.copy_(over_time(module, part))
+
+
+def _variance(x: Tensor, y: Tensor) -> Tensor:
+    """That of ``y - x``, some images at a time."""
+    total, squares = torch.zeros(2, dtype=torch.float64, device=x.device)
+    for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        difference = (b - a).double()
+        total, squares = total + difference.sum(), squares + difference.square().sum()
+    return ((squares - total.square() / x.numel()) / (x.numel() - 1)).to(x)
 
 
 def agree(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from ..calibration import NormalEquations, balance
 from ..data import seed_of
 from ..finetune import train
 from ..spiking import Balanced, SpikingLinear, analog, over_time, shards
-from .fit_branches import BATCH, CHUNK, RIDGE, STARTED_ON, Effort, Place, Streams, agree, settings
+from .fit_branches import BATCH, CHUNK, RIDGE, STARTED_ON, Effort, Place, Streams, agree, places, settings
 from .inputs import OwnItems
 from .substitution import is_new_parameter
 
@@ -39,17 +39,18 @@ def fit_spikes(network: VisionTransformer, ann: VisionTransformer, images: Tenso
         timesteps: T.
         effort: see `Effort`.
     """
-    streams, count = Streams(network, ann, images, timesteps), 0
+    streams, count = Streams(ann, images, timesteps), 0
     with analog():
-        for place in streams.places():
-            if not place.is_new:
-                continue
-            count += 1
-            if count > effort.done:
-                lacking = streams.after - streams.ours.mean(0)
+        for place in places(network, ann):
+            streams.pass_theirs(place)
+            count += place.is_new
+            if place.is_new and count > effort.done:
+                lacking = streams.theirs - streams.ours.mean(0)
                 weights = place.weights(lacking)
                 _fit(_Branch(place), streams.ours, lacking, weights, place.name, INHERITED, effort, count)
                 effort.fitted(count)
+                del lacking  # as large as a stream
+            streams.pass_ours(place)
         count += 1
         if isinstance(network.head, SpikingLinear) and isinstance(network.head.neuron, Balanced) and count > effort.done:
             logits = ann.forward_head(ann.norm(streams.theirs))

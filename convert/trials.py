@@ -22,7 +22,7 @@ from ..spiking import shards
 from ..tracing import catching, record
 from .blocks import KEPT, BlockPlan, is_new
 from .branches import transformer_blocks
-from .fit_branches import BATCH, Effort, Place, fit_place, places
+from .fit_branches import BATCH, Effort, Place, fit_place, places, start_place
 from .inputs import seeded
 from .recipe import Recipe
 from .substitution import exchange
@@ -145,7 +145,8 @@ class _Trial:
         block, stream, held = self.model.blocks[index], streams[field][index], len(self.images) // HELD
         norm, branch, scale = place.own
         after = stream + scale(branch(norm(stream)))
-        fit_place(place, stream[held:], stream[held:], after[held:], Effort("blocks", self.seed, steps=STEPS))
+        start_place(place, stream[held:], stream[held:])
+        fit_place(place, stream[held:], after[held:], Effort("blocks", self.seed, steps=STEPS))
         for part, ours in zip(PARTS[field], place.ours, strict=True):
             setattr(block, part, ours)
         found = self.model(self.images[:held])

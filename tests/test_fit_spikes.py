@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vit2snn.calibration import balance
 from vit2snn.calibration.balance import GAINS, OFFSETS, counts, least_error
 from vit2snn.convert import RECIPES, Membrane, to_spiking
-from vit2snn.convert.fit_branches import Streams
+from vit2snn.convert.fit_branches import Streams, places
 from vit2snn.measure import Audit, audit
 from vit2snn.spiking import IF, LIF, Balanced, IntegerLIF, TernaryLIF, over_time
 
@@ -171,12 +171,14 @@ def lacking(refit: Any) -> list[float]:
     torch.manual_seed(0)
     images, ann = torch.randn(32, 3, 16, 16), make_vit()
     network: Any = to_spiking(ann, DRIVEN.changed(refit=refit), images).network
-    streams, found = Streams(network, ann, images, 4), []  # type: ignore[arg-type]
+    streams, found = Streams(ann, images, 4), []  # type: ignore[arg-type]
     with torch.no_grad():
-        for place in streams.places():
-            wanted = streams.after - streams.ours.mean(0)
+        for place in places(network, ann):  # type: ignore[arg-type]
+            streams.pass_theirs(place)
+            wanted = streams.theirs - streams.ours.mean(0)
             given = over_time(nn.Sequential(*place.ours), streams.ours).mean(0)
             found.append(float(((given - wanted).square() * place.weights(wanted)).mean() / wanted.var()))
+            streams.pass_ours(place)
     return found
 
 
