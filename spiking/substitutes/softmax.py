@@ -123,7 +123,8 @@ class RectifiedSoftmax(nn.Module):
     def lines(self, scores: Tensor) -> Tensor:
         """A, of centred scores ``[..., heads, N, M]``."""
         each = zip(self.rectify, self.gains, self.offsets, strict=True)
-        return torch.stack([rectify(scores * gain + offset) for rectify, gain, offset in each]).sum(0)
+        total: Tensor = sum(rectify(scores * gain + offset) for rectify, gain, offset in each)  # one map at a time
+        return total
 
     def share(self, means: Tensor) -> Tensor:
         """r, of the means of A over keys ``[..., heads, N, 1]``."""
