@@ -44,9 +44,9 @@ FAITHFUL = RECIPES["faithful"]
 IMAGE_ANALOG = FAITHFUL.changed(ignore=("patch_embed.proj",))
 RULES = {
     "faithful": FAITHFUL.changed(timesteps=8),
-    "priced": FAITHFUL.changed(timesteps=8, price=1e-8),
+    "priced": FAITHFUL.changed(timesteps=8, price=3e-11),
     "32 levels": FAITHFUL.changed(timesteps=1, levels=32, ratio=2 ** (1 / 8)),
-    "bursts": FAITHFUL.changed(timesteps=1, spikes_per_step=2, price=3e-9),
+    "bursts": FAITHFUL.changed(timesteps=1, spikes_per_step=2, price=1e-11),
     "one spike": FAITHFUL.changed(input_spikes=1),
     "one spike, image analog": IMAGE_ANALOG,
     "8 powers of two, image analog": IMAGE_ANALOG.changed(levels=8, ratio=2.0, headroom=1.0),
@@ -62,7 +62,7 @@ RULES = {
         rotation=True,
         attention_spikes=4,
         spikes_per_step=2,
-        price=3e-9,
+        price=1e-11,
     ),
     "frugal": RECIPES["frugal"],
     "ternary, stepwise": RECIPES["ternary-stepwise"],

@@ -15,6 +15,9 @@ from ..spiking import CodedNeuron, Event, analog, probing, simulate
 from ..spiking.shards import largest, smallest, total
 from .channels import rest, to_channels
 
+COMMON = 0.1
+"""Of the mean sensitivity, what each channel and each position is taken to have at least: they are measured on few images."""
+
 
 class Activity:
     """Running statistics of one neuron's input: mean at each position, minimum of each channel, largest magnitude.
@@ -25,10 +28,11 @@ class Activity:
         name: of the neuron.
         axes: its channels.
         sensitivity: what the logits depend on it (see `sensitivities`), where that was measured.
+        reach: the accumulates that one of its spikes causes.
     """
 
-    def __init__(self, name: str, axes: tuple[int, ...], sensitivity: Tensor | None = None) -> None:
-        self.name, self.axes, self.sensitivity = name, axes, sensitivity
+    def __init__(self, name: str, axes: tuple[int, ...], sensitivity: Tensor | None = None, reach: float = 1.0) -> None:
+        self.name, self.axes, self.sensitivity, self.reach = name, axes, sensitivity, reach
         self.images = torch.zeros((), dtype=torch.int64)
         self._silences: dict[float, Tensor] = {}
         self._places: dict[tuple[int, ...], Tensor] = {}
@@ -94,9 +98,15 @@ class Activity:
 
     @cached_property
     def _worth(self) -> Tensor:
-        """The mean sensitivity."""
+        """The sensitivity, as the product of its means over channels and over positions: few images tell no more than these."""
         assert self.sensitivity is not None
-        return self.sensitivity.mean().clamp(min=torch.finfo(self.scale.dtype).tiny)
+        x = self.sensitivity
+        positions = [axis for axis in range(-x.ndim, 0) if axis not in self.axes]
+        worth, overall = torch.ones_like(x), x.mean()
+        for axes in (positions, list(self.axes)):
+            if axes:
+                worth = worth * (x.mean(axes, keepdim=True) / overall * (1 - COMMON) + COMMON)
+        return (worth * overall).clamp(min=torch.finfo(x.dtype).tiny)
 
     def samples(self) -> int:
         """How many values of each channel bear on the logits, in all images together."""
@@ -106,14 +116,16 @@ class Activity:
         return int(self.images) * positions
 
     def silence(self, price: float) -> Tensor:
-        """The magnitude below which a spike saves less than ``price`` of the relative squared error of the logits.
+        """The magnitude below which a spike saves less of the relative squared error of the logits than ``price`` for each
+        accumulate that it causes.
 
         It is infinite at positions without bearing.
         """
         if self.sensitivity is None:
             return torch.zeros_like(self.scale)
         if price not in self._silences:
-            self._silences[price] = torch.where(self.bearing, (price / self._worth).sqrt(), torch.inf).to(self.scale)
+            worth = self._worth if price else self.scale.new_ones(())
+            self._silences[price] = torch.where(self.bearing, (price * self.reach / worth).sqrt(), torch.inf).to(self.scale)
         return self._silences[price]
 
     def channel_means(self, x: Tensor) -> Tensor:
@@ -141,13 +153,16 @@ def observe(
     batches: Iterable[Tensor],
     neurons: dict[str, CodedNeuron],
     sensitivity: Mapping[str, Tensor],
+    reached: Mapping[str, float],
 ) -> dict[str, Activity]:
     """The activity of each of ``neurons`` over the images of all processes, with the whole network analog.
 
     Raises:
         ModelError: a neuron's input is not finite; the message names the first.
     """
-    activity = {name: Activity(name, neuron.axes, sensitivity.get(name)) for name, neuron in neurons.items()}
+    activity = {
+        name: Activity(name, neuron.axes, sensitivity.get(name), reached.get(name, 1.0)) for name, neuron in neurons.items()
+    }
     order: dict[str, None] = {}
 
     def take(name: str, event: Event) -> None:

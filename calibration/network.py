@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from ..spiking import CodedNeuron, Event, analog, neurons, probing, simulate
 from ..tracing.depth import stages
+from ..tracing.reach import reach
 from ..tracing.wavefront import wave
 from .activity import Activity, observe
 from .closed_loop import ClosedLoop, in_place_of_neurons
 from .durations import durations
 from .innovations import show
+from .resting import resting
 from .rule import ThresholdRule
 from .sensitivity import sensitivities
 
@@ -63,22 +65,27 @@ def calibrate(
     """
     found = {name: n for name, n in neurons(network) if isinstance(n, CodedNeuron) and n.alphabet is not None}
     sensitivity: dict[str, Tensor] = {}
+    reached: dict[str, float] = {}
+    size: tuple[int, ...] = ()
     if sense and rule.closed_loop:
         weighs = rule.price or any(rule.is_scheduled(neuron) for neuron in found.values())
+        size = tuple(next(iter(batches)).shape[1:]) if weighs else size
         images, draws = (PRICED_ON, PRICED_BY) if weighs else (SENSED_ON, SENSED_BY)
         sensitivity = sensitivities(network, batches, found, images, draws)
-    activity = observe(network, batches, found, sensitivity)
-    taken = dict.fromkeys(found, timesteps)
+        reached = reach(network, size) if rule.price else {}
+    activity = observe(network, batches, found, sensitivity, reached)
+    taken, priors = dict.fromkeys(found, timesteps), {name: seen.mean for name, seen in activity.items()}
+    if reached and prior == "mean":
+        priors = resting(network, batches, found, activity, rule.price)
     for name, neuron in found.items():
         seen = activity[name]
-        neuron.prior = {"none": torch.zeros_like(seen.scale), "mean": seen.mean, "minimum": seen.minimum}[prior]
+        neuron.prior = {"none": torch.zeros_like(seen.scale), "mean": priors[name], "minimum": seen.minimum}[prior]
         neuron.ratio = neuron.silence = neuron.bias = seen.scale.new_empty(0)
     if not rule.closed_loop:
         _set_static_thresholds(network, batches, timesteps, rule, activity, found)
     synchronous, lags = (any(getattr(neuron, kind) for neuron in found.values()) for kind in ("synchronous", "lag"))
     if rule.closed_loop or bias:
         if sensitivity and any(rule.is_scheduled(neuron) for neuron in found.values()):
-            size = tuple(next(iter(batches)).shape[1:])
             taken = durations(network, batches, found, activity, stages(network, size), timesteps)
         loops = {name: ClosedLoop(neuron, activity[name], rule, bias, taken[name]) for name, neuron in found.items()}
         with in_place_of_neurons(network, loops), torch.no_grad():

@@ -40,8 +40,8 @@ class ThresholdRule:
         headroom: the threshold is this multiple of the observer's value.
         closed_loop: levels for each timestep, from the innovations of the spiking network; otherwise one threshold for all
             timesteps, from the activations of the ANN.
-        price: the relative squared error of the logits that a spike has to save, at the first timestep; it falls with time. A
-            neuron keeps silent where a spike would save less.
+        price: the relative squared error of the logits that a spike has to save for each accumulate that it causes, at the
+            first timestep; it falls with time. A neuron keeps silent where a spike would save less.
     """
 
     observer: str = "percentile"
@@ -68,7 +68,7 @@ class ThresholdRule:
         silence = seen.silence(self.price / PRICE_FALL**t)
         least = STEEPEST * before.threshold.flatten().double() if before else torch.zeros_like(seen.scale).double().unsqueeze(0)
         if isinstance(observer, MseObserver):
-            lowest = silence.min().nan_to_num(posinf=0.0) if self.price else None
+            lowest = _usual(silence) if self.price else None
             values, ratios = observer.search(finer_ratios(neuron.alphabet.ratio), lowest, least / self.headroom)
         else:
             values = observer.value()
@@ -99,6 +99,12 @@ class ThresholdRule:
         axes = threshold_axes(neuron, seen)
         threshold, ratio = (from_channels(column, seen.mean.unsqueeze(0), axes) for column in (values, ratios))
         return Ladder(threshold, ratio, silence)
+
+
+def _usual(silence: Tensor) -> Tensor:
+    """The silence of the mean worth of a spike where it has any; 0 if it has none anywhere."""
+    worth = silence.square().reciprocal()  # 0 where silence is infinite
+    return (worth.sum() / silence.isfinite().sum()).rsqrt().nan_to_num(nan=0.0)
 
 
 def finer_ratios(finest: float) -> list[float]:

@@ -12,7 +12,7 @@ from ..measure import spent
 from ..spiking import SpikingNetwork
 from .recipe import Recipe
 
-LOWEST, HIGHEST = 1e-10, 1e-4  # prices between which the search goes on
+LOWEST, HIGHEST = 1e-13, 1e-6  # prices between which the search goes on
 HALVINGS = 6
 MARGIN = 0.98  # of the budget, because the energy differs from image to image
 

@@ -303,11 +303,13 @@ def _pass(module: nn.Module, x: Tensor) -> None:
 
 def _variance(x: Tensor, y: Tensor) -> Tensor:
     """That of ``y - x``, some images at a time."""
-    total, squares = torch.zeros(2, dtype=torch.float64, device=x.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=x.device)
     for a, b in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         difference = (b - a).double()
-        total, squares = total + difference.sum(), squares + difference.square().sum()
-    return ((squares - total.square() / x.numel()) / (x.numel() - 1)).to(x)
+        sums += torch.stack([difference.sum(), difference.square().sum()])
+    total, squares = sums
+    variance: Tensor = (squares - total.square() / x.numel()) / (x.numel() - 1)
+    return variance.to(x)
 
 
 def agree(module: nn.Module) -> None:

@@ -257,7 +257,7 @@ HYBRID = Structure(
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "faithful": Recipe(),
-        "frugal": Recipe(timesteps=1, spikes=Coded(price=3e-8)),
+        "frugal": Recipe(timesteps=1, spikes=Coded(price=2e-10)),
         "ternary": Recipe(timesteps=8, spikes=WAVE),
         "ternary-stepwise": Recipe(
             timesteps=16, spikes=Coded(levels=1, rotation=True, input_spikes=1, headroom=1.0, granularity="channel")

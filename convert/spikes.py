@@ -50,8 +50,8 @@ class Coded:
             leaves.
         percentile: of the ``percentile`` observer, 0..100.
         headroom: thresholds are this multiple of the statistic.
-        price: the relative squared error of the logits that a spike has to save at the first timestep (at later ones less), or
-            else it is not sent; 0 sends all.
+        price: the relative squared error of the logits that a spike has to save for each accumulate that it causes, at the
+            first timestep (at later ones less), or else it is not sent; 0 sends all.
         granularity: one threshold for each ``tensor`` or each ``channel``.
         prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
         bias: whether each timestep has a calibrated bias for each channel. Layer-synchronous neurons with observer ``mse`` have

@@ -161,7 +161,7 @@ def test_a_third_of_the_error_of_the_published_rule_with_fewer_spikes(demo_sampl
     dcgs = make_recipe(coding="decaying", levels=8, ratio=2.0, headroom=4.0, **plain)  # type: ignore[arg-type]
     ours, theirs = (
         evaluate(to_spiking(load_model("demo"), recipe, calibration), [(images, labels)]).points
-        for recipe in (make_recipe(price=1e-8), dcgs)
+        for recipe in (make_recipe(price=3e-11), dcgs)
     )
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.relative_error < other.relative_error / 3

@@ -153,4 +153,4 @@ def test_what_is_not_finite_in_a_later_batch_is_refused_all_the_same() -> None:
     with pytest.raises(DataError, match="the logits of some images are not finite"):
         evaluate(snn, [*first, (images, labels)])
     with pytest.raises(ModelError, match=r"reach 'patch_embed\.proj\.neuron' are not finite"):
-        observe(snn.network, [*(x for x, _ in first), images], snn.neurons(), {})
+        observe(snn.network, [*(x for x, _ in first), images], snn.neurons(), {}, {})
