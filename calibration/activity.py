@@ -124,7 +124,7 @@ class Activity:
         if self.sensitivity is None:
             return torch.zeros_like(self.scale)
         if price not in self._silences:
-            worth = self._worth if price else self.scale.new_ones(())
+            worth = self._worth if price else self.scale.new_ones(())  # as free spikes are worth it at every channel
             self._silences[price] = torch.where(self.bearing, (price * self.reach / worth).sqrt(), torch.inf).to(self.scale)
         return self._silences[price]
 

@@ -55,7 +55,8 @@ def calibrate(
         batches: images ``[B, C, H, W]``; iterated several times. All processes of a group have equally many.
         timesteps: how many steps are calibrated for.
         rule: where thresholds come from.
-        prior: the ``mean`` activation at each position, the ``minimum`` of each channel, or ``none``.
+        prior: the ``mean`` activation at each position (with a price, of what it makes neurons silent about, see `resting`),
+            the ``minimum`` of each channel, or ``none``.
         bias: whether each step gets a bias for each channel.
         sense: whether neurons with closed-loop thresholds keep silent where no logit depends on them, or a spike is not worth
             the rule's price. The network with analog neurons must be the ANN.
@@ -64,29 +65,18 @@ def calibrate(
         ModelError: a neuron's input is not finite; the message names the neuron.
     """
     found = {name: n for name, n in neurons(network) if isinstance(n, CodedNeuron) and n.alphabet is not None}
-    sensitivity: dict[str, Tensor] = {}
-    reached: dict[str, float] = {}
-    size: tuple[int, ...] = ()
-    if sense and rule.closed_loop:
-        weighs = rule.price or any(rule.is_scheduled(neuron) for neuron in found.values())
-        size = tuple(next(iter(batches)).shape[1:]) if weighs else size
-        images, draws = (PRICED_ON, PRICED_BY) if weighs else (SENSED_ON, SENSED_BY)
-        sensitivity = sensitivities(network, batches, found, images, draws)
-        reached = reach(network, size) if rule.price else {}
-    activity = observe(network, batches, found, sensitivity, reached)
-    taken, priors = dict.fromkeys(found, timesteps), {name: seen.mean for name, seen in activity.items()}
-    if reached and prior == "mean":
-        priors = resting(network, batches, found, activity, rule.price)
+    activity = _activity(network, batches, found, rule, sense)
+    taken, priors = dict.fromkeys(found, timesteps), _priors(network, batches, activity, rule, prior)
     for name, neuron in found.items():
         seen = activity[name]
-        neuron.prior = {"none": torch.zeros_like(seen.scale), "mean": priors[name], "minimum": seen.minimum}[prior]
+        neuron.prior = priors[name]
         neuron.ratio = neuron.silence = neuron.bias = seen.scale.new_empty(0)
     if not rule.closed_loop:
         _set_static_thresholds(network, batches, timesteps, rule, activity, found)
     synchronous, lags = (any(getattr(neuron, kind) for neuron in found.values()) for kind in ("synchronous", "lag"))
     if rule.closed_loop or bias:
-        if sensitivity and any(rule.is_scheduled(neuron) for neuron in found.values()):
-            taken = durations(network, batches, found, activity, stages(network, size), timesteps)
+        if _are_sensed(activity) and any(map(rule.is_scheduled, found.values())):
+            taken = durations(network, batches, found, activity, stages(network, _size(batches)), timesteps)
         loops = {name: ClosedLoop(neuron, activity[name], rule, bias, taken[name]) for name, neuron in found.items()}
         with in_place_of_neurons(network, loops), torch.no_grad():
             for batch in batches:
@@ -99,6 +89,41 @@ def calibrate(
                     simulate(network, batch, 1 if synchronous else timesteps, chunk=1)
         for loop in loops.values():
             loop.finish()
+
+
+def _activity(
+    network: nn.Module, batches: Iterable[Tensor], found: dict[str, CodedNeuron], rule: ThresholdRule, sense: bool
+) -> dict[str, Activity]:
+    """What the neurons see, and, where the rule asks for it, what a spike of theirs is worth and what it costs."""
+    sensitivity: dict[str, Tensor] = {}
+    if sense and rule.closed_loop:
+        weighs = rule.price or any(map(rule.is_scheduled, found.values()))
+        images, draws = (PRICED_ON, PRICED_BY) if weighs else (SENSED_ON, SENSED_BY)
+        sensitivity = sensitivities(network, batches, found, images, draws)
+    reached = reach(network, _size(batches)) if sensitivity and rule.price else {}
+    return observe(network, batches, found, sensitivity, reached)
+
+
+def _priors(
+    network: nn.Module, batches: Iterable[Tensor], activity: dict[str, Activity], rule: ThresholdRule, prior: Prior
+) -> dict[str, Tensor]:
+    if prior == "none":
+        return {name: torch.zeros_like(seen.scale) for name, seen in activity.items()}
+    if prior == "minimum":
+        return {name: seen.minimum for name, seen in activity.items()}
+    if rule.price and _are_sensed(activity):
+        return resting(network, batches, activity, rule.price)
+    return {name: seen.mean for name, seen in activity.items()}
+
+
+def _are_sensed(activity: dict[str, Activity]) -> bool:
+    """Whether it is known what the logits depend on."""
+    return any(seen.sensitivity is not None for seen in activity.values())
+
+
+def _size(batches: Iterable[Tensor]) -> tuple[int, ...]:
+    """Of one image."""
+    return tuple(next(iter(batches)).shape[1:])
 
 
 def _set_static_thresholds(

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, Event, analog, probing, simulate
+from ..spiking import Event, analog, probing, simulate
 from ..spiking.shards import total
 from .activity import Activity
 
@@ -17,13 +17,7 @@ KNOWN = 16  # silent images from which a position's own mean is as good as that 
 
 
 @torch.no_grad()
-def resting(
-    network: nn.Module,
-    batches: Iterable[Tensor],
-    neurons: Mapping[str, CodedNeuron],
-    activity: Mapping[str, Activity],
-    price: float,
-) -> dict[str, Tensor]:
+def resting(network: nn.Module, batches: Iterable[Tensor], activity: Mapping[str, Activity], price: float) -> dict[str, Tensor]:
     """The values from which the inputs of neurons are told apart, by name, of the shape of one image's input.
 
     A silent neuron stands for its prior, so the best prior is the mean of the inputs that are too close to it to be worth a
@@ -34,11 +28,10 @@ def resting(
     Args:
         network: in evaluation mode.
         batches: images ``[B, C, H, W]``.
-        neurons: by name.
-        activity: of each, on all images.
+        activity: of each neuron, by name, on all images.
         price: of a spike, see `Activity.silence`.
     """
-    priors = {name: activity[name].mean for name in neurons}
+    priors = {name: seen.mean for name, seen in activity.items()}
     for _ in range(ROUNDS):
         sums: dict[str, Tensor] = {}
 
@@ -48,7 +41,7 @@ def resting(
             found = torch.stack([torch.where(silent, away, 0.0).sum(0, dtype=torch.float64), silent.sum(0)])
             sums[name] = sums[name] + found if name in sums else found
 
-        with probing(network, {name: partial(see, name) for name in neurons}), analog():
+        with probing(network, {name: partial(see, name) for name in activity}), analog():
             for batch in batches:
                 simulate(network, batch, 1)
         for name, found in sums.items():

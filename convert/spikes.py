@@ -53,7 +53,8 @@ class Coded:
         price: the relative squared error of the logits that a spike has to save for each accumulate that it causes, at the
             first timestep (at later ones less), or else it is not sent; 0 sends all.
         granularity: one threshold for each ``tensor`` or each ``channel``.
-        prior: what the decoded value starts from: ``mean`` activation, channel ``minimum``, or ``none``.
+        prior: what the decoded value starts from: ``mean`` activation (with a price, of what is then not sent), channel
+            ``minimum``, or ``none``.
         bias: whether each timestep has a calibrated bias for each channel. Layer-synchronous neurons with observer ``mse`` have
             none, unless spikes have a price: their thresholds suit the last timestep alone. Those of a wavefront have none.
         refit_passes: over the calibration images, in which all weights are trained through the spikes after thresholds are set

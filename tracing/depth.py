@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, analog
+from ..spiking import CodedNeuron
 from .calls import tensors_in
-from .signals import Call, Signals, on_meta
+from .shadow import Shadow
+from .signals import Call
 
 
 def depth(network: nn.Module, input_size: tuple[int, ...]) -> int:
@@ -25,13 +24,8 @@ def depth(network: nn.Module, input_size: tuple[int, ...]) -> int:
 
 def _followed(network: nn.Module, input_size: tuple[int, ...]) -> tuple[_Follower, int]:
     """What was seen, and the stage of the logits."""
-    shadow = on_meta(network)
-    follower = _Follower(shadow)
-    images = torch.empty(1, *input_size, dtype=next(p.dtype for p in shadow.parameters()), device="meta")
-    follower.mark(images)
-    with follower, analog(), torch.no_grad():
-        logits = shadow(images)
-    return follower, _stage(logits)
+    follower = _Follower(network)
+    return follower, _stage(follower.show(input_size))
 
 
 def stages(network: nn.Module, input_size: tuple[int, ...]) -> list[list[str]]:
@@ -66,19 +60,14 @@ def _stage(*tensors: Tensor) -> int:
     return max((getattr(tensor, "stage", 0) for tensor in tensors), default=0)
 
 
-class _Follower(Signals):
+class _Follower(Shadow):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.stages: dict[str, int] = {}
-        for name, module in network.named_modules():
-            if isinstance(module, CodedNeuron):
-                module.register_forward_hook(partial(self._sends, name))
 
-    def _sends(self, name: str, neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
-        self.mark(output)
+    def sent(self, name: str, inputs: Sequence[Tensor], output: Tensor) -> None:
+        """What a neuron sends is a stage deeper than what it reads."""
         self.stages[name] = output.stage = _stage(*inputs) + 1  # type: ignore[attr-defined]
-        return output
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
         """What a call makes is as deep as what it reads."""

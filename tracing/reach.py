@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ..spiking import CodedNeuron, analog
-from .signals import VIEWS, Call, Signals, on_meta
+from .shadow import Shadow
+from .signals import VIEWS, Call
 
 
-@torch.no_grad()
 def reach(network: nn.Module, input_size: tuple[int, ...]) -> dict[str, float]:
     """The accumulates that a spike of each coded neuron causes, by name, in the mean over its positions.
 
@@ -23,30 +21,21 @@ def reach(network: nn.Module, input_size: tuple[int, ...]) -> dict[str, float]:
         network: a `SpikingModel`'s network; neither weights nor data are needed.
         input_size: of one image, ``(C, H, W)``.
     """
-    shadow = on_meta(network)
-    follower = _Follower(shadow)
-    images = torch.empty(1, *input_size, dtype=next(p.dtype for p in shadow.parameters()), device="meta")
-    follower.mark(images)
-    with follower, analog():
-        shadow(images)
+    follower = _Follower(network)
+    follower.show(input_size)
     return {name: follower.macs[name] / values for name, values in follower.values.items()}
 
 
-class _Follower(Signals):
+class _Follower(Shadow):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.values: Counter[str] = Counter()
         self.macs: Counter[str] = Counter()
-        for name, module in network.named_modules():
-            if isinstance(module, CodedNeuron):
-                module.register_forward_hook(partial(self._sends, name))
 
-    def _sends(self, name: str, neuron: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = output.view_as(output)  # a tensor of its own: the neuron may hand on what came in
-        self.mark(output)
+    def sent(self, name: str, inputs: Sequence[Tensor], output: Tensor) -> None:
+        """A neuron sends values that are followed by its name."""
         self.values[name] += output.numel()
         output.sender = name  # type: ignore[attr-defined]
-        return output
 
     def see(self, call: Call, signals: tuple[int, ...]) -> None:
         """A call reads spikes, or moves them on."""
